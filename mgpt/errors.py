@@ -1,0 +1,36 @@
+"""The kinds of error a user can meet, each one message: what, where, the values, what to do.
+
+Everything that a user's input, data, machine or configuration can cause is raised as a kind of
+`MgptError`; the command line prints it as one line and exits with status 2. A programmer's mistake
+is an `assert`, and keeps its traceback.
+
+    raise DataError(f"{tar}: member {name!r} is cut short: {got} of {want} bytes; fetch it again")
+"""
+
+
+class MgptError(Exception):
+    """What a user can cause and can mend."""
+
+
+class ConfigError(MgptError):
+    """A setting that is unknown, of the wrong type, out of range, or at odds with another."""
+
+
+class DataError(MgptError):
+    """A sample, shard, manifest or token sequence that is not what its format says."""
+
+
+class VocabularyError(MgptError):
+    """A tokenizer or vocabulary that does not fit the weights or shards it is used with."""
+
+
+class CheckpointError(MgptError):
+    """Weights or a checkpoint that are incomplete, altered, or of another shape."""
+
+
+class MachineError(MgptError):
+    """The machine's part: disk space, permissions, a missing dependency, a port, a device."""
+
+
+class TrainingError(MgptError):
+    """A run that cannot go on: not finite for too long, fenced by a newer attempt, a lost rank."""
