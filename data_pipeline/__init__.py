@@ -1,0 +1,1 @@
+"""Offline jobs: raw pictures and captions to verified, tokenised shards."""

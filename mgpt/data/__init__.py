@@ -1,0 +1,1 @@
+"""Tokenised shards and the order in which training reads them."""

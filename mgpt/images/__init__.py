@@ -1,0 +1,1 @@
+"""The one place that decodes, crops and normalises pictures, and the aspect-ratio buckets."""

@@ -1,0 +1,1 @@
+"""From ids to text and pictures: sampling, grammar, engine, pipeline."""

@@ -1,0 +1,1 @@
+"""Starting a stage on processes: local torchrun, and schedulers."""

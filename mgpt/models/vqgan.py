@@ -1,0 +1,387 @@
+"""Chameleon's VQGAN: a picture to a grid of codebook indices, and such a grid back to a picture.
+
+The network is the VQ model of taming-transformers as Chameleon released it: residual blocks with
+GroupNorm and swish, attention in the middle, strided convolutions down and nearest-neighbour
+upsampling back, a plain nearest-vector codebook between. Parameter names are those of the released
+file, so its state dict loads unchanged. Width, depth, downsampling and codebook are configuration;
+the released model and the narrow ones that ship with the package differ in numbers only.
+
+This module knows pixels in [-1, 1] and codes. It knows nothing of files (`vqgan_convert`), of
+decoding or cropping pictures (`mgpt.images`), of token ids (`mgpt.tokens`) or of training
+(`vqgan_loss`, `mgpt.train.train_vqgan`).
+
+    >>> config = VqganConfig(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, z_channels=32,
+    ...                      embed_dim=32, n_embed=512, num_groups=8)
+    >>> model = Vqgan(config).eval()
+    >>> codes_Bhw = model.encode(torch.zeros(1, 3, 64, 48))
+    >>> codes_Bhw.shape, model.decode(codes_Bhw).shape
+    (torch.Size([1, 16, 12]), torch.Size([1, 3, 64, 48]))
+
+Shape suffixes: B pictures, C channels, H W pixels, h w latents (H and W over `downsample`),
+N codebook entries, D their width, P positions (any number of latents in one axis).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgpt.errors import ConfigError
+
+__all__ = ["Vqgan", "VqganConfig", "nearest_codes"]
+
+_GROUP_NORM_EPS = 1e-6
+# Positions compared with the codebook at once: 8192 entries then take 256 MB of distances.
+_POSITIONS_PER_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class VqganConfig:
+    """Sizes of a VQGAN, under the names of the `ddconfig` in Chameleon's `vqgan.yaml`.
+
+    The defaults are the released model.
+    """
+
+    ch: int = 128
+    """Channels at full resolution; every other width is a multiple of it."""
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level over `ch`; each level but the last halves height and width."""
+    num_res_blocks: int = 2
+    """Residual blocks a level in the encoder; the decoder has one more."""
+    attn_resolutions: tuple[int, ...] = ()
+    """Levels (by side in pixels when the input has side `resolution`) with attention after each
+    residual block, beside the attention in the middle that is always there."""
+    z_channels: int = 256
+    """Channels between the encoder or decoder and the 1x1 convolutions around the codebook."""
+    in_channels: int = 3
+    out_ch: int = 3
+    resolution: int = 512
+    """Nominal side in pixels; it only says which levels `attn_resolutions` names."""
+    double_z: bool = False
+    """True in variational autoencoders of the same family; a VQ model has one vector a latent."""
+    dropout: float = 0.0
+    embed_dim: int = 256
+    """Width of a codebook vector."""
+    n_embed: int = 8192
+    """Codebook entries."""
+    num_groups: int = 32
+    """Groups of every GroupNorm; 32 in released files, fewer where a level is narrower."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        problems = [
+            f"{name}={getattr(self, name)} must be at least 1"
+            for name in ("ch", "z_channels", "in_channels", "out_ch", "resolution", "embed_dim")
+            + ("n_embed", "num_groups", "num_res_blocks")
+            if getattr(self, name) < 1
+        ]
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            problems.append(f"ch_mult={self.ch_mult} must hold positive multiples")
+        if self.double_z:
+            problems.append("double_z=true describes a variational autoencoder, not a VQ model")
+        if not 0.0 <= self.dropout < 1.0:
+            problems.append(f"dropout={self.dropout} must lie in [0, 1)")
+        for multiple in () if problems else sorted(set(self.ch_mult)):
+            if (self.ch * multiple) % self.num_groups:
+                problems.append(
+                    f"num_groups={self.num_groups} must divide every width; "
+                    f"ch={self.ch} times {multiple} is {self.ch * multiple}"
+                )
+        if problems:
+            raise ConfigError("VQGAN configuration: " + "; ".join(problems))
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a latent spans each way: 16 in the released model."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+class ResnetBlock(nn.Module):
+    """norm, swish, conv, twice, added to the input (through a 1x1 convolution at a new width)."""
+
+    def __init__(self, config: VqganConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(config, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _group_norm(config, out_channels)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
+        skip_BCHW = x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW)
+        return skip_BCHW + h_BCHW
+
+
+class AttnBlock(nn.Module):
+    """One head of unmasked attention over all positions, added to the input."""
+
+    def __init__(self, config: VqganConfig, channels: int) -> None:
+        super().__init__()
+        self.norm = _group_norm(config, channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.norm(x_BCHW)
+        q_B1PC, k_B1PC, v_B1PC = (
+            layer(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1)
+            for layer in (self.q, self.k, self.v)
+        )
+        out_B1PC = F.scaled_dot_product_attention(q_B1PC, k_B1PC, v_B1PC)
+        out_BCHW = out_B1PC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape)
+        return x_BCHW + self.proj_out(out_BCHW)
+
+
+class Downsample(nn.Module):
+    """Halves height and width: a strided convolution padded at the right and the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: every value four times, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; `downsample` or `upsample` is there where the level has it."""
+
+    def __init__(self, config: VqganConfig, widths: list[int], has_attention: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(config, before, after)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.attn = nn.ModuleList(
+            AttnBlock(config, width) for width in (widths[1:] if has_attention else [])
+        )
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x_BCHW = block(x_BCHW)
+            if len(self.attn):
+                x_BCHW = self.attn[index](x_BCHW)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x_BCHW = resample(x_BCHW)
+        return x_BCHW
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(self, config: VqganConfig, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(config, channels, channels)
+        self.attn_1 = AttnBlock(config, channels)
+        self.block_2 = ResnetBlock(config, channels, channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x_BCHW)))
+
+
+class Encoder(nn.Module):
+    """[B, in_channels, H, W] to [B, z_channels, h, w]."""
+
+    def __init__(self, config: VqganConfig) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        width = config.ch
+        for index, multiple in enumerate(config.ch_mult):
+            widths = [width] + [config.ch * multiple] * config.num_res_blocks
+            level = Level(config, widths, _level_has_attention(config, index))
+            width = widths[-1]
+            if index != len(config.ch_mult) - 1:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = Middle(config, width)
+        self.norm_out = _group_norm(config, width)
+        self.conv_out = nn.Conv2d(width, config.z_channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv_in(x_BCHW)
+        for level in self.down:
+            h_BCHW = level(h_BCHW)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))
+
+
+class Decoder(nn.Module):
+    """[B, z_channels, h, w] to [B, out_ch, H, W]."""
+
+    def __init__(self, config: VqganConfig) -> None:
+        super().__init__()
+        width = config.ch * config.ch_mult[-1]
+        self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
+        self.mid = Middle(config, width)
+        levels: list[Level] = []
+        for index, multiple in reversed(list(enumerate(config.ch_mult))):
+            widths = [width] + [config.ch * multiple] * (config.num_res_blocks + 1)
+            level = Level(config, widths, _level_has_attention(config, index))
+            width = widths[-1]
+            if index != 0:
+                level.upsample = Upsample(width)
+            levels.append(level)
+        # The released file numbers decoder levels by resolution, full resolution first.
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = _group_norm(config, width)
+        self.conv_out = nn.Conv2d(width, config.out_ch, 3, padding=1)
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.mid(self.conv_in(z_BCHW))
+        for level in reversed(self.up):
+            h_BCHW = level(h_BCHW)
+        return self.conv_out(F.silu(self.norm_out(h_BCHW)))
+
+
+class Quantizer(nn.Module):
+    """The codebook: `embedding.weight` is [N, D]."""
+
+    def __init__(self, config: VqganConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.n_embed, config.embed_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / config.n_embed, 1.0 / config.n_embed)
+
+    def forward(self, z_BDhw: Tensor) -> Tensor:
+        """Codes [B, h, w] (int64) of latents [B, D, h, w]."""
+        z_PD = z_BDhw.movedim(1, -1).flatten(0, 2)
+        codes_P = nearest_codes(z_PD, self.embedding.weight)
+        return codes_P.view(z_BDhw.shape[0], *z_BDhw.shape[2:])
+
+
+class Vqgan(nn.Module):
+    """The whole model: `encode` and `decode` for its users, the parts between for its training."""
+
+    def __init__(self, config: VqganConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Quantizer(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+        # Channels last is how CPU and GPU convolutions are fastest; it changes no value's meaning.
+        self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Codes of pictures, in fp32 whatever the caller's autocast or TF32 settings.
+
+        Args:
+            pixels_B3HW: float, x/255·2-1 of 8-bit values; H and W multiples of
+                `config.downsample`. Normalise in float64, then cast: fp32 arithmetic gives
+                other last bits, and now and then another code.
+
+        Returns:
+            int64 [B, h, w], each in [0, n_embed).
+        """
+        self._check_size(pixels_B3HW)
+        with _exact_fp32(pixels_B3HW.device):
+            return self.quantize(self.latents(pixels_B3HW.float()))
+
+    @torch.no_grad()
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        """Pictures of codes, in fp32: [B, 3, H, W], nominally in [-1, 1] and not clamped.
+
+        8-bit values are (x+1)/2·255 of the clamped result, truncated.
+
+        Args:
+            codes_Bhw: integers [B, h, w] in [0, n_embed).
+        """
+        assert codes_Bhw.ndim == 3, f"codes must be [B, h, w], not {tuple(codes_Bhw.shape)}"
+        with _exact_fp32(codes_Bhw.device):
+            return self.reconstruct(self.embed(codes_Bhw))
+
+    def latents(self, pixels_B3HW: Tensor) -> Tensor:
+        """[B, D, h, w] before the codebook, with gradient and in the caller's precision."""
+        x_B3HW = pixels_B3HW.contiguous(memory_format=torch.channels_last)
+        return self.quant_conv(self.encoder(x_B3HW))
+
+    def embed(self, codes_Bhw: Tensor) -> Tensor:
+        """Codebook vectors [B, D, h, w] of codes [B, h, w]."""
+        return self.quantize.embedding(codes_Bhw).movedim(-1, 1)
+
+    def reconstruct(self, z_BDhw: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] of codebook vectors, with gradient, in the caller's precision."""
+        return self.decoder(self.post_quant_conv(z_BDhw))
+
+    def _check_size(self, pixels_B3HW: Tensor) -> None:
+        step = self.config.downsample
+        assert pixels_B3HW.ndim == 4, f"pixels must be [B, C, H, W], not {tuple(pixels_B3HW.shape)}"
+        assert pixels_B3HW.shape[1] == self.config.in_channels, (
+            f"pixels have {pixels_B3HW.shape[1]} channels, the model {self.config.in_channels}"
+        )
+        assert all(side % step == 0 for side in pixels_B3HW.shape[2:]), (
+            f"height and width {tuple(pixels_B3HW.shape[2:])} must be multiples of {step}"
+        )
+
+
+def nearest_codes(z_PD: Tensor, codebook_ND: Tensor) -> Tensor:
+    """Index of the nearest codebook vector of each latent: argmin of z² + e² - 2z·e, in fp32.
+
+    The terms are added in that order, as the released code does, so that near ties fall alike.
+
+    Returns:
+        int64 [P].
+    """
+    z_PD, codebook_ND = z_PD.float(), codebook_ND.float()
+    norms_N = codebook_ND.square().sum(dim=1)
+    codes = []
+    for part_PD in z_PD.split(_POSITIONS_PER_CHUNK):
+        norms_P1 = part_PD.square().sum(dim=1, keepdim=True)
+        distance_PN = norms_P1 + norms_N - 2.0 * (part_PD @ codebook_ND.t())
+        codes.append(distance_PN.argmin(dim=1))
+    return torch.cat(codes)
+
+
+@contextlib.contextmanager
+def _exact_fp32(device: torch.device) -> Iterator[None]:
+    """Full fp32 inside: no autocast, no TF32 (bf16 moves 3 to 15 % of the codes)."""
+    cudnn = torch.backends.cudnn
+    matmul_precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            cudnn.flags(
+                enabled=cudnn.enabled,
+                benchmark=cudnn.benchmark,
+                deterministic=cudnn.deterministic,
+                allow_tf32=False,
+            ),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul_precision)
+
+
+def _group_norm(config: VqganConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.num_groups, channels, eps=_GROUP_NORM_EPS)
+
+
+def _level_has_attention(config: VqganConfig, index: int) -> bool:
+    return config.resolution // 2**index in config.attn_resolutions

@@ -1,0 +1,1 @@
+"""Every prompt template: a sample becomes a conversation or a pretraining document."""

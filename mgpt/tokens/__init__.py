@@ -1,0 +1,1 @@
+"""Vocabulary, UniRep, text and chat: everything that turns content into ids and back."""

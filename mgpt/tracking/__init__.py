@@ -1,0 +1,1 @@
+"""Console, metrics.jsonl and Weights & Biases: three views of one record."""
