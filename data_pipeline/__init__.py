@@ -1,1 +1,1 @@
-"""Offline jobs: raw pictures and captions to verified, tokenised shards."""
+"""Offline jobs: sources of pictures and text, packing, tokenising, verifying shards."""

@@ -1,0 +1,362 @@
+"""Ray casting of a few solids over a ground plane: one pass, everything a truth needs.
+
+`render` casts one ray a subpixel and returns a `Frame`: the antialiased picture and, at ray
+resolution, depth, normals and which part each ray met. It knows solids and surfaces, not
+scenes: what a cube is called, or where it may stand, is decided elsewhere.
+
+Shape suffixes: H, W picture; R, C rows and columns of rays (H, W times `supersample`).
+
+Example:
+    >>> parts = [Part(Sphere((0.0, 0.0, 0.5), 0.5), rgb=(208, 32, 42), owner=0, label="sphere")]
+    >>> render(parts, Camera(), Light(), height=64, width=64).colour_HW3.shape
+    (64, 64, 3)
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from data_pipeline.scenes.scene import Camera, Light
+from data_pipeline.scenes.solids import Array, Point, Solid, Triple
+from mgpt.tasks.scene_words import Rgb
+
+SKY, GROUND = -2, -1
+
+# Linear light; together they bring lit ground near sRGB 228 and shadow near 150.
+_SUN, _AMBIENT = 0.74, 0.42
+_GROUND_ALBEDO = (0.80, 0.80, 0.80)
+_HORIZON, _ZENITH = (0.86, 0.88, 0.90), (0.58, 0.68, 0.82)
+_SHADOW_SAMPLES = 12
+
+
+@dataclass(frozen=True)
+class Part:
+    """One solid with its surface.
+
+    `owner` numbers the thing it belongs to (0, 1, ...), `label` is its segmentation class,
+    `contact_radius` how far from its foot the ground is darkened (0: it does not touch).
+    """
+
+    solid: Solid
+    rgb: Rgb
+    owner: int
+    label: str
+    is_shiny: bool = False
+    contact_radius: float = 0.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one pass saw.
+
+    `colour_HW3` is uint8 sRGB. `depth_RC` is float32 camera-axis depth (inf in the sky),
+    `normal_3RC` the unit normal in camera axes (right, up, towards the camera; 0 in the sky),
+    `part_RC` the index of the part met, or GROUND or SKY.
+    """
+
+    colour_HW3: Array
+    depth_RC: Array
+    normal_3RC: Array
+    part_RC: Array
+    parts: tuple[Part, ...]
+    supersample: int
+
+    def owner_mask(self, owner: int) -> Array:
+        """Boolean [R, C]: the rays that met a part of this owner."""
+        is_owned = np.array([part.owner == owner for part in self.parts] + [False, False])
+        return is_owned[self.part_RC]
+
+    def owner_box(self, owner: int) -> tuple[float, float, float, float] | None:
+        """(x0, y0, x1, y1) in shares of width and height that just encloses the owner's rays."""
+        mask = self.owner_mask(owner)
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            return None
+        num_rows, num_columns = mask.shape
+        return (
+            float(columns[0] / num_columns),
+            float(rows[0] / num_rows),
+            float((columns[-1] + 1) / num_columns),
+            float((rows[-1] + 1) / num_rows),
+        )
+
+
+@dataclass(frozen=True)
+class _View:
+    """A camera resolved for one picture size: its axes, focal length and rays."""
+
+    position: Point
+    right: Point
+    up: Point
+    forward: Point
+    focal_rays: float
+    direction_3RC: Array
+    cos_RC: Array
+
+    def window(self, centre: Point, radius: float) -> tuple[slice, slice]:
+        """The rows and columns of rays that can meet a sphere; generous by a ray."""
+        offset = [c - p for c, p in zip(centre, self.position, strict=True)]
+        right, up, ahead = (
+            sum(o * a for o, a in zip(offset, axis, strict=True))
+            for axis in (self.right, self.up, self.forward)
+        )
+        rows, columns = self.cos_RC.shape
+        # The silhouette of a sphere off the axis is stretched by at most 1/cos of its angle.
+        reach = self.focal_rays * radius / math.sqrt(max(ahead**2 - radius**2, 1e-6))
+        reach *= math.sqrt(1 + (right**2 + up**2) / ahead**2)
+        column = columns / 2 + self.focal_rays * right / ahead
+        row = rows / 2 - self.focal_rays * up / ahead
+        return (
+            slice(max(0, int(row - reach) - 1), max(0, min(rows, int(row + reach) + 2))),
+            slice(max(0, int(column - reach) - 1), max(0, min(columns, int(column + reach) + 2))),
+        )
+
+
+@lru_cache(maxsize=32)
+def _view(camera: Camera, rows: int, columns: int) -> _View:
+    pitch = math.radians(camera.pitch_deg)
+    cos, sin = math.cos(pitch), math.sin(pitch)
+    right, up, forward = (1.0, 0.0, 0.0), (0.0, sin, cos), (0.0, cos, -sin)
+    position = (0.0, -camera.distance * cos, camera.target_z + camera.distance * sin)
+    focal = camera.distance * min(columns / camera.view_width, rows / camera.view_height)
+    across = (np.arange(columns, dtype=np.float32) + 0.5 - columns / 2)[None, :] / focal
+    above = (rows / 2 - 0.5 - np.arange(rows, dtype=np.float32))[:, None] / focal
+    cos_RC = 1 / np.sqrt(across**2 + above**2 + 1)
+    direction_3RC = np.stack(
+        [across * cos_RC, (cos + sin * above) * cos_RC, (cos * above - sin) * cos_RC]
+    ).astype(np.float32)
+    return _View(position, right, up, forward, focal, direction_3RC, cos_RC.astype(np.float32))
+
+
+def project(camera: Camera, point: Point, height: int, width: int) -> tuple[float, float]:
+    """Where a scene point falls: (x, y) in shares of width and height."""
+    view = _view(camera, height, width)
+    offset = [p - o for p, o in zip(point, view.position, strict=True)]
+    right, up, ahead = (
+        sum(o * a for o, a in zip(offset, axis, strict=True))
+        for axis in (view.right, view.up, view.forward)
+    )
+    return (
+        0.5 + view.focal_rays * right / ahead / width,
+        0.5 - view.focal_rays * up / ahead / height,
+    )
+
+
+def render(
+    parts: list[Part],
+    camera: Camera,
+    light: Light,
+    height: int,
+    width: int,
+    supersample: int = 2,
+) -> Frame:
+    """Cast height*width*supersample**2 rays and shade them; sizes in pixels."""
+    view = _view(camera, height * supersample, width * supersample)
+    distance_RC, part_RC, normal_3RC = _cast(parts, view)
+    linear_3RC = _shade(parts, light, view, distance_RC, part_RC, normal_3RC, supersample)
+    linear_3HW = linear_3RC.reshape(3, height, supersample, width, supersample).mean((2, 4))
+    srgb_3HW = np.where(
+        linear_3HW < 0.0031308,
+        12.92 * linear_3HW,
+        1.055 * np.maximum(linear_3HW, 1e-6) ** (1 / 2.4) - 0.055,
+    )
+    colour_3HW = np.clip(srgb_3HW * 255 + 0.5, 0, 255).astype(np.uint8)
+    axes = np.array([view.right, view.up, [-f for f in view.forward]], np.float32)
+    return Frame(
+        colour_HW3=np.ascontiguousarray(colour_3HW.transpose(1, 2, 0)),
+        depth_RC=distance_RC * view.cos_RC,
+        normal_3RC=np.tensordot(axes, normal_3RC, 1),
+        part_RC=part_RC,
+        parts=tuple(parts),
+        supersample=supersample,
+    )
+
+
+def _cast(parts: list[Part], view: _View) -> tuple[Array, Array, Array]:
+    """Distance [R, C], index of the nearest part [R, C] and scene-axes normal [3, R, C]."""
+    direction = view.direction_3RC
+    is_down = direction[2] < -1e-4
+    fall = np.where(is_down, direction[2], -1)
+    distance_RC = np.where(is_down, -view.position[2] / fall, np.inf).astype(np.float32)
+    part_RC = np.where(is_down, GROUND, SKY).astype(np.int16)
+    normal_3RC = np.zeros_like(direction)
+    normal_3RC[2] = is_down
+    for index, part in enumerate(parts):
+        window = view.window(*part.solid.bound())
+        t = part.solid.hit(view.position, tuple(direction[(slice(None), *window)]))
+        closer = t < distance_RC[window]
+        distance_RC[window][closer] = t[closer]
+        part_RC[window][closer] = index
+    for index, part in enumerate(parts):
+        window = view.window(*part.solid.bound())
+        mine = part_RC[window] == index
+        t = distance_RC[window][mine]
+        point = tuple(
+            origin + t * axis[mine]
+            for origin, axis in zip(view.position, direction[(slice(None), *window)], strict=True)
+        )
+        for axis, component in zip(normal_3RC, part.solid.normal(point), strict=True):
+            axis[window][mine] = component
+    return distance_RC, part_RC, normal_3RC
+
+
+def _light_directions(light: Light, num: int) -> Array:
+    """[num, 3] unit vectors towards the light, spread evenly over its disc (a sunflower)."""
+    azimuth, elevation = math.radians(light.azimuth_deg), math.radians(light.elevation_deg)
+    towards = np.array(
+        [
+            -math.sin(azimuth) * math.cos(elevation),
+            -math.cos(azimuth) * math.cos(elevation),
+            math.sin(elevation),
+        ]
+    )
+    side = np.cross(towards, [0, 0, 1])
+    side /= np.linalg.norm(side)
+    over = np.cross(side, towards)
+    place = np.arange(num) + 0.5
+    reach = math.tan(math.radians(light.radius_deg)) * np.sqrt(place / num)
+    angle = place * math.pi * (3 - math.sqrt(5))
+    offsets = np.outer(reach * np.cos(angle), side) + np.outer(reach * np.sin(angle), over)
+    directions = towards + offsets
+    return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _sunlit(
+    parts: list[Part],
+    light: Light,
+    point_3N: Array,
+    part_N: Array,
+    facing_N: Array,
+    group_N: Array,
+    num_groups: int,
+) -> Array:
+    """Share of the light that reaches each point, [N] in 0..1.
+
+    Each of the subpixels of a pixel (`group_N`) tries its own few directions to the light, so
+    their mean over the pixel is smooth while a ray pays for few.
+    """
+    tries = max(1, _SHADOW_SAMPLES // num_groups) if light.radius_deg > 0 else 1
+    directions = _light_directions(light, tries * num_groups if light.radius_deg > 0 else 1)
+    middle = directions.mean(0)
+    spread = math.tan(math.radians(light.radius_deg))
+    is_blocked = np.zeros((tries, len(part_N)), bool)
+    for index, part in enumerate(parts):
+        centre, radius = part.solid.bound()
+        offset = [c - p for c, p in zip(centre, point_3N, strict=True)]
+        ahead = sum(o * m for o, m in zip(offset, middle, strict=True))
+        aside2 = sum(o * o for o in offset) - ahead * ahead
+        reach = radius + spread * np.maximum(ahead, 0)
+        candidates = np.flatnonzero(
+            (aside2 < reach * reach) & (ahead > -radius) & (part_N != index) & (facing_N > 0)
+        )
+        if not len(candidates):
+            continue
+        origin = tuple(point_3N[:, candidates])
+        for attempt in range(tries):
+            which = (attempt * num_groups + group_N[candidates]) % len(directions)
+            towards = tuple(np.take(directions.T, which, axis=1))
+            is_blocked[attempt, candidates] |= part.solid.hit(origin, towards) < np.inf
+    return 1 - is_blocked.mean(0, dtype=np.float32)
+
+
+def _sky(up: Array) -> Array:
+    """[3, ...] linear sky colour for the upward component of a direction."""
+    height = np.clip(up * 3.0, 0, 1)
+    return np.stack([h + (z - h) * height for h, z in zip(_HORIZON, _ZENITH, strict=True)])
+
+
+def _shade(
+    parts: list[Part],
+    light: Light,
+    view: _View,
+    distance_RC: Array,
+    part_RC: Array,
+    normal_3RC: Array,
+    supersample: int,
+) -> Array:
+    """[3, R, C] linear colour."""
+    direction_3RC = view.direction_3RC
+    rows, columns = part_RC.shape
+    colour_3RC = _sky(direction_3RC[2])
+    met = part_RC != SKY
+    part_N, t_N = part_RC[met], distance_RC[met]
+    normal_3N, direction_3N = normal_3RC[:, met], direction_3RC[:, met]
+    point_3N = np.array(view.position, np.float32)[:, None] + t_N * direction_3N
+    towards = _light_directions(light, 1)[0]
+    facing_N = np.tensordot(towards, normal_3N, 1)
+    subpixel = np.arange(rows)[:, None] % supersample * supersample
+    group_N = (subpixel + np.arange(columns) % supersample)[met]
+    sunlit_N = _sunlit(
+        parts, light, point_3N + 2e-3 * normal_3N, part_N, facing_N, group_N, supersample**2
+    )
+    sun_N = _SUN * np.maximum(facing_N, 0) * sunlit_N
+    # Light from all sides is weaker from below, and is kept off the ground beside a foot.
+    ambient_N = _AMBIENT * (0.75 + 0.25 * normal_3N[2])
+    is_ground = part_N == GROUND
+    ambient_N[is_ground] *= _open_sky(parts, point_3N[0, is_ground], point_3N[1, is_ground])
+    albedo_3P = np.array([_linear(part.rgb) for part in parts] + [(0, 0, 0), _GROUND_ALBEDO])
+    lit_3N = np.take(albedo_3P.T.astype(np.float32), part_N, axis=1) * (sun_N + ambient_N)
+    # The ground melts into the horizon, as in a photographer's cove.
+    haze_N = np.clip((t_N[is_ground] - 6.5) / 14, 0, 1)
+    horizon = np.array(_HORIZON, np.float32)[:, None]
+    lit_3N[:, is_ground] += haze_N * (horizon - lit_3N[:, is_ground])
+    for index, part in enumerate(parts):
+        if part.is_shiny:
+            mine = part_N == index
+            lit_3N[:, mine] = _gloss(
+                part.solid,
+                lit_3N[:, mine],
+                point_3N[:, mine],
+                normal_3N[:, mine],
+                direction_3N[:, mine],
+                towards,
+                sunlit_N[mine],
+            )
+    colour_3RC[:, met] = lit_3N
+    return colour_3RC
+
+
+def _linear(rgb: Rgb) -> tuple[float, float, float]:
+    red, green, blue = (
+        c / 12.92 if (c := level / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for level in rgb
+    )
+    return red, green, blue
+
+
+def _open_sky(parts: list[Part], x: Array, y: Array) -> Array:
+    """Share of the ambient light that the ground at (x, y) receives beside things' feet."""
+    share = np.ones_like(x)
+    for part in parts:
+        if part.contact_radius > 0:
+            foot = part.solid.bound()[0]
+            reach2 = ((x - foot[0]) ** 2 + (y - foot[1]) ** 2) / part.contact_radius**2
+            share *= 1 - 0.6 * np.exp(-0.9 * reach2)
+    return share
+
+
+def _gloss(
+    solid: Solid,
+    lit_3M: Array,
+    point_3M: Array,
+    normal_3M: Array,
+    view_3M: Triple | Array,
+    towards: Array,
+    sunlit_M: Array,
+) -> Array:
+    """Add the mirrored sky and the highlight of a shiny surface to its lit colour."""
+    centre, radius = solid.bound()
+    # Flat faces mirror one spot of the sky only; bending the normal outwards, as a bevelled
+    # edge does, gives every shape a highlight of its own.
+    outward_3M = (point_3M - np.array(centre, np.float32)[:, None]) / radius
+    bent_3M = normal_3M + 0.8 * outward_3M
+    bent_3M /= np.sqrt((bent_3M**2).sum(0))
+    cosine_M = -(view_3M * bent_3M).sum(0)
+    mirrored_3M = view_3M + 2 * cosine_M * bent_3M
+    highlight_M = np.maximum(np.tensordot(towards, mirrored_3M, 1), 0) ** 12
+    fresnel_M = 0.03 + 0.5 * (1 - np.clip(cosine_M, 0, 1)) ** 5
+    sky_3M = _sky(mirrored_3M[2])
+    mixed_3M = lit_3M + fresnel_M * (sky_3M - lit_3M)
+    return mixed_3M + 1.6 * highlight_M * (0.25 + 0.75 * sunlit_M)
