@@ -1,0 +1,81 @@
+"""Files that appear whole or not at all.
+
+A file is written under a temporary name in its own folder, flushed to the disk, renamed, and the
+folder flushed too: whoever reads sees the old file or the new one, also after a power cut. What
+dead writers leave is recognised by its name and removed by the next owner of the target.
+
+    atomic_write(folder / "settings.json", b"{}")
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mgpt.errors import MachineError
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """An `OSError` on the way to `path` becomes one message with the folder and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "free space or give another output folder"
+        ) from error
+
+
+def temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def publish(stream: BinaryIO, temporary: Path, path: Path) -> None:
+    """Flush to the disk, take the final name, and make the name itself durable."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    stream.close()
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        MachineError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+                publish(stream, temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path, prefix: str = "") -> list[str]:
+    """Delete temporary files that dead writers left for targets named `prefix…`; their targets.
+
+    Only for whoever owns these names (holds the claim): a live writer's file has the same form.
+    """
+    removed = []
+    for path in sorted(Path(folder).glob(".*.tmp")):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and match["name"].startswith(prefix):
+            path.unlink(missing_ok=True)
+            removed.append(match["name"])
+    return removed

@@ -1,0 +1,96 @@
+"""All finished shards of one resolution's folder, read as one numbered list of samples.
+
+dataset = open_dataset("output/512")
+sample = dataset.sample(len(dataset) - 1)     # TokenisedSample, one seek and one read
+dataset.identity(0)                           # ("00000", "000000012")
+"""
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from mgpt.data.shards import Shard, TokenisedSample, canonical_json, read_manifest
+from mgpt.errors import DataError
+
+NOT_MANIFESTS = frozenset({"settings.json"})
+OPEN_SHARDS = 128  # each holds two file descriptors; 1,024 is the usual limit of a process
+
+
+class TokenisedDataset:
+    """All finished shards of one resolution's folder, as one numbered list in shard order.
+
+    Shards without a manifest are not finished and not seen. `fingerprint` covers every byte of
+    every shard through the manifests' sha256. Safe to read from several threads.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        names = sorted(
+            path.stem for path in self.folder.glob("*.json") if path.name not in NOT_MANIFESTS
+        )
+        if not names:
+            raise DataError(
+                f"{self.folder}: no finished shard here; give the folder of one resolution "
+                "that mgpt tokenize wrote, such as output/512"
+            )
+        self.manifests = [read_manifest(self.folder, name) for name in names]
+        first = self.manifests[0]
+        for manifest in self.manifests[1:]:
+            for name in ("resolution_px", "latent_px", "num_codes", "vq_fingerprint"):
+                ours, theirs = getattr(first, name), getattr(manifest, name)
+                if ours != theirs:
+                    raise DataError(
+                        f"{self.folder}: shard {first.shard} has {name} {ours}, shard "
+                        f"{manifest.shard} has {theirs}; keep one VQ model and size a folder"
+                    )
+        self.resolution_px, self.latent_px = first.resolution_px, first.latent_px
+        self.num_codes, self.vq_fingerprint = first.num_codes, first.vq_fingerprint
+        self._ends = np.cumsum([manifest.samples for manifest in self.manifests]).tolist()
+        lines = [[m.shard, m.sha256, m.index_sha256] for m in self.manifests]
+        self.fingerprint = hashlib.sha256(canonical_json(lines)).hexdigest()[:16]
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def shard(self, number: int) -> Shard:
+        """The shard at a place of `manifests`; the least recently used ones are closed."""
+        with self._lock:
+            shard = self._open.pop(number, None)
+            if shard is None:
+                manifest = self.manifests[number]
+                shard = Shard(self.folder, manifest.shard, manifest)
+            self._open[number] = shard
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return shard
+
+    def locate(self, index: int) -> tuple[Shard, int]:
+        """The shard that holds sample `index` of the dataset, and its number there."""
+        assert 0 <= index < len(self), (index, len(self))
+        number = bisect_right(self._ends, index)
+        return self.shard(number), index - (self._ends[number - 1] if number else 0)
+
+    def sample(self, index: int) -> TokenisedSample:
+        """Sample `index` of the dataset; one seek and one read (see `Shard.sample`)."""
+        shard, number = self.locate(index)
+        return shard.sample(number)
+
+    def identity(self, index: int) -> tuple[str, str]:
+        """(raw shard, key): what a sample is called in all outputs and draws."""
+        shard, number = self.locate(index)
+        return str(shard.manifest.raw["name"]), shard.key(number)
+
+
+def open_dataset(folder: str | Path) -> TokenisedDataset:
+    """The finished shards of a `<px>` folder.
+
+    Raises:
+        DataError: none there, an altered manifest, or shards of different VQ models.
+    """
+    return TokenisedDataset(folder)

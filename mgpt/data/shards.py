@@ -1,0 +1,484 @@
+"""The tokenised shard: its writer, reader, index and manifest, side by side.
+
+A shard is three files, each whole or not there at all, the manifest written last:
+
+    <name>.tar         plain ustar: per sample `key.json`, then `key.<field>.npy` (uint16 [h, w])
+    <name>.index.npy   three npy arrays one after another: samples, fields, key bytes; mapped
+    <name>.json        the manifest: counts, sizes, sha256 of both, origin, rejects, fingerprints
+
+The bytes depend on the samples alone: mtime, uid and gid are 0, fields and JSON names are sorted,
+and no host, process or time is written. It holds codes and text but no ids, so vocabulary and
+templates can change without encoding a picture again. Nothing here knows a task or a vocabulary.
+
+    with ShardWriter(folder, "00000") as writer:
+        writer.add(TokenisedSample("cat", {"caption": "a cat"}, {"image": codes_HW}))
+        writer.close({"raw": {"name": "00000", "sha256": digest}, "num_codes": 8192, ...})
+    Shard(folder, "00000").sample(0).codes["image"].shape       # one seek, one read
+
+`mgpt.data.dataset` joins the shards of a folder; `mgpt.data.verify` proves them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import mmap
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgpt.data.atomic import atomic_write, disk_errors, publish, remove_leftovers, temporary_path
+from mgpt.errors import DataError
+
+FORMAT = "mgpt tokenised shard 1"
+BLOCK_BYTES = 512
+TAR_END = bytes(2 * BLOCK_BYTES)
+
+# Offsets point at payloads; a field's counts from its sample's JSON payload. `first_field` and
+# `key_end` are running totals, so a sample's fields and key lie between its own and a neighbour's.
+SAMPLE_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("json_bytes", "<u4"),
+        ("first_field", "<u4"),
+        ("key_end", "<u4"),
+        ("tasks", "<u8"),
+    ]
+)
+FIELD_DTYPE = np.dtype([("offset", "<u4"), ("name", "<u2"), ("height", "<u2"), ("width", "<u2")])
+MAX_NAMES = 64  # bits of the task mask
+
+FIELD_NAME = re.compile(r"[A-Za-z0-9_-]+")
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class TokenisedSample:
+    """One sample: its key in the raw shard, its JSON, and the codes of each picture field.
+
+    `codes` maps a field to uint16 [h, w] in latents; a text sample has none.
+    """
+
+    key: str
+    meta: dict[str, Any]
+    codes: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished shard holds and where it came from; its file is the last one written.
+
+    `raw` names the raw shard (name, sha256, inputs, damaged), `rejected` lists [key, reason] of
+    every raw identity that was not written. `fields` and `tasks` are the name tables of the index.
+    """
+
+    shard: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_bytes: int
+    index_sha256: str
+    fields: tuple[str, ...]
+    tasks: tuple[str, ...]
+    raw: dict[str, Any]
+    rejected: tuple[tuple[str, str], ...]
+    resolution_px: int
+    latent_px: int
+    num_codes: int
+    vq_fingerprint: str
+    settings_fingerprint: str
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON with a checksum of itself, so that no byte can change unnoticed."""
+        values = {"format": FORMAT, **dataclasses.asdict(self)}
+        values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
+        return json.dumps(values, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+# ------------------------------------------------------------------ bytes of one sample
+
+
+def canonical_json(value: Any) -> bytes:
+    return json.dumps(
+        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    ).encode()
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_header(height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    header = {"descr": "<u2", "fortran_order": False, "shape": (height, width)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+def _tar_header(name: str, num_bytes: int) -> bytes:
+    """A ustar header with mtime, uid and gid 0 (webdataset's own writer puts the clock in)."""
+    info = tarfile.TarInfo(name)
+    info.size = num_bytes
+    try:
+        header = info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")
+    except ValueError as error:
+        raise DataError(
+            f"member {name!r} does not fit a tar header ({error}); shorten the sample's key"
+        ) from error
+    return header
+
+
+def _member(name: str, payload: bytes) -> bytes:
+    padding = bytes(_padded(len(payload)) - len(payload))
+    return _tar_header(name, len(payload)) + payload + padding
+
+
+def encode_sample(sample: TokenisedSample) -> tuple[bytes, int, list[tuple[int, str, int, int]]]:
+    """The tar bytes of a sample, its JSON's length, and (offset, field, height, width) of each.
+
+    Raises:
+        DataError: a key, a field name or a JSON value that the format cannot hold.
+    """
+    key = sample.key
+    if not key or "\0" in key or key.startswith("/") or ".." in key.split("/"):
+        raise DataError(f"sample key {key!r} cannot be a file name; rename it in the raw shard")
+    try:
+        text = canonical_json(sample.meta)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"sample {key!r}: its fields are not JSON ({error})") from error
+    tasks = sample.meta.get("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+        raise DataError(f"sample {key!r}: 'tasks' is {tasks!r}, not a list of task names")
+    parts, fields = [_member(f"{key}.json", text)], []
+    position = _padded(len(text)) + BLOCK_BYTES
+    for field, codes_HW in sorted(sample.codes.items()):
+        if not FIELD_NAME.fullmatch(field):
+            raise DataError(f"sample {key!r}: field {field!r} is not letters, digits, - and _")
+        assert codes_HW.ndim == 2 and codes_HW.dtype == np.uint16, (codes_HW.shape, codes_HW.dtype)
+        height, width = codes_HW.shape
+        payload = _npy_header(height, width) + codes_HW.astype("<u2").tobytes()
+        parts.append(_member(f"{key}.{field}.npy", payload))
+        fields.append((position, field, height, width))
+        position += _padded(len(payload)) + BLOCK_BYTES
+    return b"".join(parts), len(text), fields
+
+
+class IndexBuilder:
+    """Collects what the index and its name tables hold while samples go by in order."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[int, int, int, int, tuple[str, ...]]] = []
+        self.fields: list[tuple[int, str, int, int]] = []
+        self.keys = bytearray()
+        self.position = 0
+
+    def add(
+        self,
+        sample: TokenisedSample,
+        num_bytes: int,
+        json_bytes: int,
+        fields: list[tuple[int, str, int, int]],
+    ) -> None:
+        tasks = tuple(sample.meta.get("tasks", []))
+        self.keys += sample.key.encode()
+        self.samples.append(
+            (self.position + BLOCK_BYTES, json_bytes, len(self.fields), len(self.keys), tasks)
+        )
+        self.fields += fields
+        self.position += num_bytes
+
+    def finish(self) -> tuple[bytes, tuple[str, ...], tuple[str, ...]]:
+        """Bytes of the index file, field names, task names."""
+        field_names = sorted({name for _, name, _, _ in self.fields})
+        task_names = sorted({name for *_, tasks in self.samples for name in tasks})
+        if len(task_names) > MAX_NAMES:
+            raise DataError(f"a shard can name {MAX_NAMES} tasks, this one has {len(task_names)}")
+        bit = {name: 1 << place for place, name in enumerate(task_names)}
+        place = {name: number for number, name in enumerate(field_names)}
+        samples = np.array(
+            [(*numbers, sum(bit[name] for name in set(tasks))) for *numbers, tasks in self.samples],
+            dtype=SAMPLE_DTYPE,
+        )
+        fields = np.array(
+            [(offset, place[name], height, width) for offset, name, height, width in self.fields],
+            dtype=FIELD_DTYPE,
+        )
+        buffer = io.BytesIO()
+        for array in (samples, fields, np.frombuffer(bytes(self.keys), np.uint8)):
+            np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+        return buffer.getvalue(), tuple(field_names), tuple(task_names)
+
+
+# ------------------------------------------------------------------ writer
+
+
+class ShardWriter:
+    """Writes one shard; nothing is visible before `close`, and nothing remains without it.
+
+        with ShardWriter(folder, "00007") as writer:
+            for sample in samples:
+                writer.add(sample)
+            writer.close(manifest_extra)
+
+    The tar streams to a temporary file, so memory does not grow with the shard. Starting a writer
+    deletes what a dead one left under the same name: the caller holds the claim to it.
+    """
+
+    def __init__(self, folder: str | Path, name: str) -> None:
+        if not SHARD_NAME.fullmatch(name):
+            raise DataError(f"shard name {name!r}: use letters, digits, '.', '_' and '-'")
+        self.folder, self.name = Path(folder), name
+        self._tar_path = self.folder / f"{name}.tar"
+        self._temporary = temporary_path(self._tar_path)
+        self._index = IndexBuilder()
+        self._keys: set[str] = set()
+        self._hash = hashlib.sha256()
+        self._max_code = -1
+        with disk_errors(self._tar_path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for suffix in ("tar", "index.npy", "json"):
+                remove_leftovers(self.folder, f"{name}.{suffix}")
+            self._stream = open(self._temporary, "xb")
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def add(self, sample: TokenisedSample) -> None:
+        """Append a sample: codes uint16 [h, w] by field, JSON-serialisable meta, a new key.
+
+        Raises:
+            DataError: a key twice, a name that does not fit, a value that is not JSON.
+            MachineError: the disk is full.
+        """
+        if sample.key in self._keys:
+            raise DataError(f"{self._tar_path}: key {sample.key!r} comes twice; keys are unique")
+        block, json_bytes, fields = encode_sample(sample)
+        self._keys.add(sample.key)
+        self._max_code = max(
+            [self._max_code, *(int(codes.max()) for codes in sample.codes.values() if codes.size)]
+        )
+        self._write(block)
+        self._index.add(sample, len(block), json_bytes, fields)
+
+    def _write(self, data: bytes) -> None:
+        with disk_errors(self._tar_path):
+            self._stream.write(data)
+        self._hash.update(data)
+
+    def close(
+        self,
+        manifest_extra: Mapping[str, Any],
+        before_publish: Callable[[], None] | None = None,
+    ) -> Manifest:
+        """Publish tar, index and manifest, in this order, and return the manifest.
+
+        Args:
+            manifest_extra: `raw`, `rejected`, `resolution_px`, `latent_px`, `num_codes`,
+                `vq_fingerprint`, `settings_fingerprint` of `Manifest`.
+            before_publish: called once everything but the names is done; it raises to stop the
+                shard from appearing (a claim that is no longer the worker's own).
+
+        Raises:
+            DataError: a code at or above `num_codes`.
+        """
+        extra = dict(manifest_extra)
+        if self._max_code >= extra["num_codes"]:
+            raise DataError(
+                f"{self._tar_path}: holds code {self._max_code}, but the VQ model has "
+                f"{extra['num_codes']} codes; encode with the model the manifest names"
+            )
+        rejected = sorted((str(key), str(reason)) for key, reason in extra.pop("rejected", ()))
+        self._write(TAR_END)
+        index, fields, tasks = self._index.finish()
+        manifest = Manifest(
+            shard=self.name,
+            samples=len(self._index.samples),
+            bytes=self._index.position + len(TAR_END),
+            sha256=self._hash.hexdigest(),
+            index_bytes=len(index),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            fields=fields,
+            tasks=tasks,
+            rejected=tuple(rejected),
+            **extra,
+        )
+        if before_publish is not None:
+            beforepublish()
+        with disk_errors(self._tar_path):
+            publish(self._stream, self._temporary, self._tar_path)
+        atomic_write(self.folder / f"{self.name}.index.npy", index)
+        atomic_write(self.folder / f"{self.name}.json", manifest.to_bytes())
+        return manifest
+
+
+# ------------------------------------------------------------------ reader
+
+
+def read_manifest(folder: str | Path, name: str) -> Manifest:
+    """The manifest of one shard, checked against its own checksum.
+
+    Raises:
+        DataError: missing, not a manifest, or altered.
+    """
+    path = Path(folder) / f"{name}.json"
+    try:
+        text = path.read_bytes()
+        values = json.loads(text)
+        format_name = values.pop("format")
+        values.pop("checksum")
+        values["rejected"] = tuple((key, reason) for key, reason in values["rejected"])
+        values["fields"], values["tasks"] = tuple(values["fields"]), tuple(values["tasks"])
+        manifest = Manifest(**values)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such manifest; the shard was never finished") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a shard manifest ({error}); tokenise the shard again") from (
+            error
+        )
+    if format_name != FORMAT:
+        raise DataError(f"{path}: format {format_name!r}, this version reads {FORMAT!r}")
+    if manifest.shard != name or manifest.to_bytes() != text:
+        raise DataError(f"{path}: differs from its own checksum; restore or tokenise it again")
+    return manifest
+
+
+def _map_arrays(path: Path, num_arrays: int) -> list[np.ndarray]:
+    """Read-only views of npy arrays that follow one another in a file, through one mapping."""
+    arrays = []
+    try:
+        with open(path, "rb") as stream:
+            buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            for _ in range(num_arrays):
+                if np.lib.format.read_magic(stream) != (1, 0):
+                    raise ValueError("not an npy array of version 1.0")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                array = np.frombuffer(buffer, dtype, int(np.prod(shape)), stream.tell())
+                stream.seek(array.nbytes, os.SEEK_CUR)
+                arrays.append(array)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: unreadable index ({error}); run mgpt verify on its folder") from (
+            error
+        )
+    return arrays
+
+
+class Shard:
+    """One finished shard, by sample number; a sample costs one seek and one read.
+
+    Safe to read from several threads. Holds two file descriptors until it is garbage.
+    """
+
+    def __init__(self, folder: str | Path, name: str, manifest: Manifest | None = None) -> None:
+        self.folder, self.name = Path(folder), name
+        self.manifest = manifest if manifest is not None else read_manifest(folder, name)
+        self._path = self.folder / f"{name}.tar"
+        index_path = self.folder / f"{name}.index.npy"
+        self._samples, self._fields, self._keys = _map_arrays(index_path, 3)
+        if self._samples.dtype != SAMPLE_DTYPE or self._fields.dtype != FIELD_DTYPE:
+            raise DataError(f"{index_path}: columns of another format; tokenise the shard again")
+        if len(self._samples) != self.manifest.samples:
+            raise DataError(
+                f"{index_path}: {len(self._samples)} samples, its manifest says "
+                f"{self.manifest.samples}; run mgpt verify on {self.folder}"
+            )
+        try:
+            self._tar = open(self._path, "rb", buffering=0)
+            size = os.fstat(self._tar.fileno()).st_size
+        except OSError as error:
+            raise DataError(f"{self._path}: {error.strerror}; restore the shard") from error
+        if size != self.manifest.bytes:
+            raise DataError(
+                f"{self._path}: {size} bytes, its manifest says {self.manifest.bytes}; "
+                "restore it or tokenise the shard again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def key(self, index: int) -> str:
+        """The sample's key, as the raw shard spells it (dots included)."""
+        start = int(self._samples[index - 1]["key_end"]) if index else 0
+        return self._keys[start : int(self._samples[index]["key_end"])].tobytes().decode()
+
+    def tasks(self, index: int) -> tuple[str, ...]:
+        """The tasks that the sample's JSON lists, sorted; empty when it lists none."""
+        mask = int(self._samples[index]["tasks"])
+        return tuple(name for bit, name in enumerate(self.manifest.tasks) if mask >> bit & 1)
+
+    def shapes(self, index: int) -> dict[str, tuple[int, int]]:
+        """(height, width) in latents of each picture field."""
+        return {name: (height, width) for _, name, height, width in self._field_rows(index)}
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """The sample's JSON alone; no code is read."""
+        offset, json_bytes = self._sample_span(index)
+        return self._parse(index, self._read(index, offset, json_bytes))
+
+    def sample(self, index: int) -> TokenisedSample:
+        """The whole sample, codes uint16 [h, w].
+
+        Raises:
+            DataError: the bytes are not what the index says (cut short, altered, another file).
+        """
+        offset, json_bytes = self._sample_span(index)
+        rows = self._field_rows(index)
+        end = json_bytes
+        if rows:
+            position, _, height, width = rows[-1]
+            end = position + len(_npy_header(height, width)) + 2 * height * width
+        block = self._read(index, offset - BLOCK_BYTES, BLOCK_BYTES + end)
+        key = self.key(index)
+        meta = self._parse(index, block[BLOCK_BYTES : BLOCK_BYTES + json_bytes])
+        codes = {}
+        for position, name, height, width in rows:
+            start, header = BLOCK_BYTES + position, _npy_header(height, width)
+            if block[start : start + len(header)] != header:
+                raise DataError(
+                    f"{self._path}: sample {key!r}: field {name!r} is not the [{height}, {width}] "
+                    f"array of the index; run mgpt verify on {self.folder}"
+                )
+            codes_N = np.frombuffer(block, "<u2", height * width, start + len(header))
+            codes[name] = codes_N.reshape(height, width)
+        return TokenisedSample(key, meta, codes)
+
+    def _sample_span(self, index: int) -> tuple[int, int]:
+        row = self._samples[index]
+        return int(row["offset"]), int(row["json_bytes"])
+
+    def _field_rows(self, index: int) -> list[tuple[int, str, int, int]]:
+        last = index + 1 == len(self._samples)
+        stop = len(self._fields) if last else int(self._samples[index + 1]["first_field"])
+        rows = self._fields[int(self._samples[index]["first_field"]) : stop].tolist()
+        names = self.manifest.fields
+        return [(offset, names[place], height, width) for offset, place, height, width in rows]
+
+    def _read(self, index: int, offset: int, num_bytes: int) -> bytes:
+        data = os.pread(self._tar.fileno(), num_bytes, offset)
+        if len(data) != num_bytes:
+            raise DataError(
+                f"{self._path}: sample {self.key(index)!r} is cut short: {len(data)} of "
+                f"{num_bytes} bytes at {offset}; restore it or tokenise the shard again"
+            )
+        return data
+
+    def _parse(self, index: int, text: bytes) -> dict[str, Any]:
+        try:
+            meta = json.loads(text)
+        except ValueError as error:
+            raise DataError(
+                f"{self._path}: the JSON of sample {self.key(index)!r} is damaged ({error}); "
+                f"run mgpt verify on {self.folder}"
+            ) from error
+        return meta
