@@ -6,9 +6,9 @@ upsampling back, a plain nearest-vector codebook between. Parameter names are th
 file, so its state dict loads unchanged. Width, depth, downsampling and codebook are configuration;
 the released model and the narrow ones that ship with the package differ in numbers only.
 
-This module knows pixels in [-1, 1] and codes. It knows nothing of files (`vqgan_convert`), of
-decoding or cropping pictures (`mgpt.images`), of token ids (`mgpt.tokens`) or of training
-(`vqgan_loss`, `mgpt.train.train_vqgan`).
+This module knows pixels in [-1, 1], codes, and the folder a model is kept in. It knows nothing of
+the released file's format (`vqgan_convert`), of decoding or cropping pictures (`mgpt.images`), of
+token ids (`mgpt.tokens`) or of training (`vqgan_loss`, `mgpt.train.train_vqgan`).
 
     >>> config = VqganConfig(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, z_channels=32,
     ...                      embed_dim=32, n_embed=512, num_groups=8)
@@ -22,17 +22,37 @@ N codebook entries, D their width, P positions (any number of latents in one axi
 """
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt.errors import ConfigError
+from mgpt.errors import CheckpointError, ConfigError, MachineError
 
-__all__ = ["Vqgan", "VqganConfig", "nearest_codes"]
+__all__ = [
+    "Vqgan",
+    "VqganConfig",
+    "build_vqgan",
+    "load_vqgan",
+    "nearest_codes",
+    "save_vqgan",
+    "vqgan_fingerprint",
+    "write_whole",
+]
 
+_FORMAT = "mgpt-vqgan-1"
+_CONFIG_FILE = "config.json"
+_WEIGHTS_FILE = "model.safetensors"
+_SHIPPED = Path(__file__).parent / "pretrained"
+_PROBLEMS_SHOWN = 8
 _GROUP_NORM_EPS = 1e-6
 # Positions compared with the codebook at once: 8192 entries then take 256 MB of distances.
 _POSITIONS_PER_CHUNK = 8192
@@ -278,7 +298,7 @@ class Vqgan(nn.Module):
 
     def __init__(self, config: VqganConfig) -> None:
         super().__init__()
-        self.config = config
+        self.cfg = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Quantizer(config)
@@ -293,7 +313,7 @@ class Vqgan(nn.Module):
 
         Args:
             pixels_B3HW: float, x/255·2-1 of 8-bit values; H and W multiples of
-                `config.downsample`. Normalise in float64, then cast: fp32 arithmetic gives
+                `cfg.downsample`. Normalise in float64, then cast: fp32 arithmetic gives
                 other last bits, and now and then another code.
 
         Returns:
@@ -330,10 +350,10 @@ class Vqgan(nn.Module):
         return self.decoder(self.post_quant_conv(z_BDhw))
 
     def _check_size(self, pixels_B3HW: Tensor) -> None:
-        step = self.config.downsample
+        step = self.cfg.downsample
         assert pixels_B3HW.ndim == 4, f"pixels must be [B, C, H, W], not {tuple(pixels_B3HW.shape)}"
-        assert pixels_B3HW.shape[1] == self.config.in_channels, (
-            f"pixels have {pixels_B3HW.shape[1]} channels, the model {self.config.in_channels}"
+        assert pixels_B3HW.shape[1] == self.cfg.in_channels, (
+            f"pixels have {pixels_B3HW.shape[1]} channels, the model {self.cfg.in_channels}"
         )
         assert all(side % step == 0 for side in pixels_B3HW.shape[2:]), (
             f"height and width {tuple(pixels_B3HW.shape[2:])} must be multiples of {step}"
@@ -351,11 +371,171 @@ def nearest_codes(z_PD: Tensor, codebook_ND: Tensor) -> Tensor:
     z_PD, codebook_ND = z_PD.float(), codebook_ND.float()
     norms_N = codebook_ND.square().sum(dim=1)
     codes = []
-    for part_PD in z_PD.split(_POSITIONS_PER_CHUNK):
-        norms_P1 = part_PD.square().sum(dim=1, keepdim=True)
-        distance_PN = norms_P1 + norms_N - 2.0 * (part_PD @ codebook_ND.t())
-        codes.append(distance_PN.argmin(dim=1))
+    with torch.autocast(z_PD.device.type, enabled=False):
+        for part_PD in z_PD.split(_POSITIONS_PER_CHUNK):
+            norms_P1 = part_PD.square().sum(dim=1, keepdim=True)
+            distance_PN = norms_P1 + norms_N - 2.0 * (part_PD @ codebook_ND.t())
+            codes.append(distance_PN.argmin(dim=1))
     return torch.cat(codes)
+
+
+def vqgan_fingerprint(model: Vqgan) -> str:
+    """What the model is, in 16 hex digits: sha256 over configuration, names, shapes and weights.
+
+    Weights count as the fp32 values they are used with, so a model has one fingerprint whatever
+    precision it is stored in. It stands in every tokenised shard and is compared before decoding.
+    """
+    return _fingerprint(model.cfg, model.state_dict())
+
+
+def save_vqgan(model: Vqgan, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes `config.json` and `model.safetensors`; each appears whole, the configuration last.
+
+    Args:
+        dtype: how weights are stored. With float16 the loaded model, and its fingerprint, are
+            those of the rounded weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    description = {
+        "format": _FORMAT,
+        "fingerprint": _fingerprint(model.cfg, stored),
+        "config": asdict(model.cfg),
+    }
+    write_whole(folder / _WEIGHTS_FILE, safetensors.torch.save(stored))
+    text = json.dumps(description, indent=2) + "\n"
+    write_whole(folder / _CONFIG_FILE, text.encode())
+
+
+def load_vqgan(folder: str | Path) -> Vqgan:
+    """A trained model, in evaluation mode, on CPU, in fp32.
+
+    Args:
+        folder: a folder `save_vqgan` wrote; or Chameleon's, with `vqgan.yaml` and `vqgan.ckpt`;
+            or the bare name of a model shipped with the package, such as `scenes_f8`.
+
+    Raises:
+        CheckpointError: no such folder, or weights that are not what their configuration says.
+        ConfigError: a configuration that describes no VQGAN.
+    """
+    folder = _resolve(folder)
+    if (folder / _CONFIG_FILE).exists():
+        return _load_own(folder)
+    # The reader of the released file, the one place that opens a pickle, loads only when needed.
+    from mgpt.models.vqgan_convert import is_released_folder, read_released_folder
+
+    if not is_released_folder(folder):
+        raise CheckpointError(
+            f"{folder} holds no VQGAN: expected {_CONFIG_FILE} and {_WEIGHTS_FILE}, "
+            "or vqgan.yaml and vqgan.ckpt"
+        )
+    cfg, state = read_released_folder(folder)
+    return build_vqgan(cfg, state, str(folder))
+
+
+def build_vqgan(cfg: VqganConfig, state: Mapping[str, Tensor], where: str) -> Vqgan:
+    """A model in evaluation mode with exactly these weights, cast to fp32.
+
+    Raises:
+        CheckpointError: names missing, left over or of another shape, all in one message.
+    """
+    with torch.device("meta"):
+        model = Vqgan(cfg)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is left over" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:_PROBLEMS_SHOWN])
+        more = len(problems) - _PROBLEMS_SHOWN
+        raise CheckpointError(
+            f"{where}: weights do not fit the VQGAN of its configuration: {shown}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+    model.load_state_dict({name: t.float() for name, t in state.items()}, assign=True)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that appears whole or not at all: temporary name, fsync, rename, folder fsync.
+
+    Raises:
+        MachineError: the disk or its permissions did not allow it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder_fd = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder_fd)
+        finally:
+            os.close(folder_fd)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MachineError(f"{path}: cannot write {len(content)} bytes: {error}") from error
+
+
+def _resolve(folder: str | Path) -> Path:
+    if Path(folder).is_dir():
+        return Path(folder)
+    shipped = sorted(path.name for path in _SHIPPED.iterdir() if path.is_dir())
+    if str(folder) in shipped:
+        return _SHIPPED / str(folder)
+    raise CheckpointError(
+        f"{folder} is neither a folder nor a VQGAN shipped with the package ({', '.join(shipped)})"
+    )
+
+
+def _load_own(folder: Path) -> Vqgan:
+    try:
+        description = json.loads((folder / _CONFIG_FILE).read_text())
+        settings, wanted = description["config"], description["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / _CONFIG_FILE} is not a VQGAN configuration: {error!r}"
+        ) from error
+    if description.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{folder / _CONFIG_FILE}: format is {description.get('format')!r}, this software "
+            f"reads {_FORMAT!r}"
+        )
+    unknown = sorted(settings.keys() - {field.name for field in fields(VqganConfig)})
+    if unknown:
+        raise ConfigError(f"{folder / _CONFIG_FILE}: unknown settings {', '.join(unknown)}")
+    try:
+        state = safetensors.torch.load_file(folder / _WEIGHTS_FILE)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder / _WEIGHTS_FILE} cannot be read: {error}") from error
+    model = build_vqgan(VqganConfig(**settings), state, str(folder))
+    found = vqgan_fingerprint(model)
+    if found != wanted:
+        raise CheckpointError(
+            f"{folder}: the weights have fingerprint {found}, {_CONFIG_FILE} says {wanted}; "
+            "the two files are not of one model: copy or train it again"
+        )
+    return model
+
+
+def _fingerprint(cfg: VqganConfig, state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(cfg), sort_keys=True).encode())
+    for name in sorted(state):
+        values = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{list(values.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

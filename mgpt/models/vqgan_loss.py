@@ -1,0 +1,218 @@
+"""What a VQGAN is trained with: reconstruction terms, the moving codebook, the patch discriminator.
+
+`CodebookTrainer` keeps the codebook on the latents it stands for: an exponential moving average
+of the latents each entry won (van den Oord et al. 2017, appendix A.1), and a new start, at a latent
+of the current batch, for every entry that has won none for a while. The adversarial part is that
+of Esser et al. 2021 (taming-transformers): hinge loss on patches, weighted by the ratio of the two
+gradients at the decoder's last layer.
+
+This module knows tensors and losses; steps, data and files are `mgpt.train.train_vqgan`.
+
+    >>> codebook = CodebookTrainer(model.quantize.embedding.weight, decay=0.99,
+    ...                            revive_after_steps=100, seed=0)
+    >>> z_BDhw = model.latents(pixels_B3HW)
+    >>> codes_Bhw = model.quantize(z_BDhw.detach())
+    >>> codebook.observe(flatten_latents(z_BDhw.detach()), codes_Bhw.flatten(), step=0)
+
+Shape suffixes: B pictures, C channels, H W pixels, h w latents, P positions (B·h·w of them),
+N codebook entries, D their width.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "CodebookTrainer",
+    "PatchDiscriminator",
+    "adaptive_weight",
+    "discriminator_hinge_loss",
+    "flatten_latents",
+    "reconstruction_loss",
+    "straight_through",
+]
+
+# Purpose numbers of the draws keyed by (seed, purpose, step).
+_DRAW_START = 1
+_DRAW_REVIVE = 2
+
+
+def reconstruction_loss(
+    out_BCHW: Tensor, target_BCHW: Tensor, l1_weight: float, l2_weight: float, edge_weight: float
+) -> Tensor:
+    """Weighted sum of mean absolute error, mean squared error and the error of the differences.
+
+    The edge term is the mean absolute error of horizontal and vertical neighbour differences; thin
+    lines weigh in it as much as areas do in the others.
+
+    Returns:
+        fp32 scalar.
+    """
+    error_BCHW = out_BCHW.float() - target_BCHW.float()
+    loss = l1_weight * error_BCHW.abs().mean() + l2_weight * error_BCHW.square().mean()
+    if edge_weight:
+        loss = loss + edge_weight * (
+            error_BCHW.diff(dim=2).abs().mean() + error_BCHW.diff(dim=3).abs().mean()
+        )
+    return loss
+
+
+def flatten_latents(z_BDhw: Tensor) -> Tensor:
+    """[B, D, h, w] to [B·h·w, D] in the order of flattened codes, fp32."""
+    return z_BDhw.movedim(1, -1).flatten(0, 2).float()
+
+
+def straight_through(z_BDhw: Tensor, quantised_BDhw: Tensor) -> Tensor:
+    """The quantised value, with the gradient passed to the latent unchanged."""
+    return z_BDhw + (quantised_BDhw - z_BDhw).detach()
+
+
+class CodebookTrainer:
+    """Moves a codebook in place, revives its unused entries and counts how it is used.
+
+    Args:
+        weight_ND: the codebook, changed in place without gradient.
+        decay: share of the old average kept each step; None leaves the entries to a codebook loss
+            and its optimiser, and only revival touches them here.
+        revive_after_steps: steps without a win after which an entry starts again.
+        seed: key of the draws.
+    """
+
+    def __init__(
+        self, weight_ND: Tensor, decay: float | None, revive_after_steps: int, seed: int
+    ) -> None:
+        self._weight_ND = weight_ND
+        self._decay = decay
+        self._revive_after_steps = revive_after_steps
+        self._seed = seed
+        num_entries = weight_ND.shape[0]
+        device = weight_ND.device
+        self._wins_N = torch.ones(num_entries, device=device)
+        self._sum_ND = weight_ND.detach().clone().float()
+        self._idle_steps_N = torch.zeros(num_entries, dtype=torch.int64, device=device)
+        self._window_wins_N = torch.zeros(num_entries, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def start(self, z_PD: Tensor) -> None:
+        """Puts every entry on a latent of the first batch."""
+        everyone_N = torch.arange(self._weight_ND.shape[0], device=z_PD.device)
+        self._place(everyone_N, z_PD, (_DRAW_START, 0))
+
+    @torch.no_grad()
+    def observe(self, z_PD: Tensor, codes_P: Tensor, step: int) -> int:
+        """Takes in one step's latents and the codes they got; returns how many entries revived."""
+        num_entries = self._weight_ND.shape[0]
+        wins_N = torch.bincount(codes_P, minlength=num_entries)
+        self._window_wins_N += wins_N
+        self._idle_steps_N = torch.where(wins_N > 0, 0, self._idle_steps_N + 1)
+        if self._decay is not None:
+            won_ND = torch.zeros_like(self._sum_ND).index_add_(0, codes_P, z_PD)
+            self._wins_N.lerp_(wins_N.float(), 1.0 - self._decay)
+            self._sum_ND.lerp_(won_ND, 1.0 - self._decay)
+            # Laplace smoothing keeps entries of few wins finite (appendix A.1).
+            total = self._wins_N.sum()
+            smoothed_N = (self._wins_N + 1e-5) * total / (total + num_entries * 1e-5)
+            self._weight_ND.copy_(self._sum_ND / smoothed_N[:, None])
+        dead_K = (self._idle_steps_N >= self._revive_after_steps).nonzero().flatten()
+        if len(dead_K):
+            self._place(dead_K, z_PD, (_DRAW_REVIVE, step))
+        return len(dead_K)
+
+    def usage(self) -> dict[str, float]:
+        """Use of the codebook since the last call.
+
+        Returns:
+            `codes_used_percent`, and `codes_perplexity`: the number of entries that, used equally,
+            would have the same entropy.
+        """
+        wins_N = self._window_wins_N.double()
+        share_N = wins_N / wins_N.sum().clamp_min(1.0)
+        entropy = -(share_N * share_N.clamp_min(1e-12).log()).sum()
+        used_percent = 100.0 * (wins_N > 0).double().mean()
+        self._window_wins_N.zero_()
+        return {
+            "codes_used_percent": float(used_percent),
+            "codes_perplexity": float(entropy.exp()),
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, beside the codebook itself."""
+        return {
+            "wins": self._wins_N,
+            "sum": self._sum_ND,
+            "idle_steps": self._idle_steps_N,
+            "window_wins": self._window_wins_N,
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+    def _place(self, entries_K: Tensor, z_PD: Tensor, key: tuple[int, int]) -> None:
+        generator = np.random.default_rng([self._seed, *key])
+        enough = len(entries_K) <= len(z_PD)
+        chosen_K = generator.choice(len(z_PD), size=len(entries_K), replace=not enough)
+        placed_KD = z_PD[torch.from_numpy(chosen_K).to(z_PD.device)]
+        if not enough:
+            spread = 1e-3 * z_PD.std().item()
+            noise_KD = generator.normal(0.0, spread, size=tuple(placed_KD.shape))
+            placed_KD = placed_KD + torch.from_numpy(noise_KD).to(placed_KD)
+        self._weight_ND[entries_K] = placed_KD
+        # One win as history: the entry follows its first real wins at once.
+        self._wins_N[entries_K] = 1.0
+        self._sum_ND[entries_K] = placed_KD
+        self._idle_steps_N[entries_K] = 0
+
+
+class PatchDiscriminator(nn.Module):
+    """Real or generated, by patch: [B, 3, H, W] to logits [B, 1, H', W'].
+
+    The PatchGAN of Isola et al. 2017 with `num_layers` halvings; GroupNorm stands for its batch
+    norm, so that a picture's logits do not depend on its neighbours in the batch.
+    """
+
+    def __init__(self, channels: int = 32, num_layers: int = 2, in_channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
+        width = channels
+        for index in range(1, num_layers + 1):
+            before, width = width, channels * min(2**index, 8)
+            stride = 2 if index < num_layers else 1
+            layers += [
+                nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(4, width),
+                nn.LeakyReLU(0.2),
+            ]
+        layers.append(nn.Conv2d(width, 1, 4, padding=1))
+        self.main = nn.Sequential(*layers)
+        for layer in self.main:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 0.02)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.main(x_BCHW)
+
+
+def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """½ (mean max(0, 1 - real) + mean max(0, 1 + fake)), fp32 scalar."""
+    real, fake = F.relu(1.0 - real_logits.float()), F.relu(1.0 + fake_logits.float())
+    return 0.5 * (real.mean() + fake.mean())
+
+
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layer_weight: Tensor
+) -> Tensor:
+    """Weight of the adversarial loss: ratio of the two gradient norms at the decoder's last layer.
+
+    Esser et al. 2021, equation 7; at most 1e4, without gradient.
+    """
+    (of_reconstruction,) = torch.autograd.grad(
+        reconstruction, last_layer_weight, retain_graph=True
+    )
+    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer_weight, retain_graph=True)
+    ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
+    return ratio.clamp(0.0, 1e4).detach()
