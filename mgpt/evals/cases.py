@@ -1,0 +1,156 @@
+"""Held-out questions with their true answers, one `Case` for every turn that is put to the model.
+
+A case holds the conversation up to a question, its last answer left empty, and the truth: text, or
+pictures as they went into the tokeniser. Earlier turns carry the true answers, so that each turn is
+measured by itself. What a case does not know: who answers it. The model, a constant answer and the
+truth sent through the VQGAN (the ceiling) are all scored alike.
+
+    cases = build_cases(dataset, "vqa", num_samples=64, seed=0, truth_picture=read)
+    cases[0].question        # "How many objects are there?<|image|>"
+    cases[0].truth.text      # "two"
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mgpt.data.shards import TokenisedDataset
+from mgpt.errors import DataError
+from mgpt.tasks.registry import SampleView, can_serve, task
+from mgpt.tokens.chat import IMAGE_SYMBOL, Conversation, ImageSlot, Part, Turn
+
+TruthPicture = Callable[[int, str], np.ndarray]
+"""(index of the sample in its data set, field) -> uint8 [H, W, 3] as it was tokenised."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer, whoever gave it: its text and its pictures (uint8 [H, W, 3]) in order."""
+
+    text: str
+    images: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question put to an answerer, with its truth.
+
+    `key` names it for every random draw; `codes` are the VQ codes [h, w] of all the sample's
+    pictures by field; `grids_hw` the latents (h, w) of each true answer picture.
+    """
+
+    key: str
+    task: str
+    meta: Mapping[str, object]
+    conversation: Conversation
+    codes: Mapping[str, np.ndarray]
+    question: str
+    question_fields: tuple[str, ...]
+    answer_fields: tuple[str, ...]
+    question_images: tuple[np.ndarray, ...]
+    truth: Reply
+
+    @property
+    def grids_hw(self) -> tuple[tuple[int, int], ...]:
+        """Latents (h, w) of each picture in the true answer."""
+        return tuple(self.codes[field].shape for field in self.answer_fields)
+
+    @property
+    def group(self) -> str:
+        """Cases of one group may share a constant answer: same question text, or same objects and sizes."""
+        if not self.answer_fields:
+            return self.question
+        sizes = " ".join(f"{height}x{width}" for height, width in self.grids_hw)
+        return f"{len(true_objects(self.meta))} objects, {sizes}"
+
+
+def build_cases(
+    dataset: TokenisedDataset,
+    task_name: str,
+    num_samples: int,
+    seed: int,
+    truth_picture: TruthPicture,
+) -> list[Case]:
+    """The cases of one task: every turn of `num_samples` held-out samples, in a keyed order.
+
+    The order is that of sha256(seed, task, sample key), so that a larger `num_samples` only adds.
+    Raises DataError when the data set serves the task with no sample at all.
+    """
+    chosen = [
+        index
+        for index in range(len(dataset))
+        if can_serve(task_name, dataset.meta(index), dataset.shapes(index))
+        and is_measurable(task_name, dataset.meta(index))
+    ]
+    if not chosen:
+        raise DataError(
+            f"{dataset.folder}: no held-out sample serves the task {task_name!r}; "
+            "pack more of them, or leave the task out of evaluate.tasks"
+        )
+    chosen.sort(key=lambda index: _rank(seed, task_name, dataset.key(index)))
+    cases: list[Case] = []
+    for index in chosen[:num_samples]:
+        cases.extend(_cases_of_sample(dataset, index, task_name, truth_picture))
+    return cases
+
+
+def is_measurable(task_name: str, meta: Mapping[str, object]) -> bool:
+    """Whether the checker can read the true answer: free pictures need one or two objects."""
+    if task_name != "text_to_image":
+        return True
+    return meta.get("kind") == "objects" and len(true_objects(meta)) in (1, 2)
+
+
+def true_objects(meta: Mapping[str, object]) -> list[Mapping[str, str]]:
+    """The objects of a sample's exact scene, empty where it has none."""
+    truth = meta.get("truth")
+    objects = truth.get("objects", []) if isinstance(truth, Mapping) else []
+    return list(objects)
+
+
+def _rank(seed: int, task_name: str, key: str) -> bytes:
+    return hashlib.sha256(f"evaluate/{seed}/{task_name}/{key}".encode()).digest()
+
+
+def _cases_of_sample(
+    dataset: TokenisedDataset, index: int, task_name: str, truth_picture: TruthPicture
+) -> list[Case]:
+    sample = dataset.sample(index)
+    view = SampleView(sample.meta, dataset.shapes(index), dataset.latent_px)
+    turns = task(task_name).build(view, 0).turns
+    cases = []
+    for number, turn in enumerate(turns):
+        asked = (*turns[:number], Turn(turn.question, ()))
+        question_fields = tuple(_fields(turn.question)) or tuple(
+            field for earlier in asked[:-1] for field in _fields(earlier.answer)
+        )
+        cases.append(
+            Case(
+                key=f"{sample.key}/{task_name}/{number}",
+                task=task_name,
+                meta=sample.meta,
+                conversation=Conversation(asked),
+                codes=sample.codes,
+                question=_as_text(turn.question),
+                question_fields=question_fields,
+                answer_fields=tuple(_fields(turn.answer)),
+                question_images=tuple(truth_picture(index, field) for field in question_fields),
+                truth=Reply(
+                    text=_as_text(tuple(part for part in turn.answer if isinstance(part, str))),
+                    images=tuple(truth_picture(index, field) for field in _fields(turn.answer)),
+                ),
+            )
+        )
+    return cases
+
+
+def _fields(parts: tuple[Part, ...]) -> list[str]:
+    return [part.field for part in parts if isinstance(part, ImageSlot)]
+
+
+def _as_text(parts: tuple[Part, ...]) -> str:
+    return "".join(IMAGE_SYMBOL if isinstance(part, ImageSlot) else part for part in parts)

@@ -1,0 +1,217 @@
+"""Evaluation of a trained model on held-out samples, task by task, beside chance and ceiling.
+
+Three answerers meet the same cases and are scored by the same scorers: the model; the best constant
+answer, which never looks (`constants`); and the truth sent through the VQGAN, which is what a
+perfect language model could reach (`ceiling`). A figure is called better than the constant where
+the paired bootstrap's 95 % interval of the difference lies on the better side of zero.
+
+A finished task is a folder with its `measures.json`; a second start takes it from there.
+
+    measures = evaluate(cfg, dataset, pipeline, vqgan, output, truth_picture, world, on_task=print)
+    measures["caption"]["figures"]["attributes_right"]["model"]      # 0.83
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mgpt.data.shards import TokenisedDataset, atomic_write
+from mgpt.errors import ConfigError
+from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
+from mgpt.evals.constants import best_constant_replies
+from mgpt.evals.measures import FIGURES, Figure, score
+from mgpt.images.pixels import to_uint8
+from mgpt.infer.pipeline import Pipeline
+from mgpt.infer.sampling import SamplingConfig
+from mgpt.models.vqgan import Vqgan
+from mgpt.parallel.dist import World
+
+NUM_RESAMPLES = 1000
+FREE_PICTURE_TASKS = frozenset({"text_to_image", "multi_view"})
+"""Tasks whose pictures follow from text alone: guidance serves these."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured and how answers are sampled.
+
+    `samples` and `text_to_image_samples` are held-out samples a task (a sample of several turns
+    gives a case a turn); `gallery` the cases a task that the report shows. Text is decoded with
+    `text_top_k`; pictures that follow from text alone with `image_top_k` and `guidance` (in the
+    form of `SamplingConfig.guidance_form`), pictures that follow from a picture with
+    `conditioned_top_k` and no guidance.
+    """
+
+    tasks: tuple[str, ...] = tuple(FIGURES)
+    samples: int = 48
+    text_to_image_samples: int = 160
+    gallery: int = 6
+    batch_cases: int = 64
+    text_top_k: int = 1
+    image_top_k: int = 2000
+    conditioned_top_k: int = 200
+    guidance: float = 3.0
+    max_new_tokens: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.tasks if name not in FIGURES]
+        if unknown:
+            raise ConfigError(f"evaluate.tasks: {unknown} unknown; there are {sorted(FIGURES)}")
+
+
+def evaluate(
+    cfg: EvaluateConfig,
+    dataset: TokenisedDataset,
+    pipeline: Pipeline,
+    vqgan: Vqgan,
+    output: Path,
+    truth_picture: TruthPicture,
+    world: World,
+    on_task: Callable[[str, dict], None],
+) -> dict[str, dict]:
+    """Measures of every task, `{task: {"cases": n, "figures": {...}}}`, the same on every rank.
+
+    Ranks share the cases of a task; draws are keyed by case, so their number changes nothing.
+    Rank 0 writes `<output>/<task>/` (pictures, gallery.json, and last measures.json) and calls
+    `on_task(name, measures of the task)`.
+    """
+    measures: dict[str, dict] = {}
+    for name in cfg.tasks:
+        folder = output / name
+        done = folder / "measures.json"
+        if done.exists():
+            measures[name] = json.loads(done.read_text())
+            continue
+        num_samples = cfg.text_to_image_samples if name == "text_to_image" else cfg.samples
+        cases = build_cases(dataset, name, num_samples, cfg.seed, truth_picture)
+        replies = _answer(cfg, name, cases, pipeline, world)
+        measures[name] = _measure(cfg, cases, replies, vqgan)
+        world.barrier()  # no rank may see the folder finished before every rank has looked
+        if world.is_main:
+            _write_gallery(folder, cases[: cfg.gallery], replies[: cfg.gallery])
+            atomic_write(done, json.dumps(measures[name], indent=1).encode())
+            on_task(name, measures[name])
+        world.barrier()
+    return measures
+
+
+def _answer(
+    cfg: EvaluateConfig, name: str, cases: list[Case], pipeline: Pipeline, world: World
+) -> list[Reply]:
+    """The model's replies to all cases; each rank answers every size-th one."""
+    mine = cases[world.rank :: world.size]
+    replies: list[Reply] = []
+    for start in range(0, len(mine), cfg.batch_cases):
+        batch = mine[start : start + cfg.batch_cases]
+        answers = pipeline.answer(
+            [case.conversation for case in batch],
+            [case.codes for case in batch],
+            _sampling(cfg, name, batch),
+            [case.key for case in batch],
+        )
+        replies += [Reply(answer.text, tuple(answer.images)) for answer in answers]
+    shares = world.gather_objects(replies)
+    return [shares[index % world.size][index // world.size] for index in range(len(cases))]
+
+
+def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConfig:
+    is_free = name in FREE_PICTURE_TASKS
+    num_images = max(len(case.answer_fields) for case in cases)
+    return SamplingConfig(
+        text_top_k=cfg.text_top_k,
+        image_top_k=cfg.image_top_k if is_free else cfg.conditioned_top_k,
+        guidance=cfg.guidance if is_free else 1.0,
+        max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed,
+        modality="image" if num_images else "text",
+        num_images=num_images,
+    )
+
+
+def _measure(
+    cfg: EvaluateConfig, cases: list[Case], replies: list[Reply], vqgan: Vqgan
+) -> dict[str, object]:
+    by_answerer = {
+        "model": replies,
+        "constant": best_constant_replies(cases),
+        "ceiling": [_through_vqgan(case, vqgan) for case in cases],
+    }
+    scores = {
+        answerer: [score(case, reply) for case, reply in zip(cases, given, strict=True)]
+        for answerer, given in by_answerer.items()
+    }
+    figures = {}
+    for figure in FIGURES[cases[0].task]:
+        columns = {
+            answerer: np.array([each[figure.name] for each in rows if figure.name in each])
+            for answerer, rows in scores.items()
+        }
+        if len(columns["model"]):
+            figures[figure.name] = _compare(figure, columns, cfg.seed)
+    return {"cases": len(cases), "figures": figures}
+
+
+def _compare(figure: Figure, columns: dict[str, np.ndarray], seed: int) -> dict[str, object]:
+    """Means of the answerers and the bootstrap interval of model minus constant."""
+    gain = columns["model"] - columns["constant"]
+    draws = np.random.default_rng(seed).integers(len(gain), size=(NUM_RESAMPLES, len(gain)))
+    low, high = np.quantile(gain[draws].mean(axis=1), (0.025, 0.975))
+    model = float(columns["model"].mean())
+    comparison: dict[str, object] = {
+        "unit": figure.unit,
+        "higher_is_better": figure.higher_is_better,
+        "cases": len(gain),
+        **{answerer: round(float(column.mean()), 6) for answerer, column in columns.items()},
+        "gain_low": round(float(low), 6),
+        "gain_high": round(float(high), 6),
+        "better_than_constant": bool(low > 0 if figure.higher_is_better else high < 0),
+    }
+    if figure.goal is not None:
+        comparison |= {"goal": figure.goal, "goal_reached": model >= figure.goal}
+    return comparison
+
+
+def _through_vqgan(case: Case, vqgan: Vqgan) -> Reply:
+    """The true answer as a perfect language model would give it: its codes, decoded."""
+    images = []
+    for field in case.answer_fields:
+        codes_1HW = torch.from_numpy(case.codes[field].astype(np.int64))[None]
+        with torch.inference_mode():
+            images.append(to_uint8(vqgan.decode(codes_1HW)[0].numpy()))
+    return Reply(case.truth.text, tuple(images))
+
+
+def _write_gallery(folder: Path, cases: Sequence[Case], replies: Sequence[Reply]) -> None:
+    """PNG files and gallery.json: question, model's answer and truth of each shown case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, (case, reply) in enumerate(zip(cases, replies, strict=True)):
+        pictures = {
+            "question": case.question_images,
+            "model": reply.images,
+            "truth": case.truth.images,
+        }
+        names: dict[str, list[str]] = {}
+        for role, images in pictures.items():
+            names[role] = [f"{number:02d}_{role}_{slot}.png" for slot in range(len(images))]
+            for file_name, image in zip(names[role], images, strict=True):
+                Image.fromarray(image).save(folder / file_name)
+        entries.append(
+            {
+                "key": case.key,
+                "question": case.question,
+                "model": reply.text,
+                "truth": case.truth.text,
+                "images": names,
+                "figures": score(case, reply),
+            }
+        )
+    atomic_write(folder / "gallery.json", json.dumps(entries, indent=1).encode())

@@ -1,0 +1,173 @@
+"""A pipeline's results as `report.html` to read and `report.json` to compare.
+
+It collects what the stages left in their folders and computes nothing anew: measures and galleries
+of the evaluation, `metrics.jsonl` of the training stages, the decoded photographs, and the record
+of what ran. In report.json, `measures` holds what must come out the same of every undisturbed or
+interrupted run on one machine; times, versions and machine stand apart under `conditions`.
+
+    build_report(ReportInputs("quickstart", evaluation=root / "evaluate", ...), root)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mgpt.data.atomic import atomic_write
+from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
+
+LEAD = (
+    "Every picture and answer below comes from the model that this run trained, on held-out "
+    "samples whose combinations of attributes it has never seen, read back by a checker that "
+    "looks at pixels and text alone."
+)
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Where the parts of a report lie.
+
+    `training` maps a stage's name to its metrics.jsonl; `photographs` is the folder of a round
+    trip (roundtrip.json beside its pictures); `conditions` is printed and stored as it is, with
+    `stages` as a list of {name, seconds}.
+    """
+
+    title: str
+    evaluation: Path
+    training: Mapping[str, Path]
+    photographs: Path | None = None
+    conditions: Mapping[str, object] = field(default_factory=dict)
+
+
+def build_report(inputs: ReportInputs, output: Path) -> Path:
+    """Write report.html and report.json into `output`; returns the page's path."""
+    evaluated = sorted(inputs.evaluation.glob("*/measures.json"))
+    tasks = {file.parent.name: json.loads(file.read_text()) for file in evaluated}
+    photographs = _photographs(inputs.photographs)
+    curves = {name: _record(file) for name, file in inputs.training.items()}
+    measures = {
+        "tasks": tasks,
+        "photographs": photographs,
+        "training": {name: rows[-1]["loss"] for name, rows in curves.items() if rows},
+    }
+    report = {"measures": measures, "conditions": inputs.conditions}
+    atomic_write(output / "report.json", json.dumps(report, indent=1).encode())
+    sections = [
+        Section("What it learned", _measures_table(tasks), _measures_note(tasks)),
+        *_galleries(inputs.evaluation, tasks),
+        Section("How it learned", f"<div class='curves'>{_curves(curves)}</div>"),
+        *_photograph_section(inputs.photographs, photographs),
+        Section("What ran", _conditions(inputs.conditions)),
+    ]
+    file = output / "report.html"
+    atomic_write(file, page(inputs.title, LEAD, sections).encode())
+    return file
+
+
+def _record(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _photographs(folder: Path | None) -> list[dict]:
+    return json.loads((folder / "roundtrip.json").read_text()) if folder else []
+
+
+def _measures_table(tasks: Mapping[str, dict]) -> str:
+    rows = []
+    for task, measured in tasks.items():
+        for name, figure in measured["figures"].items():
+            goal = f"{figure['goal']:.2f}" if "goal" in figure else ""
+            rows.append(
+                (
+                    task.replace("_", " "),
+                    f"{name.replace('_', ' ')} ({figure['unit']})",
+                    "more" if figure["higher_is_better"] else "less",
+                    float(figure["model"]),
+                    float(figure["constant"]),
+                    float(figure["ceiling"]),
+                    figure["cases"],
+                    f"{figure['gain_low']:+.3f} … {figure['gain_high']:+.3f}",
+                    figure["better_than_constant"],
+                    goal,
+                    figure["goal_reached"] if "goal" in figure else "",
+                )
+            )
+    columns = (
+        "task",
+        "figure",
+        "better is",
+        "model",
+        "best constant answer",
+        "truth through the VQGAN",
+        "cases",
+        "model − constant, 95 %",
+        "clearly better",
+        "goal",
+        "reached",
+    )
+    return table(columns, rows)
+
+
+def _measures_note(tasks: Mapping[str, dict]) -> str:
+    """Says in words what fell short, and by how much; silence would be read as success."""
+    shortfalls = [
+        f"{task}: {name} {figure['model']:.2f} of {figure['goal']:.2f}"
+        for task, measured in tasks.items()
+        for name, figure in measured["figures"].items()
+        if not figure.get("goal_reached", True)
+    ]
+    shortfalls += [
+        f"{task}: {name} is not clearly better than the best constant answer"
+        for task, measured in tasks.items()
+        for name, figure in measured["figures"].items()
+        if not figure["better_than_constant"]
+    ]
+    return "Fell short: " + "; ".join(shortfalls) + "." if shortfalls else "Every goal was reached."
+
+
+def _galleries(evaluation: Path, tasks: Mapping[str, dict]) -> list[Section]:
+    sections = []
+    for task in tasks:
+        folder = evaluation / task
+        entries = json.loads((folder / "gallery.json").read_text())
+        body = cards(gallery_card(entry, folder) for entry in entries)
+        sections.append(Section(task.replace("_", " ").capitalize(), body))
+    return sections
+
+
+def _curves(curves: Mapping[str, Sequence[dict]]) -> str:
+    drawn = []
+    for stage, rows in curves.items():
+        names = sorted({name for row in rows for name in row if name.startswith("loss")})
+        overall = [name for name in names if "/task/" not in name]
+        by_task = [name for name in names if "/task/" in name]
+        for title, chosen in ((stage, overall), (f"{stage}, by task", by_task)):
+            series = {
+                name.rsplit("/", 1)[-1]: [(row["step"], row[name]) for row in rows if name in row]
+                for name in chosen
+            }
+            drawn.append(curve(title, series))
+    return "".join(drawn)
+
+
+def _photograph_section(folder: Path | None, photographs: Sequence[dict]) -> list[Section]:
+    if folder is None:
+        return []
+    items = []
+    for each in photographs:
+        words = f"{each['key']} at {each['resolution_px']} px: {each['psnr_db']:.1f} dB PSNR"
+        original, decoded = (folder / each[role] for role in ("original", "decoded"))
+        pair = picture(original, "as tokenised") + picture(decoded, "decoded")
+        items.append(f"<div class='card'>{words}<div class='row'>{pair}</div></div>")
+    mean = sum(each["psnr_db"] for each in photographs) / len(photographs)
+    note = f"{len(photographs)} round trips through the VQGAN, {mean:.1f} dB PSNR on average."
+    return [Section("Real photographs", cards(items, wide=True), note)]
+
+
+def _conditions(conditions: Mapping[str, object]) -> str:
+    stages = conditions.get("stages", [])
+    rest = {name: value for name, value in conditions.items() if name != "stages"}
+    ran = table(("stage", "seconds"), [(each["name"], each["seconds"]) for each in stages])  # type: ignore[attr-defined]
+    return ran + "<h3>Conditions</h3>" + table(("what", "value"), list(rest.items()))
