@@ -1,0 +1,1 @@
+"""Start scripts; installs as data of `mgpt.launch`."""

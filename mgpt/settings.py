@@ -1,0 +1,232 @@
+"""What a configuration dataclass can be given: every field with its dotted path, type and words.
+
+Reads dataclasses only; knows neither Hydra nor any stage. `mgpt <stage> --help`, the check for
+unknown overrides and the quoting of text values all ask here, so they cannot disagree.
+
+    >>> @dataclass(frozen=True)
+    ... class Optim:
+    ...     lr: float = 1e-4  # peak learning rate
+    >>> @dataclass(frozen=True)
+    ... class Config:
+    ...     optim: Optim = field(default_factory=Optim)
+    >>> [(s.path, s.default, s.doc) for s in settings_of(Config)]
+    [('optim.lr', 0.0001, 'peak learning rate')]
+    >>> type_at(Config, "optim.lr")
+    <class 'float'>
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+MISSING = "???"  # OmegaConf's mark of a value that must be given
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One leaf of a configuration: `path` is dotted, `default` is plain data or `MISSING`."""
+
+    path: str
+    kind: str
+    default: Any
+    doc: str
+
+
+def settings_of(cls: type, prefix: str = "") -> Iterator[Setting]:
+    """Every leaf field of the dataclass tree, in the order of definition."""
+    hints, docs = hints_of(cls), field_docs(cls)
+    for field in dataclasses.fields(cls):
+        kind, path = hints[field.name], f"{prefix}{field.name}"
+        nested = _dataclass_in(kind)
+        if nested is not None:
+            yield from settings_of(nested, f"{path}.")
+        else:
+            yield Setting(path, describe(kind), plain_default(field, kind), docs.get(field.name, ""))
+
+
+def hints_of(cls: type) -> dict[str, Any]:
+    """The field types of a dataclass, resolved."""
+    return typing.get_type_hints(cls)
+
+
+def type_at(cls: type, path: str) -> Any | None:
+    """The type of the field at a dotted path, looking into dataclasses, mappings and unions.
+
+    None when there is no such field. Below a `dict[str, T]` every key is known, and has type T.
+    """
+    kind: Any = cls
+    for name in path.split("."):
+        kind = _step_into(kind, name)
+        if kind is None:
+            return None
+    return kind
+
+
+def _step_into(kind: Any, name: str) -> Any | None:
+    for option in options_of(kind):
+        if dataclasses.is_dataclass(option):
+            found = hints_of(option).get(name) if name in field_names(option) else None
+            if found is not None:
+                return found
+        elif typing.get_origin(option) in (dict, Mapping, typing.get_origin(Mapping)):
+            return typing.get_args(option)[1]
+        elif option in (dict, Any):
+            return Any
+    return None
+
+
+def field_names(cls: Any) -> set[str]:
+    """The names of a dataclass's fields."""
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def options_of(kind: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; a tuple of one for any other type."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return typing.get_args(kind)
+    return (kind,)
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a value of this type is text or a path, so that its characters mean themselves."""
+    return any(
+        option in (str, Path)
+        or (
+            typing.get_origin(option) is Literal
+            and all(isinstance(value, str) for value in typing.get_args(option))
+        )
+        for option in options_of(kind)
+    )
+
+
+def takes_list(kind: Any) -> bool:
+    """Whether the type, or one alternative of it, is a list or tuple."""
+    return any(
+        option in (list, tuple) or typing.get_origin(option) in (list, tuple, typing.Sequence)
+        for option in options_of(kind)
+    )
+
+
+def describe(kind: Any) -> str:
+    """A type in words a command line user knows: `int`, `text`, `list of int`, `a | b`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is type(None):
+        return "null"
+    if kind in (str, Path):
+        return "text" if kind is str else "path"
+    if origin is Literal:
+        return " | ".join(str(value) for value in args)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(describe(option) for option in args)
+    if origin in (list, tuple):
+        inner = " x ".join(dict.fromkeys(describe(arg) for arg in args if arg is not Ellipsis))
+        return f"list of {inner}"
+    if origin is dict:
+        return f"{describe(args[0])}: {describe(args[1])}"
+    return getattr(kind, "__name__", str(kind))
+
+
+def plain_default(field: dataclasses.Field[Any], kind: Any) -> Any:
+    """A field's default as plain data: str, numbers, lists, dicts; `MISSING` when it has none."""
+    if field.default is not dataclasses.MISSING:
+        return to_plain(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return to_plain(field.default_factory())
+    nested = _dataclass_in(kind)
+    return defaults_of(nested) if nested is not None else MISSING
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """The whole default tree of a dataclass as plain data."""
+    hints = hints_of(cls)
+    return {f.name: plain_default(f, hints[f.name]) for f in dataclasses.fields(cls)}
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration value as plain data, for yaml and JSON: dataclasses to dicts, paths to str."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _dataclass_in(kind: Any) -> type | None:
+    """The dataclass that a field holds, if it is exactly one and not optional."""
+    return kind if dataclasses.is_dataclass(kind) and isinstance(kind, type) else None
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The words about each field: the string below it, the comment beside or above it, or the
+    docstring's `name: words` line. A subclass's words win over its base's."""
+    docs: dict[str, str] = {}
+    for klass in reversed([k for k in cls.__mro__ if dataclasses.is_dataclass(k)]):
+        docs.update(_docs_in_docstring(klass))
+        try:
+            source = textwrap.dedent(inspect.getsource(klass))
+        except (OSError, TypeError):  # made at run time: only the docstring speaks
+            continue
+        docs.update(_docs_in_source(source))
+    return docs
+
+
+def _docs_in_docstring(cls: type) -> dict[str, str]:
+    names = "|".join(sorted(field_names(cls), key=len, reverse=True))
+    text = inspect.cleandoc(cls.__doc__ or "")
+    found = re.finditer(rf"^\s*`?({names})`?: +(.+(?:\n {{4,}}.+)*)", text, re.MULTILINE)
+    return {m[1]: " ".join(m[2].split()) for m in found} if names else {}
+
+
+def _docs_in_source(source: str) -> dict[str, str]:
+    lines = source.splitlines()
+    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
+    docs: dict[str, str] = {}
+    for node, following in zip(body, [*body[1:], None]):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        words = _string(following) or _comment_after(lines, node) or _comment_above(lines, node)
+        if words:
+            docs[node.target.id] = " ".join(words.split())
+    return docs
+
+
+def _string(node: ast.AST | None) -> str:
+    is_text_node = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    value = node.value.value if is_text_node else ""  # type: ignore[union-attr]
+    return value if isinstance(value, str) else ""
+
+
+def _comment_after(lines: list[str], node: ast.AnnAssign) -> str:
+    assert node.end_lineno is not None and node.end_col_offset is not None
+    rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
+    if not rest.startswith("#"):
+        return ""
+    words = [rest.lstrip("#: ")]
+    for line in lines[node.end_lineno :]:  # a comment that runs on below, indented further
+        indent = len(line) - len(line.lstrip())
+        if not line.lstrip().startswith("#") or indent <= node.col_offset:
+            break
+        words.append(line.strip().lstrip("#: "))
+    return " ".join(words)
+
+
+def _comment_above(lines: list[str], node: ast.AnnAssign) -> str:
+    words: list[str] = []
+    for line in reversed(lines[: node.lineno - 1]):
+        if not line.strip().startswith("#"):
+            break
+        words.append(line.strip().lstrip("#: "))
+    return " ".join(reversed(words))
