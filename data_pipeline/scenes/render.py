@@ -299,7 +299,7 @@ def _shade(
     albedo_3P = np.array([_linear(part.rgb) for part in parts] + [(0, 0, 0), _GROUND_ALBEDO])
     lit_3N = np.take(albedo_3P.T.astype(np.float32), part_N, axis=1) * (sun_N + ambient_N)
     # The ground melts into the horizon, as in a photographer's cove.
-    haze_N = np.clip((t_N[is_ground] - 6.5) / 14, 0, 1)
+    haze_N = np.clip((t_N[is_ground] - 8) / 14, 0, 1)
     horizon = np.array(_HORIZON, np.float32)[:, None]
     lit_3N[:, is_ground] += haze_N * (horizon - lit_3N[:, is_ground])
     for index, part in enumerate(parts):

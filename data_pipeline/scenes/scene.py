@@ -40,10 +40,10 @@ class Camera:
     at the target fits the picture whatever its aspect ratio.
     """
 
-    distance: float = 6.0
+    distance: float = 7.5
     pitch_deg: float = 13.0
-    target_z: float = 0.66
-    view_width: float = 3.8
+    target_z: float = 0.64
+    view_width: float = 4.0
     view_height: float = 3.2
 
 
@@ -143,12 +143,12 @@ def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
         elevation_deg=rng.uniform(47, 53),
     )
     if kind == "objects":
-        camera = Camera(distance=rng.uniform(5.9, 6.1), pitch_deg=rng.uniform(12, 14))
+        camera = Camera(distance=rng.uniform(7.4, 7.6), pitch_deg=rng.uniform(12, 14))
         num_objects = int(rng.choice([1, 2, 3], p=[0.5, 0.42, 0.08]))
         return Scene(kind, camera, light, objects=_sample_objects(rng, split, num_objects))
     if kind == "mannequin":
         camera = Camera(
-            distance=rng.uniform(5.9, 6.1),
+            distance=rng.uniform(7.4, 7.6),
             pitch_deg=rng.uniform(5, 7),
             target_z=1.12,
             view_width=2.5,
@@ -157,7 +157,7 @@ def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
         return Scene(kind, camera, light, mannequin=_sample_mannequin(rng, split))
     assert kind == "views", f"kind {kind!r} is none of {KINDS}"
     camera = Camera(pitch_deg=rng.uniform(15, 17), view_width=2.5, view_height=2.3)
-    turntable = _sample_attributes(rng, split, (), size="large")
+    turntable = sample_attributes(rng, split, (), size="large")
     others = [colour for colour in scene_words.COLOURS if colour != turntable.colour]
     ball = Ball(colour=str(rng.choice(others)), azimuth_deg=float(rng.uniform(27, 33)))
     # The ball hangs in the middle of a cube's face.
@@ -165,7 +165,7 @@ def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
     return Scene(kind, camera, light, objects=(turntable,), ball=ball)
 
 
-def _sample_attributes(
+def sample_attributes(
     rng: np.random.Generator, split: Split, taken_colours: tuple[str, ...], size: str | None = None
 ) -> SceneObject:
     """An object of the split at the origin, of a colour that is not taken."""
@@ -191,7 +191,7 @@ def _sample_objects(
         chosen: list[SceneObject] = []
         for _ in range(num_objects):
             taken = tuple(one.colour for one in chosen)
-            chosen.append(_sample_attributes(rng, split, taken))
+            chosen.append(sample_attributes(rng, split, taken))
         widths = [SLOT_RADII * one.radius for one in chosen]
         free = STAGE_WIDTH - sum(widths) - MIN_GAP * (num_objects - 1)
         if free > 0:

@@ -37,8 +37,8 @@ SIZES: dict[str, float] = {"small": 0.38, "large": 0.684}
 MATERIALS: tuple[str, ...] = ("matte", "shiny")
 
 # Camera-axis depth in scene units that is drawn white and black; see `depth_level`.
-DEPTH_NEAR = 4.4
-DEPTH_FAR = 16.0
+DEPTH_NEAR = 4.6
+DEPTH_FAR = 18.0
 
 SEGMENTATION_COLOURS: dict[str, Rgb] = {
     "sky": (0, 0, 0),
