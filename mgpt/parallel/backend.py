@@ -1,0 +1,250 @@
+"""What a backend is: one model trained by many ranks, behind six verbs.
+
+A backend owns the model, its optimiser and their sharding. Whoever trains gives it micro-batches
+and a scale, and gets sums back; the loss that is minimised is
+
+    (nll_sum + z_loss * z_sum) * loss_scale,   summed over micro-batches and ranks,
+
+with loss_scale = 1 / (trained tokens of the step on all ranks). Each backend undoes whatever
+averaging its library does, so accumulation and world size cannot change the gradient. `single` is
+the reference; the others must agree with it.
+
+    >>> backend = build_backend(ParallelConfig(), lambda: Transformer(cfg), OptimConfig(),
+    ...                         World(), z_loss=1e-5, seed=0, sharding_plan=sharding_plan)
+    >>> sums = backend.forward_backward(batch, loss_scale=1 / 900, last=True)
+    >>> grad_norm, finite = backend.step(lr=1e-4, max_norm=1.0)
+
+Shape suffixes: B rows of the micro-batch, T tokens of a row.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mgpt.errors import CheckpointError, ConfigError
+from mgpt.parallel.dist import World
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "MicroBatch",
+    "MicroSums",
+    "ParallelConfig",
+    "TrainingModule",
+    "build_backend",
+    "check_weights",
+    "detached_sums",
+]
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How one model is spread over processes."""
+
+    name: Literal["single", "fsdp2", "zero3"] = "single"
+    """single: one process; fsdp2: PyTorch's fully_shard; zero3: DeepSpeed's ZeRO stage 3."""
+    procs: int | Literal["auto"] = "auto"
+    """Processes on this machine; auto: one a GPU, else 2 on a CPU, and 1 for single."""
+    micro_rows: int = 1
+    """Rows that one rank takes through forward and backward at once."""
+    recompute: Literal["none", "full"] = "none"
+    """full: a block keeps its input only and runs again in the backward pass."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of forward and backward; weights, moments and reductions are float32 in either case."""
+    reduce_each_micro_batch: bool = False
+    """fsdp2 only. True: gradients stay sharded between micro-batches, for one reduction each;
+    False: one reduction a step, for a whole float32 gradient on every rank while accumulating."""
+    threads: int = 1
+    """torch's threads a process on a CPU. A setting, not a guess: sums depend on it."""
+    timeout_s: float = 1800.0
+    """Longest wait in one collective, in seconds."""
+
+    def __post_init__(self) -> None:
+        for field in ("micro_rows", "threads", "timeout_s"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"{field}={getattr(self, field)} must be above 0")
+        if self.procs != "auto" and self.procs < 1:
+            raise ValueError(f"procs={self.procs} must be at least 1, or auto")
+        if self.name == "single" and self.procs not in ("auto", 1):
+            raise ValueError(f"procs={self.procs}: single runs in 1 process; take fsdp2 or zero3")
+
+
+class MicroBatch(NamedTuple):
+    """Rows that go through the model together; int64 each."""
+
+    ids_BT: Tensor
+    labels_BT: Tensor
+    """The target of each position, -100 where none is trained."""
+    positions_BT: Tensor
+    """Position within its document; 0 starts a document."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class MicroSums(NamedTuple):
+    """What one micro-batch cost on this rank; detached."""
+
+    nll_sum: Tensor
+    """Sum of the negative log-likelihoods in nats over the trained tokens; a scalar."""
+    z_sum: Tensor
+    """Sum of logsumexp² over the same tokens, without its coefficient; a scalar."""
+    token_nll_BT: Tensor
+    """The same by token, float32; 0 where nothing is trained."""
+
+
+class LossSums(Protocol):
+    """What the model's `training_sums` must return: a NamedTuple, so that the hooks of fully_shard
+    and DeepSpeed find the tensors in it."""
+
+    nll_sum: Tensor
+    z_sum: Tensor
+    token_nll: Tensor
+    loss_sum: Tensor
+
+
+class OptimizerRecipe(Protocol):
+    """Builds the optimiser over named parameters (mgpt.train.optim.OptimConfig)."""
+
+    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW: ...
+
+
+class TrainingModule(nn.Module):
+    """A model with its loss as `forward`, which is where every sharding library puts its hooks."""
+
+    def __init__(self, model: nn.Module, z_loss: float) -> None:
+        super().__init__()
+        self.model = model
+        self.z_loss = z_loss
+
+    def forward(self, batch: MicroBatch) -> LossSums:
+        return self.model.training_sums(
+            batch.ids_BT, batch.positions_BT, batch.labels_BT, self.z_loss
+        )
+
+    def named_weights(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters under the names they have in the model."""
+        return list(self.model.named_parameters())
+
+
+class Backend(Protocol):
+    """One model on the ranks of a world. All methods are collective: every rank calls them, in the
+    same order and as often."""
+
+    dp_rank: int
+    """Which share of the rows is this rank's."""
+    dp_size: int
+    device: torch.device
+
+    def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
+        """Adds this micro-batch's gradients. `last` is set on the last one before `step`."""
+        ...
+
+    def step(self, lr: float, max_norm: float) -> tuple[float, bool]:
+        """Clips to `max_norm` (0: never) and updates once; gradients are empty afterwards.
+
+        Returns the norm before clipping, over all ranks, and whether it was finite. Where it was
+        not, no rank updates anything.
+        """
+        ...
+
+    def evaluate(self, batch: MicroBatch) -> MicroSums:
+        """The sums without gradients and without dropout."""
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sets every weight, from full tensors that each rank is given; moments stay as they are.
+
+        Raises CheckpointError that lists all missing, unknown and misshapen names.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, moments and the count of updates: the `state/` of a checkpoint."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Reads what any backend saved, on any number of ranks. Raises CheckpointError."""
+        ...
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """All weights in float32 on the CPU, on rank 0; an empty dict elsewhere."""
+        ...
+
+    def weights_checksum(self) -> str:
+        """16 hex digits of the weights' bits, the same for any sharding of the same weights."""
+        ...
+
+
+BACKENDS: dict[str, str] = {
+    "single": "mgpt.parallel.single:SingleBackend",
+    "fsdp2": "mgpt.parallel.fsdp2:Fsdp2Backend",
+    "zero3": "mgpt.parallel.zero3:Zero3Backend",
+}
+
+
+def build_backend(
+    cfg: ParallelConfig,
+    model_fn: Callable[[], nn.Module],
+    optim_cfg: OptimizerRecipe,
+    world: World,
+    z_loss: float,
+    seed: int,
+    sharding_plan: Callable[[nn.Module], Sequence[str]],
+) -> Backend:
+    """A freshly initialised model on this world's ranks, ready to train.
+
+    Args:
+        model_fn: makes the model on the CPU; `init_weights(seed)` is called here.
+        sharding_plan: names the submodules that are sharded, and recomputed, each on its own.
+
+    Raises:
+        ConfigError: an unknown name, or a single process asked of several.
+        MachineError: DeepSpeed is asked for and is not installed.
+    """
+    if cfg.name not in BACKENDS:
+        raise ConfigError(f"parallel={cfg.name}: unknown; it is one of {', '.join(BACKENDS)}")
+    if world.device.type == "cpu":
+        torch.set_num_threads(cfg.threads)
+    model = model_fn()
+    model.init_weights(seed)
+    module_name, class_name = BACKENDS[cfg.name].split(":")
+    backend_class = getattr(importlib.import_module(module_name), class_name)
+    return backend_class(
+        cfg, TrainingModule(model, z_loss), optim_cfg, world, list(sharding_plan(model))
+    )
+
+
+def check_weights(
+    weights: Iterable[tuple[str, Tensor]], shapes: dict[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """Passes the pairs on; raises CheckpointError at the end of the stream for all that was wrong.
+
+    A misshapen or unknown tensor is held back, so that a consumer may copy what it is given.
+    """
+    seen: set[str] = set()
+    problems: list[str] = []
+    for name, tensor in weights:
+        seen.add(name)
+        if name not in shapes:
+            problems.append(f"{name} is not in this model")
+        elif tensor.shape != shapes[name]:
+            problems.append(f"{name} is {list(tensor.shape)}, the model has {list(shapes[name])}")
+        else:
+            yield name, tensor
+    problems += [f"{name} is missing" for name in shapes if name not in seen]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
+        raise CheckpointError(f"the weights do not fit this model: {shown}")
+
+
+def detached_sums(sums: LossSums) -> MicroSums:
+    """What is left of the model's sums when their graph is gone."""
+    return MicroSums(sums.nll_sum.detach(), sums.z_sum.detach(), sums.token_nll.detach())

@@ -1,0 +1,145 @@
+"""The processes of one run: who I am, and the few collectives that the rooms above need.
+
+A `World` is a value: rank, size, device. Without a launcher it is one process and every collective
+returns at once, so the code above is written once. Objects travel between ranks as JSON, never as
+pickle. Errors travel too: `raise_together` ends all ranks with the message of the one that failed,
+where a lone `raise` would leave the others waiting for it in their next collective.
+
+This module knows nothing of models or training.
+
+    >>> world = init_distributed()
+    >>> world.rank, world.size, world.all_reduce_sum([1.0, 2.0])
+    (0, 1, [1.0, 2.0])
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mgpt.errors import MachineError, MgptError
+
+__all__ = ["World", "init_distributed"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run. The default is a run of one process on the CPU."""
+
+    rank: int = 0
+    """Position among all processes; rank 0 writes files and speaks to people."""
+    size: int = 1
+    """Number of processes."""
+    local_rank: int = 0
+    """Position among the processes of this machine; it picks the GPU."""
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Returns once every rank has called it."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over the ranks, in float64. Every rank gives as many values."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank."""
+        return self.all_reduce_sum([float(flag)])[0] > 0
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The JSON-able value of each rank, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([payload.numel()]))
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: payload.numel()] = payload
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [
+            json.loads(bytes(part[: int(length)].numpy()))
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+
+    def broadcast_object(self, value: Any) -> Any:
+        """The JSON-able value of rank 0, on every rank."""
+        return self.gather_objects(value if self.is_main else None)[0]
+
+    def raise_together(self, error: MgptError | None) -> None:
+        """Raises on every rank, as the same kind, the error of the lowest rank that has one."""
+        found = [None, None] if error is None else [type(error).__name__, str(error)]
+        for rank, (kind, message) in enumerate(self.gather_objects(found)):
+            if kind is not None:
+                if error is not None:
+                    raise error
+                raise _error_kind(kind)(f"{message} (on rank {rank})")
+
+    def require_process_group(self) -> None:
+        """A process group exists afterwards; a lone process gets one of its own, without ports."""
+        if not dist.is_initialized():
+            assert self.size == 1, "several ranks meet in init_distributed"
+            dist.init_process_group(
+                _collectives(self.device), store=dist.HashStore(), rank=0, world_size=1
+            )
+
+    def shutdown(self) -> None:
+        """Leaves the process group, if there is one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def init_distributed(device: str = "auto", timeout_s: float = 1800.0) -> World:
+    """Joins the processes that torchrun or srun started; alone where nothing started us.
+
+    Args:
+        device: "cpu", "cuda", or "auto" for the GPU of this local rank where there is one.
+        timeout_s: longest wait in one collective, in seconds.
+
+    Raises:
+        MachineError: a GPU is asked for and there is none, or the processes do not meet.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise MachineError("device=cuda: torch sees no GPU here; set device=cpu or auto")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = int(os.environ.get("RANK", "0"))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    where = torch.device("cpu")
+    if has_gpu and device != "cpu":
+        where = torch.device("cuda", local_rank)
+        torch.cuda.set_device(where)
+    if "RANK" in os.environ and not dist.is_initialized():
+        try:
+            dist.init_process_group(_collectives(where), timeout=timedelta(seconds=timeout_s))
+        except (RuntimeError, ValueError) as error:
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise MachineError(
+                f"rank {rank} of {size} did not meet the others at {address}: {error}; "
+                "check that the address is reachable and the port free"
+            ) from error
+    return World(rank, size, local_rank, where)
+
+
+def _collectives(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def _error_kind(name: str) -> type[MgptError]:
+    kinds = {kind.__name__: kind for kind in [MgptError, *MgptError.__subclasses__()]}
+    return kinds.get(name, MgptError)

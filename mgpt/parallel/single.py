@@ -1,0 +1,138 @@
+"""The reference backend: one process, plain PyTorch. The others are right where they agree with it.
+
+Everything here is written for parameters that may be sharded tensors, because `fsdp2` is this
+class over such parameters; see there.
+
+    >>> backend = SingleBackend(ParallelConfig(), TrainingModule(model, 1e-5), OptimConfig(),
+    ...                         World(), sharding_plan(model))
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from mgpt.errors import ConfigError
+from mgpt.parallel.backend import (
+    DTYPES,
+    LossSums,
+    MicroBatch,
+    MicroSums,
+    OptimizerRecipe,
+    ParallelConfig,
+    TrainingModule,
+    check_weights,
+    detached_sums,
+)
+from mgpt.parallel.dist import World
+from mgpt.parallel.recompute import recompute_blocks
+from mgpt.parallel.state import (
+    adam_state,
+    full_tensor,
+    num_updates,
+    prepare_adam,
+    read_state,
+    set_num_updates,
+    weights_checksum,
+    write_state,
+)
+
+__all__ = ["SingleBackend"]
+
+
+class SingleBackend:
+    """One model in one process; see `mgpt.parallel.backend.Backend` for the contract."""
+
+    def __init__(
+        self,
+        cfg: ParallelConfig,
+        module: TrainingModule,
+        optim_cfg: OptimizerRecipe,
+        world: World,
+        plan: Sequence[str],
+    ) -> None:
+        """Raises ConfigError where this backend cannot run on that many processes."""
+        self.dp_rank, self.dp_size, self.device = world.rank, world.size, world.device
+        self._world = world
+        self._dtype = DTYPES[cfg.dtype]
+        if cfg.recompute == "full":
+            recompute_blocks(module.model, plan, reentrant=False)
+        self._module = self._place(cfg, module, plan)
+        self._named = self._module.named_weights()
+        self._parameters = [parameter for _, parameter in self._named]
+        self._optimizer = optim_cfg.build(self._named)
+        prepare_adam(self._optimizer, self._parameters)
+
+    def _place(
+        self, cfg: ParallelConfig, module: TrainingModule, plan: Sequence[str]
+    ) -> TrainingModule:
+        if self.dp_size != 1:
+            raise ConfigError(
+                f"parallel=single runs in 1 process and was started in {self.dp_size}; "
+                "take parallel=fsdp2 or parallel=zero3"
+            )
+        return module.to(self.device)
+
+    def _forward(self, batch: MicroBatch) -> LossSums:
+        batch = batch.to(self.device)
+        if self._dtype is torch.float32:
+            return self._module(batch)
+        # What sharding libraries do for mixed precision: the forward sees low-precision copies,
+        # and their gradients flow back through the cast into the float32 weights.
+        copies = {n: p.to(self._dtype) for n, p in self._module.named_parameters()}
+        return functional_call(self._module, copies, (batch,))
+
+    def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
+        self._module.train()
+        sums = self._forward(batch)
+        (sums.loss_sum * loss_scale).backward()
+        return detached_sums(sums)
+
+    def step(self, lr: float, max_norm: float) -> tuple[float, bool]:
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = full_tensor(get_total_norm(grads))
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            if max_norm > 0:
+                clip_grads_with_norm_(self._parameters, max_norm, norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm), finite
+
+    def evaluate(self, batch: MicroBatch) -> MicroSums:
+        self._module.eval()
+        with torch.no_grad():
+            return detached_sums(self._forward(batch))
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        targets = dict(self._named)
+        with torch.no_grad():
+            for name, value in check_weights(weights, {n: p.shape for n, p in self._named}):
+                self._set_weight(targets[name], value)
+
+    def _set_weight(self, parameter: Tensor, value: Tensor) -> None:
+        parameter.copy_(value)
+
+    def save(self, folder: Path) -> None:
+        tensors = adam_state(self._named, self._optimizer)
+        write_state(folder, tensors, num_updates(self._optimizer), self._world)
+
+    def load(self, folder: Path) -> None:
+        tensors = adam_state(self._named, self._optimizer)
+        set_num_updates(self._optimizer, read_state(folder, tensors, self._world))
+
+    def full_weights(self) -> dict[str, Tensor]:
+        weights = {}
+        for name, parameter in self._named:
+            value = full_tensor(parameter.detach())
+            if self._world.is_main:
+                weights[name] = value.to("cpu", torch.float32, copy=True)
+        return weights
+
+    def weights_checksum(self) -> str:
+        return weights_checksum(self._named, self._world)

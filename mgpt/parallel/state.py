@@ -1,0 +1,176 @@
+"""Training state as tensors in a folder: one layout for every backend and any number of ranks.
+
+The folder holds safetensors files, each with the pieces that one rank owned, as PyTorch's
+Distributed Checkpoint writes them, and `updates.json`. Names are `model.<name>`, `exp_avg.<name>`
+and `exp_avg_sq.<name>`, float32, where <name> is the parameter's name in the model. A sharded
+parameter is a DTensor split along its first dimension; a plain tensor is the whole. Reading asks
+for whatever split the reader has.
+
+    >>> write_state(folder, {"model.norm.weight": torch.ones(8)}, num_updates=3, world=World())
+    >>> target = {"model.norm.weight": torch.empty(8)}
+    >>> read_state(folder, target, World())
+    3
+    >>> dict(read_weights(folder))
+    {'norm.weight': tensor([1., 1., ...])}
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mgpt.errors import CheckpointError
+from mgpt.parallel.dist import World
+
+__all__ = [
+    "MOMENTS",
+    "adam_state",
+    "full_tensor",
+    "num_updates",
+    "prepare_adam",
+    "read_state",
+    "read_weights",
+    "set_num_updates",
+    "weights_checksum",
+    "write_state",
+]
+
+WEIGHTS = "model"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_UPDATES_FILE = "updates.json"
+
+
+def prepare_adam(optimizer: torch.optim.AdamW, parameters: Iterable[Tensor]) -> None:
+    """Gives every parameter the zero state that Adam itself makes only at its first update."""
+    fused = bool(optimizer.defaults["fused"])
+    for parameter in parameters:
+        step_device = parameter.device if fused else torch.device("cpu")
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=step_device),
+            **{key: torch.zeros_like(parameter.detach()) for key in MOMENTS},
+        }
+
+
+def num_updates(optimizer: torch.optim.AdamW) -> int:
+    """Updates made so far; Adam counts them by parameter, and all counts are equal."""
+    return int(next(iter(optimizer.state.values()))["step"])
+
+
+def set_num_updates(optimizer: torch.optim.AdamW, count: int) -> None:
+    for state in optimizer.state.values():
+        state["step"].fill_(count)
+
+
+def adam_state(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.AdamW
+) -> dict[str, Tensor]:
+    """The live tensors of weights and moments under the names of the layout."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in named_parameters:
+        tensors[f"{WEIGHTS}.{name}"] = parameter.detach()
+        for key in MOMENTS:
+            tensors[f"{key}.{name}"] = optimizer.state[parameter][key]
+    return tensors
+
+
+def write_state(
+    folder: Path, tensors: Mapping[str, Tensor], num_updates: int, world: World
+) -> None:
+    """Writes the tensors; collective. The folder must be empty. Raises CheckpointError."""
+    error = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
+        if world.is_main:
+            (folder / _UPDATES_FILE).write_text(json.dumps({"num_updates": num_updates}) + "\n")
+    except (OSError, dcp.CheckpointException) as cause:
+        error = CheckpointError(f"{folder}: the state could not be written: {cause}")
+        error.__cause__ = cause
+    world.raise_together(error)
+
+
+def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int:
+    """Fills the targets in place, each rank its own pieces; collective.
+
+    Returns the number of updates that the state had seen.
+
+    Raises:
+        CheckpointError: a name is missing or unknown, a shape differs, or a file is not readable.
+    """
+    error, count = None, 0
+    try:
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        found = {
+            name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()
+        }
+        _check_same_shapes(folder, found, {name: t.shape for name, t in targets.items()})
+        count = int(json.loads((folder / _UPDATES_FILE).read_text())["num_updates"])
+    except CheckpointError as mismatch:
+        error = mismatch
+    except Exception as cause:  # safetensors raises its own kinds for a file that is cut short
+        error = CheckpointError(f"{folder}: the state could not be read: {cause}")
+        error.__cause__ = cause
+    world.raise_together(error)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
+        dcp.load(dict(targets), storage_reader=reader, no_dist=world.size == 1)
+    return count
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The full weights of a state folder one by one, in float32, in one process without a group."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    for name, entry in reader.read_metadata().state_dict_metadata.items():
+        if not name.startswith(f"{WEIGHTS}."):
+            continue
+        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
+            dcp.load(
+                {name: tensor},
+                storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
+                no_dist=True,
+            )
+        yield name.removeprefix(f"{WEIGHTS}."), tensor
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; collective where it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def weights_checksum(named_tensors: Iterable[tuple[str, Tensor]], world: World) -> str:
+    """16 hex digits: the tensors' bits summed as integers, the n-th tensor times n, modulo 2^48.
+
+    A sum does not depend on how it is split, so each rank adds what it holds. It detects any
+    drift of values; it does not see two values of one tensor that changed places.
+    """
+    total = 0
+    for factor, (_, tensor) in enumerate(named_tensors, start=1):
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        total += factor * int(local.detach().contiguous().view(torch.int32).sum(dtype=torch.int64))
+    parts = world.gather_objects(total)
+    return f"{sum(parts) % (1 << 48):016x}"
+
+
+def _check_same_shapes(
+    folder: Path, found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size]
+) -> None:
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is not in this model" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {list(found[name])}, the model has {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
+        raise CheckpointError(f"{folder} does not fit this model: {shown}")

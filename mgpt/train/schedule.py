@@ -1,0 +1,42 @@
+"""The learning rate of a step, as a pure function of the step.
+
+    >>> cfg = ScheduleConfig(kind="cosine", warmup_steps=10)
+    >>> [learning_rate(cfg, step, 100, peak=1e-3) for step in (0, 5, 10, 100)]
+    [0.0, 0.0005, 0.001, 0.0]
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["ScheduleConfig", "learning_rate"]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Warm-up, then a constant rate or half a cosine."""
+
+    kind: Literal["constant", "cosine"] = "constant"
+    """constant: fine-tuning as published; cosine: Chameleon's pretraining."""
+    warmup_steps: int = 0
+    """Steps of linear rise from 0; the rate of step 0 is then 0, as in the official code."""
+    min_ratio: float = 0.0
+    """What is left of the peak at the last step of a cosine."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
+        if not 0 <= self.min_ratio <= 1:
+            raise ValueError(f"min_ratio={self.min_ratio} must lie in [0, 1]")
+
+
+def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int, peak: float) -> float:
+    """The rate of step `step`, counted from 0, of `total_steps`."""
+    if step < cfg.warmup_steps:
+        return peak * step / cfg.warmup_steps
+    if cfg.kind == "constant":
+        return peak
+    span = max(1, total_steps - cfg.warmup_steps)
+    progress = min(1.0, (step - cfg.warmup_steps) / span)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak * (cfg.min_ratio + (1.0 - cfg.min_ratio) * cosine)
