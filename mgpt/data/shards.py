@@ -27,7 +27,7 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,7 @@ class ShardWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             for suffix in ("tar", "index.npy", "json"):
                 remove_leftovers(self.folder, f"{name}.{suffix}")
-            self._stream = open(self._temporary, "xb")
+            self._stream = open(self._temporary, "xb")  # noqa: SIM115 - closed in __exit__
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -315,7 +315,7 @@ class ShardWriter:
             **extra,
         )
         if before_publish is not None:
-            beforepublish()
+            before_publish()
         with disk_errors(self._tar_path):
             publish(self._stream, self._temporary, self._tar_path)
         atomic_write(self.folder / f"{self.name}.index.npy", index)
@@ -394,7 +394,7 @@ class Shard:
                 f"{self.manifest.samples}; run mgpt verify on {self.folder}"
             )
         try:
-            self._tar = open(self._path, "rb", buffering=0)
+            self._tar = open(self._path, "rb", buffering=0)  # noqa: SIM115 - lives as long
             size = os.fstat(self._tar.fileno()).st_size
         except OSError as error:
             raise DataError(f"{self._path}: {error.strerror}; restore the shard") from error
