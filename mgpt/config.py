@@ -105,6 +105,14 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
     return Composed(node, choices)
 
 
+def group_choices(config_name: str) -> list[tuple[str, tuple[str, list[str]]]]:
+    """Each group of a stage with the choice it makes by default and all there are."""
+    with _hydra():
+        groups = _groups(config_name)
+        chosen = _choices(hydra_compose(config_name, return_hydra_config=True))
+    return [(name, (chosen[key], choices)) for name, (key, choices) in groups.items()]
+
+
 class _hydra:
     """Hydra's global state, set up for one call and cleared again."""
 

@@ -1,0 +1,6 @@
+"""`python -m mgpt` is `mgpt`."""
+
+from mgpt.cli import console
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,68 @@
+"""The text of `mgpt <stage> --help`, from the stage's dataclasses and configuration groups.
+
+    >>> print(stage_help("pack", STAGES["pack"], importlib.import_module("mgpt.stages.pack")))
+    mgpt pack: pictures and captions into raw shards
+    …
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from mgpt.config import group_choices
+from mgpt.settings import MISSING, Setting, settings_of
+
+if TYPE_CHECKING:
+    from mgpt.cli import Stage
+
+
+def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
+    """What it does, what it reads and writes, its groups, its fields with defaults, an example."""
+    lines = [
+        f"mgpt {name}: {stage.what}",
+        "",
+        f"  reads   {stage.input}",
+        f"  writes  {stage.output}",
+        "",
+        *_paragraphs(module.__doc__ or ""),
+        "",
+        "example",
+        f"  mgpt {name} {stage.example}",
+    ]
+    groups = group_choices(name)
+    if groups:
+        lines += ["", "groups (group=choice)"]
+        lines += [f"  {group:<12} {chosen} of {', '.join(all_)}" for group, (chosen, all_) in groups]
+    lines += ["", "fields (field=value; * must be given)", *_fields(settings_of(module.Config))]
+    return "\n".join(lines)
+
+
+def _paragraphs(doc: str) -> list[str]:
+    """The module's words up to its example."""
+    words = doc.split("\n\n    ")[0].strip()
+    return [f"  {line}".rstrip() for line in words.splitlines()]
+
+
+def _fields(settings: Iterable[Setting]) -> list[str]:
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines = []
+    for setting in settings:
+        required = setting.default == MISSING
+        default = "" if required else f" = {_plain(setting.default)}"
+        lines.append(f"{'* ' if required else '  '}{setting.path}{default}    ({setting.kind})")
+        lines += textwrap.wrap(
+            setting.doc, max(width - 2, 60), initial_indent=" " * 8, subsequent_indent=" " * 8
+        )
+    return lines
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_plain(item) for item in value)}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else "''" if value == "" else str(value)

@@ -1,0 +1,93 @@
+"""Processes that belong together: children end with their parent, errors come back as one message.
+
+A stage that trains runs itself again, once per process, under torch's own launcher; the stage that
+was called becomes the launcher. Knows no stage: it is given the command's arguments.
+
+    >>> run_workers(["fp_sft", "--config", "outputs/a/config.yaml"], procs=2, threads=1)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from mgpt.errors import MgptError, TrainingError
+
+PARENT_VARIABLE = "MGPT_PARENT_PID"
+INTERRUPTED_STATUS = 75  # EX_TEMPFAIL: stopped in order by a signal; the same command goes on
+_PR_SET_PDEATHSIG = 1
+
+
+class Interrupted(MgptError):
+    """A stage that a signal ended in order, with its work saved; exit status 75."""
+
+
+def is_worker() -> bool:
+    """Whether torchrun, or anything else that sets RANK, started this process."""
+    return "RANK" in os.environ
+
+
+def own_children() -> None:
+    """Children started from here on that call `die_with_parent` end when this process does."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+
+def die_with_parent() -> None:
+    """Ends this process at once when the mgpt process that started it ends, even by SIGKILL.
+
+    Linux only (prctl); elsewhere nothing happens. Does nothing where no mgpt process started us.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it ended before the line above
+        raise SystemExit(INTERRUPTED_STATUS)
+
+
+def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
+    """Runs `python -m mgpt <arguments>` as `procs` ranks and waits for them.
+
+    Raises TrainingError with the message of the rank that failed first, or `Interrupted`.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    own_children()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={procs}"]
+    try:
+        run(get_args_parser().parse_args([*options, "--module", "mgpt", *arguments]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == INTERRUPTED_STATUS:
+            raise Interrupted("stopped by a signal, work saved; the same command goes on") from None
+        raise TrainingError(_failure_words(rank, failure)) from None
+    except SignalException as error:
+        raise Interrupted(f"stopped by {error.sigval.name}; the same command goes on") from None
+
+
+def report_failure(error: BaseException) -> bool:
+    """Hands a worker's error to its launcher; False where there is none to tell."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    return True
+
+
+def _failure_words(rank: int, failure: object) -> str:
+    message = getattr(failure, "message", "")
+    if isinstance(message, dict):
+        message = message.get("message", message)
+    if message and failure.error_file != "<N/A>":  # type: ignore[attr-defined]
+        kind, _, words = str(message).partition(": ")
+        return f"{words if kind.endswith('Error') else message} (rank {rank})"
+    code = failure.exitcode  # type: ignore[attr-defined]
+    end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    return f"rank {rank} {end}; its last lines above may say why, and the same command goes on"

@@ -1,0 +1,147 @@
+"""One record of a stage, three views: the console, `metrics.jsonl`, Weights & Biases.
+
+A stage logs figures by step, pictures and tables; the tracker shows them. Ranks other than 0 hold
+a tracker that does nothing, so the code above is written once. Knows nothing of training.
+
+    >>> with Tracker(TrackingConfig(), Path("outputs/a"), "pack", "quickstart", {}) as tracker:
+    ...     with tracker.progress(total=10, unit="samples", description="pack") as bar:
+    ...         bar.advance(10)
+    ...     tracker.log(0, {"samples": 10})
+    ...     tracker.finish({"samples": 10})
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgpt.tracking.progress import Bar, figure_texts, progress
+from mgpt.tracking.wandb_run import Mode, open_run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run is shown. Nothing here can change a result."""
+
+    mode: Mode = "auto"
+    """Weights & Biases: online, offline, disabled; auto is online with a key, else offline."""
+    project: str = "mgpt"
+    """Its project."""
+    entity: str | None = None
+    """Its team or user; null is the key's own."""
+    group: str = ""
+    """Name that groups the runs of one pipeline."""
+
+
+class Tracker:
+    """The record of one stage; also a context that closes it, marked failed on an error.
+
+    Args:
+        cfg: where it is shown.
+        run_folder: the stage's output folder; wandb/ and metrics.jsonl stand there.
+        stage: its name, `fp_sft`.
+        group: the pipeline's name; `cfg.group` wins where it is set.
+        resolved_config: plain data, shown with the run.
+        is_main: False on ranks other than 0, which record nothing.
+        record: whether `log` appends to metrics.jsonl; False where the trainer writes that file.
+    """
+
+    def __init__(
+        self,
+        cfg: TrackingConfig,
+        run_folder: Path,
+        stage: str,
+        group: str = "",
+        resolved_config: Mapping[str, Any] | None = None,
+        is_main: bool = True,
+        record: bool = True,
+    ) -> None:
+        self.is_main = is_main
+        self._stage = stage
+        self._record = run_folder / "metrics.jsonl" if record and is_main else None
+        self._run: Any = None
+        if is_main and cfg.mode != "disabled":
+            config = resolved_config or {}
+            self._run = open_run(
+                cfg.mode, run_folder, cfg.project, cfg.entity, stage, cfg.group or group, config
+            )
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=0 if kind is None else 1)
+            self._run = None
+
+    def progress(
+        self, total: float, unit: str, description: str, done: float = 0
+    ) -> AbstractContextManager[Bar]:
+        """A progress bar on rank 0; see `mgpt.tracking.progress`."""
+        return progress(total, unit, description, done, shown=self.is_main)
+
+    def print(self, words: str) -> None:
+        """A line on the console, from rank 0 alone."""
+        if self.is_main:
+            print(words, flush=True)
+
+    def log(self, step: int, figures: Mapping[str, float | int | str]) -> None:
+        """Figures of one step; names with `/` make groups, `loss/task/caption`."""
+        row = {"step": step, **figures}
+        if self._record is not None:
+            with self._record.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._run is not None:
+            self._run.log(row)
+
+    def images(self, step: int, name: str, images: Sequence[tuple[str, np.ndarray]]) -> None:
+        """A panel of (caption, uint8 picture [H, W, 3])."""
+        if self._run is not None:
+            import wandb
+
+            panel = [wandb.Image(picture, caption=caption) for caption, picture in images]
+            self._run.log({"step": step, name: panel})
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table, on the console and in the run."""
+        if not self.is_main:
+            return
+        _print_table(name, columns, rows)
+        if self._run is not None:
+            import wandb
+
+            words = [[_cell(value) for value in row] for row in rows]
+            self._run.log({name: wandb.Table(columns=list(columns), data=words)})
+
+    def finish(self, summary: Mapping[str, float | int | str]) -> None:
+        """The stage's final figures: a line on the console, the summary of the run."""
+        if not self.is_main:
+            return
+        print("  ".join([f"{self._stage}: complete", *figure_texts(dict(summary))]), flush=True)
+        if self._run is not None:
+            self._run.summary.update(dict(summary))
+
+
+def _print_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=name, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*[_cell(value) for value in row])
+    console = Console()
+    # A pipe has no width; rich would cut columns at 80 characters.
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
