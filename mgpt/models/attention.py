@@ -1,0 +1,225 @@
+"""Causal attention that never crosses a document's border, and the two steps before it.
+
+A packed row holds several documents; `positions == 0` starts each. `Documents` reads these borders
+once a batch and serves every layer. It knows nothing of ids, images or training: only positions.
+
+On a CPU the tokens of the batch are laid out document after document, sorted by length, before the
+first layer; everything but attention works token by token, so no layer copies anything to regroup
+them, and all documents of one length are one batched call. On a GPU the rows stay as they are and
+FlexAttention gets a block mask. Both give each document the logits it has alone.
+
+    >>> positions_BT = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]])
+    >>> documents = Documents.from_positions(positions_BT)
+    >>> documents.runs  # two documents of two tokens, two of three
+    ((2, 2), (2, 3))
+    >>> documents.gather(positions_BT)
+    tensor([[0, 1, 0, 1, 0, 1, 2, 0, 1, 2]])
+
+Shape suffixes: B rows, T positions in a row, N tokens of a batch, H query heads, J key-value heads,
+K head size, D hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Documents", "HeadNorm", "attend_causal", "rotary_angles", "rotate"]
+
+# Scores of one call above which memory counts for more than the speed of plain products.
+_MAX_PLAIN_SCORES = 1 << 25
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over the head size, one (weight, bias) a group of heads (FACTS: qk-norm).
+
+    Normalises, multiplies, adds, each rounded to the activations' type, as Chameleon does. The
+    heads are split into `groups` equal consecutive parts, Meta's model-parallel shards; `groups`
+    equal to the number of heads is the layout of transformers 5.
+    """
+
+    def __init__(self, groups: int, head_dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(groups, head_dim))
+        self.bias = nn.Parameter(torch.zeros(groups, head_dim))
+
+    def forward(self, x_BTHK: Tensor) -> Tensor:
+        """Returns a tensor of the shape and type of `x_BTHK`."""
+        groups, head_dim = self.weight.shape
+        if groups == 1 and x_BTHK.dtype == torch.float32:
+            # One pass instead of three; in fp32 it differs by the rounding of one fused operation.
+            return F.layer_norm(x_BTHK, (head_dim,), self.weight[0], self.bias[0], self.eps)
+        normed = F.layer_norm(x_BTHK, (head_dim,), eps=self.eps)
+        if groups == 1:
+            return normed * self.weight[0] + self.bias[0]
+        grouped = normed.unflatten(-2, (groups, -1))
+        return (grouped * self.weight[:, None] + self.bias[:, None]).flatten(-3, -2)
+
+
+def rotary_angles(
+    positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B, T, 1, K / 2] of position x theta^(-2i/K), computed in fp32, then cast.
+
+    Source: RoPE (arXiv 2104.09864) in the half-split layout of transformers' Chameleon: dimension
+    i turns with dimension i + K/2.
+    """
+    exponent = torch.arange(0, head_dim, 2, device=positions_BT.device).float() / head_dim
+    angles = positions_BT.float()[..., None, None] * (1.0 / theta**exponent)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation keeps no activations: its backward is the rotation by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x_BTHK, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTHK: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad_BTHK, cos, -sin), None, None
+
+
+def _turn(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x_BTHK.chunk(2, dim=-1)
+    out = torch.empty_like(x_BTHK, memory_format=torch.contiguous_format)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).sub_(second * sin)
+    torch.mul(second, cos, out=out_second).add_(first * sin)
+    return out
+
+
+def rotate(x_BTHK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """`x_BTHK` turned by its positions' angles; `rotary` comes from `rotary_angles`."""
+    return _Rotate.apply(x_BTHK, *rotary)
+
+
+def attend_causal(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v over the same and earlier positions; returns [B, T, H, K]."""
+    batch, length, heads, head_dim = q_BTHK.shape
+    plain = q_BTHK.device.type == "cpu" and q_BTHK.dtype != torch.float32
+    if plain and batch * heads * length * length <= _MAX_PLAIN_SCORES:
+        return _attend_plain(q_BTHK, k_BTJK, v_BTJK)
+    out_BHTK = F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2),
+        k_BTJK.transpose(1, 2),
+        v_BTJK.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=heads != k_BTJK.shape[2],
+    )
+    return out_BHTK.transpose(1, 2)
+
+
+def _attend_plain(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
+    """The same by plain products: the fused kernel's bf16 backward is six times slower on a CPU."""
+    batch, length, heads, head_dim = q_BTHK.shape
+    share = heads // k_BTJK.shape[2]
+    if share > 1:
+        k_BTJK, v_BTJK = k_BTJK.repeat_interleave(share, 2), v_BTJK.repeat_interleave(share, 2)
+    q, k, v = (t.transpose(1, 2).reshape(-1, length, head_dim) for t in (q_BTHK, k_BTJK, v_BTJK))
+    later = torch.full((length, length), -torch.inf, dtype=q.dtype).triu_(1)
+    scores = torch.baddbmm(later, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(head_dim))
+    return (scores.softmax(-1) @ v).view(batch, heads, length, head_dim).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of one batch, for all layers; made by `from_positions`.
+
+    Attributes:
+        order_N: flat indices b * T + t of the tokens in computing order; None where rows stay.
+        runs: (documents, length) of consecutive documents of equal length in that order.
+        block_mask: FlexAttention's mask where rows stay.
+    """
+
+    order_N: Tensor | None
+    runs: tuple[tuple[int, int], ...] = ()
+    block_mask: Any = None
+
+    @classmethod
+    def from_positions(cls, positions_BT: Tensor, needed_BT: Tensor | None = None) -> Documents:
+        """Reads the borders from positions [B, T]; every row starts a document.
+
+        `needed_BT` (bool) lets a CPU leave out documents without a needed token, such as padding;
+        one document always stays, so that an empty batch still reaches every parameter.
+        """
+        if positions_BT.device.type == "cuda":
+            return cls(order_N=None, block_mask=_block_mask(positions_BT))
+        starts_C = (positions_BT.flatten() == 0).nonzero().flatten()
+        ends_C = torch.cat([starts_C[1:], starts_C.new_tensor([positions_BT.numel()])])
+        assert bool((positions_BT[:, 0] == 0).all()), "every row starts with position 0"
+        if needed_BT is not None:
+            before = F.pad(needed_BT.flatten().cumsum(0), (1, 0))
+            keep_C = before[ends_C] > before[starts_C]
+            keep_C[0] |= ~keep_C.any()
+            starts_C, ends_C = starts_C[keep_C], ends_C[keep_C]
+        lengths_C, by_length = (ends_C - starts_C).sort(stable=True)
+        first_C = lengths_C.cumsum(0) - lengths_C
+        shift_N = (starts_C[by_length] - first_C).repeat_interleave(lengths_C)
+        order_N = shift_N + torch.arange(len(shift_N), device=shift_N.device)
+        sizes, counts = lengths_C.unique_consecutive(return_counts=True)
+        return cls(order_N, tuple(zip(counts.tolist(), sizes.tolist(), strict=True)))
+
+    def gather(self, t_BT: Tensor) -> Tensor:
+        """Ids, positions or labels in computing order: [1, N], or unchanged where rows stay."""
+        return t_BT if self.order_N is None else t_BT.flatten()[self.order_N][None]
+
+    def scatter(self, x: Tensor, shape_BT: tuple[int, int]) -> Tensor:
+        """Undoes `gather` for a result [1, N, ...]: [B, T, ...], 0 where nothing was computed."""
+        if self.order_N is None:
+            return x
+        rows, length = shape_BT
+        restored = x.new_zeros(rows * length, *x.shape[2:]).index_copy(0, self.order_N, x[0])
+        return restored.unflatten(0, (rows, length))
+
+    def attend(self, q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
+        """Causal attention inside each document, for tensors in computing order."""
+        if self.order_N is None:
+            return _attend_masked(q_BTHK, k_BTJK, v_BTJK, self.block_mask)
+        sizes = [count * length for count, length in self.runs]
+        parts = zip(self.runs, *(t[0].split(sizes) for t in (q_BTHK, k_BTJK, v_BTJK)), strict=True)
+        outs = [
+            attend_causal(*(t.unflatten(0, run) for t in (q, k, v))).flatten(0, 1)
+            for run, q, k, v in parts
+        ]
+        return torch.cat(outs)[None]
+
+
+def _block_mask(positions_BT: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, length = positions_BT.shape
+    document_BT = (positions_BT == 0).cumsum(1)
+
+    def same_document(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (document_BT[b, q] == document_BT[b, k])
+
+    return create_block_mask(same_document, rows, None, length, length, positions_BT.device)
+
+
+@functools.cache
+def _flex_attention(device_type: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+
+
+def _attend_masked(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor, block_mask: Any) -> Tensor:
+    out_BHTK = _flex_attention(q_BTHK.device.type)(
+        q_BTHK.transpose(1, 2),
+        k_BTJK.transpose(1, 2),
+        v_BTJK.transpose(1, 2),
+        block_mask=block_mask,
+        enable_gqa=q_BTHK.shape[2] != k_BTJK.shape[2],
+    )
+    return out_BHTK.transpose(1, 2)

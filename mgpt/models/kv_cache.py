@@ -1,0 +1,111 @@
+"""Keys and values of sequences being decoded together, of different lengths and ages.
+
+Row b of a forward call is row b of the cache, and a token's position is its place in the row. What
+stands behind a row's own length is never attended to, so rows of different lengths share one
+tensor, and a padded prompt may write past its end. A finished row is closed by moving the last one
+into its place. The cache knows positions, not ids.
+
+    >>> cache = KvCache(model.cfg, rows=8, dtype=torch.float32, device="cpu")
+    >>> hidden_BTD = model(prompt_ids_BT, positions_BT, cache=cache.window(0, 2))  # two prompts
+    >>> hidden_B1D = model(next_ids_B1, lengths_B1, cache=cache.window(0, 2))  # one token each
+
+Shape suffixes: R rows of the cache, C places reserved in a row, B rows of a call, T its new tokens,
+L places attended to, H query heads, J key-value heads, K head size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgpt.models.attention import attend_causal
+
+if TYPE_CHECKING:
+    from mgpt.models.transformer import TransformerConfig
+
+__all__ = ["KvCache"]
+
+_GROWTH = 256
+
+
+class KvCache:
+    """Storage for `rows` sequences; places grow as they are needed."""
+
+    def __init__(
+        self,
+        cfg: TransformerConfig,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        capacity: int = _GROWTH,
+    ):
+        shape_RJCK = (rows, cfg.kv_heads, capacity, cfg.head_dim)
+        self._keys = [
+            torch.zeros(shape_RJCK, dtype=dtype, device=device) for _ in range(cfg.layers)
+        ]
+        self._values = [torch.zeros_like(keys) for keys in self._keys]
+        self._positions_BT: Tensor | None = None
+        self._length = 0
+        self._mask_B1TL: Tensor | None = None
+        self._fresh = False
+
+    @property
+    def rows(self) -> int:
+        return self._keys[0].shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """Places reserved in every row, in tokens."""
+        return self._keys[0].shape[2]
+
+    def reserve(self, length: int) -> None:
+        """Makes room for `length` tokens in every row; windows made before are then stale."""
+        if length > self.capacity:
+            more = -(-length // _GROWTH) * _GROWTH - self.capacity
+            self._keys = [F.pad(keys, (0, 0, 0, more)) for keys in self._keys]
+            self._values = [F.pad(values, (0, 0, 0, more)) for values in self._values]
+
+    def move(self, source: int, target: int) -> None:
+        """Copies the sequence in row `source` over row `target`."""
+        for stored in (*self._keys, *self._values):
+            stored[target] = stored[source]
+
+    def window(self, start: int, stop: int) -> KvCache:
+        """Rows start..stop-1 as a cache of their own, on the same storage."""
+        part = object.__new__(KvCache)
+        part._keys = [keys[start:stop] for keys in self._keys]
+        part._values = [values[start:stop] for values in self._values]
+        return part
+
+    def begin(self, positions_BT: Tensor) -> None:
+        """Prepares the places and the mask that every layer of one forward call uses."""
+        batch, new_tokens = positions_BT.shape
+        assert batch == self.rows, f"{batch} rows of ids for {self.rows} rows of cache"
+        self._length = int(positions_BT.max()) + 1
+        assert self._length <= self.capacity, f"{self._length} tokens, {self.capacity} places"
+        self._rows_B1 = torch.arange(batch, device=positions_BT.device)[:, None]
+        self._positions_BT = positions_BT
+        self._fresh = new_tokens > 1 and not bool(positions_BT[:, 0].any())
+        places_L = torch.arange(self._length, device=positions_BT.device)
+        self._mask_B1TL = None
+        if not self._fresh and bool((positions_BT < self._length - 1).any()):
+            self._mask_B1TL = (places_L <= positions_BT[..., None])[:, None]
+
+    def attend(self, layer: int, q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
+        """Stores the new keys and values of `layer`, then attends over all up to each position."""
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self._rows_B1, :, self._positions_BT] = k_BTJK
+        values[self._rows_B1, :, self._positions_BT] = v_BTJK
+        if self._fresh:
+            return attend_causal(q_BTHK, k_BTJK, v_BTJK)
+        out_BHTK = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2),
+            keys[:, :, : self._length],
+            values[:, :, : self._length],
+            attn_mask=self._mask_B1TL,
+            enable_gqa=q_BTHK.shape[2] != keys.shape[1],
+        )
+        return out_BHTK.transpose(1, 2)

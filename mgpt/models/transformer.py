@@ -1,0 +1,338 @@
+"""Chameleon's decoder: token ids and positions in, hidden states or loss sums out.
+
+RMSNorm, rotary attention with qk-norm, SwiGLU, no biases, untied embeddings. `norm_placement` is
+"pre" (7B) or "post" (34B: the norm after each branch, before the residual add). Parameters carry
+the names of transformers' Chameleon, so a released state dict loads as it is.
+
+It is single-device code: it knows nothing of ranks, sharding, optimisers, text or pictures.
+`sharding_plan` says as data which modules a backend should shard and recompute together.
+
+    >>> model = Transformer(SIZES["quickstart"])
+    >>> model.init_weights(seed=0)
+    >>> sums = model.training_sums(ids_BT, positions_BT, labels_BT, z_loss=1e-5)
+    >>> (sums.loss_sum / num_trained).backward()
+    >>> hidden_BTD = model(ids_BT, positions_BT)
+    >>> logits_BV = model.head.logits(hidden_BTD[:, -1])
+
+Shape suffixes: B rows, T positions in a row, D hidden, H query heads, J key-value heads,
+K head size, F feed-forward, V vocabulary. Inside the blocks B and T may be 1 and all tokens of the
+batch, grouped by document (`attention.Documents`).
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgpt.errors import ConfigError
+from mgpt.models.attention import Documents, HeadNorm, attend_causal, rotary_angles, rotate
+from mgpt.models.head_loss import IGNORED, HeadLoss, LossSums
+from mgpt.models.kv_cache import KvCache
+
+__all__ = ["Transformer", "TransformerConfig", "sharding_plan"]
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a transformer; `mgpt.models.sizes` names the common ones."""
+
+    hidden: int
+    """Width of the residual stream."""
+    ffn: int
+    """Width inside the SwiGLU."""
+    layers: int
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key-value heads, each shared by heads / kv_heads query heads."""
+    head_dim: int
+    vocab_size: int = 65_536
+    norm_placement: Literal["pre", "post"] = "pre"
+    """Before each branch, or after it and before the residual add (`swin_norm`)."""
+    qk_norm: Literal["group", "head", "none"] = "group"
+    """One (weight, bias) a group of heads, one a head, or no qk-norm."""
+    qk_norm_groups: int = 1
+    """Groups of heads when `qk_norm` is "group": Meta's model-parallel size."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    """Share of attention and MLP outputs zeroed before the residual add, while training."""
+    max_positions: int = 4096
+    """Longest document in tokens."""
+
+    def __post_init__(self) -> None:
+        counts = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab_size")
+        problems = [
+            f"{name}={getattr(self, name)} must be at least 1"
+            for name in counts + ("qk_norm_groups", "max_positions")
+            if getattr(self, name) < 1
+        ]
+        if self.head_dim % 2:
+            problems.append(f"head_dim={self.head_dim} must be even for the rotary embedding")
+        if not problems and self.heads % self.kv_heads:
+            problems.append(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+        if self.qk_norm == "group" and not problems:
+            problems += [
+                f"{name}={getattr(self, name)} must be a multiple of"
+                f" qk_norm_groups={self.qk_norm_groups}"
+                for name in ("heads", "kv_heads")
+                if getattr(self, name) % self.qk_norm_groups
+            ]
+        for name, known in (("norm_placement", ("pre", "post")), ("qk_norm", _QK_NORMS)):
+            if getattr(self, name) not in known:
+                problems.append(f"{name}={getattr(self, name)!r} must be one of {known}")
+        if not 0.0 <= self.dropout < 1.0:
+            problems.append(f"dropout={self.dropout} must be at least 0 and below 1")
+        if problems:
+            raise ConfigError("transformer: " + "; ".join(problems))
+
+
+_QK_NORMS = ("group", "head", "none")
+
+
+class RmsNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), cast back to the type of x before the weight multiplies it."""
+
+    def __init__(self, hidden: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return _RmsNorm.apply(x_BTD, self.weight, self.eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Keeps its input and one number a token; plain autograd would keep three fp32 copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        x = x_BTD.to(wide)
+        scale_BT1 = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x_BTD, weight_D, scale_BT1)
+        return weight_D * (x * scale_BT1).to(x_BTD.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_BTD, weight_D, scale_BT1 = ctx.saved_tensors
+        normed = x_BTD.to(scale_BT1.dtype) * scale_BT1
+        grad = grad_BTD.to(scale_BT1.dtype)
+        grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight_D.dtype)
+        grad_normed = grad * weight_D.to(scale_BT1.dtype)
+        along_BT1 = (grad_normed * normed).mean(-1, keepdim=True)
+        grad_x = grad_normed.sub_(normed.mul_(along_BT1)).mul_(scale_BT1)
+        return grad_x.to(x_BTD.dtype), grad_weight, None
+
+
+class Attention(nn.Module):
+    """Multi-head attention with qk-norm and rotary embedding, over documents or over a cache."""
+
+    def __init__(self, cfg: TransformerConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.head_dim = cfg.head_dim
+        self.q_proj = nn.Linear(cfg.hidden, cfg.heads * cfg.head_dim, bias=False)
+        self.k_proj = nn.Linear(cfg.hidden, cfg.kv_heads * cfg.head_dim, bias=False)
+        self.v_proj = nn.Linear(cfg.hidden, cfg.kv_heads * cfg.head_dim, bias=False)
+        self.o_proj = nn.Linear(cfg.heads * cfg.head_dim, cfg.hidden, bias=False)
+        by_head = cfg.qk_norm == "head"
+        if cfg.qk_norm == "none":
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        else:
+            q_groups = cfg.heads if by_head else cfg.qk_norm_groups
+            k_groups = cfg.kv_heads if by_head else cfg.qk_norm_groups
+            # transformers' qk-norm has this epsilon whatever `rms_norm_eps` says.
+            self.q_norm = HeadNorm(q_groups, cfg.head_dim, eps=1e-5)
+            self.k_norm = HeadNorm(k_groups, cfg.head_dim, eps=1e-5)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary, documents: Documents | None, cache: KvCache | None
+    ) -> Tensor:
+        split = (*x_BTD.shape[:-1], -1, self.head_dim)
+        q_BTHK = rotate(self.q_norm(self.q_proj(x_BTD).view(split)), rotary)
+        k_BTJK = rotate(self.k_norm(self.k_proj(x_BTD).view(split)), rotary)
+        v_BTJK = self.v_proj(x_BTD).view(split)
+        if cache is not None:
+            out_BTHK = cache.attend(self.layer, q_BTHK, k_BTJK, v_BTJK)
+        elif documents is not None:
+            out_BTHK = documents.attend(q_BTHK, k_BTJK, v_BTJK)
+        else:
+            out_BTHK = attend_causal(q_BTHK, k_BTJK, v_BTJK)
+        return self.o_proj(out_BTHK.flatten(-2))
+
+
+class Mlp(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, cfg: TransformerConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.hidden, cfg.ffn, bias=False)
+        self.up_proj = nn.Linear(cfg.hidden, cfg.ffn, bias=False)
+        self.down_proj = nn.Linear(cfg.ffn, cfg.hidden, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """One layer; `norm_placement` decides which side of a branch its norm stands."""
+
+    def __init__(self, cfg: TransformerConfig, layer: int):
+        super().__init__()
+        self.post = cfg.norm_placement == "post"
+        self.dropout = cfg.dropout
+        self.self_attn = Attention(cfg, layer)
+        self.mlp = Mlp(cfg)
+        self.input_layernorm = RmsNorm(cfg.hidden, cfg.norm_eps)
+        self.post_attention_layernorm = RmsNorm(cfg.hidden, cfg.norm_eps)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary,
+        documents: Documents | None = None,
+        cache: KvCache | None = None,
+    ) -> Tensor:
+        if self.post:
+            branch = self.input_layernorm(self.self_attn(x_BTD, rotary, documents, cache))
+            x_BTD = x_BTD + self._drop(branch)
+            return x_BTD + self._drop(self.post_attention_layernorm(self.mlp(x_BTD)))
+        branch = self.self_attn(self.input_layernorm(x_BTD), rotary, documents, cache)
+        x_BTD = x_BTD + self._drop(branch)
+        return x_BTD + self._drop(self.mlp(self.post_attention_layernorm(x_BTD)))
+
+    def _drop(self, branch_BTD: Tensor) -> Tensor:
+        if self.dropout == 0.0:
+            return branch_BTD
+        return F.dropout(branch_BTD, self.dropout, self.training)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm: what transformers calls `model`."""
+
+    def __init__(self, cfg: TransformerConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden)
+        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.layers))
+        self.norm = RmsNorm(cfg.hidden, cfg.norm_eps)
+
+
+class Transformer(nn.Module):
+    """The whole model: `model.*` and `lm_head.weight` in its state dict.
+
+    Parameters start uninitialised in value (torch's defaults): call `init_weights` or load.
+    """
+
+    def __init__(self, cfg: TransformerConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.model = Decoder(cfg)
+        self.lm_head = HeadLoss(cfg.hidden, cfg.vocab_size)
+
+    @property
+    def embed(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.layers
+
+    @property
+    def norm(self) -> RmsNorm:
+        return self.model.norm
+
+    @property
+    def head(self) -> HeadLoss:
+        return self.lm_head
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        documents: Documents | None = None,
+        cache: KvCache | None = None,
+        labels_BT: Tensor | None = None,
+        z_loss: float = 0.0,
+    ) -> Tensor | LossSums:
+        """Hidden states [B, T, D] after the final norm, or loss sums where labels are given.
+
+        Args:
+            ids_BT: int64 token ids.
+            positions_BT: int64 positions in their document; 0 starts a document.
+            documents: the borders of this batch, when the caller has read them already.
+            cache: decoding instead of whole documents: row b extends sequence b of the cache.
+            labels_BT: int64 targets, -100 ignored. The head runs inside this one call, so that a
+                backend that gathers weights on entry needs to wrap nothing else.
+            z_loss: coefficient of the z-loss in `LossSums.loss_sum`.
+        """
+        if cache is not None:
+            assert documents is None and labels_BT is None, "a cache holds whole sequences"
+            cache.begin(positions_BT)
+            return self._hidden(ids_BT, positions_BT, None, cache)
+        if documents is None:
+            needed_BT = None if labels_BT is None else labels_BT != IGNORED
+            documents = Documents.from_positions(positions_BT, needed_BT)
+        hidden = self._hidden(
+            documents.gather(ids_BT), documents.gather(positions_BT), documents, None
+        )
+        shape_BT = (ids_BT.shape[0], ids_BT.shape[1])
+        if labels_BT is None:
+            return documents.scatter(hidden, shape_BT)
+        sums = self.lm_head(hidden, documents.gather(labels_BT), z_loss)
+        return sums._replace(token_nll=documents.scatter(sums.token_nll, shape_BT))
+
+    def training_sums(
+        self, ids_BT: Tensor, positions_BT: Tensor, labels_BT: Tensor, z_loss: float = 0.0
+    ) -> LossSums:
+        """Forward and head in one call of the module; see `forward` and `LossSums`."""
+        return self(ids_BT, positions_BT, labels_BT=labels_BT, z_loss=z_loss)
+
+    def _hidden(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        documents: Documents | None,
+        cache: KvCache | None,
+    ) -> Tensor:
+        x_BTD = self.model.embed_tokens(ids_BT)
+        rotary = rotary_angles(positions_BT, self.cfg.head_dim, self.cfg.rope_theta, x_BTD.dtype)
+        for block in self.model.layers:
+            x_BTD = block(x_BTD, rotary, documents, cache)
+        return self.model.norm(x_BTD)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fills every parameter, each from its own generator keyed by (seed, name).
+
+        Matrices are normal with deviation 0.02; the two that write into the residual stream are
+        scaled by 1 / sqrt(2 layers) as in GPT-2. Norms start as the identity.
+        """
+        into_stream = 0.02 / math.sqrt(2 * self.cfg.layers)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1 or "_norm." in name:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+            std = into_stream if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+            parameter.copy_(drawn)
+
+
+def sharding_plan(model: Transformer) -> list[str]:
+    """Names of the modules that form a shard group each, in forward order; the rest is the root's.
+
+    The blocks are also what activation checkpointing recomputes.
+    """
+    return [f"model.layers.{layer}" for layer in range(model.cfg.layers)] + ["lm_head"]
