@@ -106,7 +106,7 @@ def rotate(x_BTHK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 def attend_causal(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(K)) v over the same and earlier positions; returns [B, T, H, K]."""
-    batch, length, heads, head_dim = q_BTHK.shape
+    batch, length, heads, _ = q_BTHK.shape
     plain = q_BTHK.device.type == "cpu" and q_BTHK.dtype != torch.float32
     if plain and batch * heads * length * length <= _MAX_PLAIN_SCORES:
         return _attend_plain(q_BTHK, k_BTJK, v_BTJK)

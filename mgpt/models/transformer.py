@@ -70,7 +70,7 @@ class TransformerConfig:
         counts = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab_size")
         problems = [
             f"{name}={getattr(self, name)} must be at least 1"
-            for name in counts + ("qk_norm_groups", "max_positions")
+            for name in (*counts, "qk_norm_groups", "max_positions")
             if getattr(self, name) < 1
         ]
         if self.head_dim % 2:
