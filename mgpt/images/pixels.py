@@ -1,0 +1,184 @@
+"""Pictures in and out: the one place that decodes, resizes, crops and normalises.
+
+    image = open_image(path_or_bytes)                          # any file, first frame
+    fitted, crop = fit(image, (672, 384), key="00000012", seed=0)
+    depth = fit_like(open_image(depth_bytes), crop)            # the same pixels of another field
+    pixels_CHW = normalise(np.asarray(fitted))                 # float32 in [-1, 1]
+    to_uint8(pixels_CHW)                                       # uint8 HWC
+
+It follows the published pipeline of Lumina-mGPT bit by bit: halve with a box filter, resize
+bicubic, crop, all in the file's own mode, and only then blend transparency on white. Two things
+are ours: the crop offset is a pure function of (seed, key) instead of a random draw, and EXIF
+rotation is applied unless `rotate_exif=False`.
+"""
+
+import hashlib
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from mgpt.errors import DataError
+
+# Pillow itself warns from here on: about 9,459 x 9,459.
+MAX_PIXELS = 89_478_485
+
+_ALPHA_MODES = ("LA", "PA", "RGBA")
+_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", *_ALPHA_MODES)
+
+# x / 255 * 2 - 1 in float64, then cast: float32 arithmetic differs for 128 of the 256 values.
+_LEVELS = (np.arange(256, dtype=np.float64) / 255 * 2 - 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a picture was fitted: scaled to `resized_*`, of which the box at (x, y) was kept. In px."""
+
+    source_width: int
+    source_height: int
+    resized_width: int
+    resized_height: int
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def to_json(self) -> dict[str, int]:
+        """As a sample's JSON stores it; `Crop(**stored)` reads it back."""
+        return asdict(self)
+
+
+def open_image(
+    source: bytes | str | Path, rotate_exif: bool = True, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode a picture fully: the first frame, in the file's own mode; 16-bit grey becomes 8-bit.
+
+    `fit` turns the mode into RGB after resizing, as `whiten` does alone.
+    Raises `DataError` where the file cannot be read or decoded, is cut short, has more than
+    `max_pixels` pixels, or a mode without a defined white.
+    """
+    name = "picture" if isinstance(source, bytes) else str(source)
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from error
+    with file:
+        # A decoder fed with damaged bytes raises nearly anything: struct.error, SyntaxError,
+        # IndexError, zlib.error; each of them means that this picture does not decode.
+        try:
+            image = Image.open(file)
+            num_pixels, is_png = image.width * image.height, image.format == "PNG"
+            if num_pixels <= max_pixels:
+                image.load()
+                image = ImageOps.exif_transpose(image) if rotate_exif else image
+        except Exception as error:
+            kind = type(error).__name__
+            raise DataError(f"{name}: does not decode ({kind}: {error})") from error
+    if num_pixels > max_pixels:
+        raise DataError(
+            f"{name}: {image.width} x {image.height} is {num_pixels} pixels, the limit is "
+            f"{max_pixels}; raise the limit or leave the picture out"
+        )
+    return _to_8_bit(image, is_png, name)
+
+
+def whiten(image: Image.Image) -> Image.Image:
+    """RGB, with transparency blended on white: in float64, then truncated."""
+    if image.mode == "RGB":
+        return image
+    if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
+        return image.convert("RGB")
+    rgba_HWC = np.asarray(image.convert("RGBA"))
+    if (rgba_HWC[..., 3] == 255).all():
+        return image.convert("RGB")
+    alpha_HW1 = rgba_HWC[..., 3:] / 255.0
+    blended_HWC = (1 - alpha_HW1) * 255 + alpha_HW1 * rgba_HWC[..., :3]
+    return Image.fromarray(blended_HWC.astype(np.uint8))
+
+
+def fit(
+    image: Image.Image, size_wh: tuple[int, int], key: str, seed: int
+) -> tuple[Image.Image, Crop]:
+    """Scale a picture to cover `size_wh` (px) and crop it; RGB, and the geometry.
+
+    The crop's offset is uniform and depends on `seed` and `key` alone.
+    """
+    width, height = size_wh
+    halved = _halve(image, size_wh)
+    scale = max(width / halved.width, height / halved.height)
+    # Python's round, half to even, as in the published code.
+    resized_width, resized_height = round(halved.width * scale), round(halved.height * scale)
+    crop = Crop(
+        source_width=image.width,
+        source_height=image.height,
+        resized_width=resized_width,
+        resized_height=resized_height,
+        x=_draw(seed, key, "x", resized_width - width),
+        y=_draw(seed, key, "y", resized_height - height),
+        width=width,
+        height=height,
+    )
+    return _resize_and_crop(halved, crop), crop
+
+
+def fit_like(image: Image.Image, crop: Crop) -> Image.Image:
+    """The part of another picture field that `crop` kept of the first; RGB.
+
+    The field may have another size than the first, as long as it has the same aspect ratio within
+    one pixel. Raises `DataError` otherwise.
+    """
+    skew = abs(image.width * crop.source_height - image.height * crop.source_width)
+    if skew > max(crop.source_width, crop.source_height):
+        raise DataError(
+            f"a picture field of {image.width} x {image.height} beside a picture of "
+            f"{crop.source_width} x {crop.source_height}: the aspect ratios differ; give both the same"
+        )
+    return _resize_and_crop(_halve(image, (crop.width, crop.height)), crop)
+
+
+def normalise(levels_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """uint8 [..., H, W, C] to float32 [..., C, H, W] in [-1, 1]: x / 255 * 2 - 1."""
+    assert levels_HWC.dtype == np.uint8
+    return np.ascontiguousarray(np.moveaxis(_LEVELS[levels_HWC], -1, -3))
+
+
+def to_uint8(pixels_CHW: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """float [..., C, H, W] to uint8 [..., H, W, C]: clamp, (x + 1) / 2 * 255, truncated."""
+    levels_CHW = (np.clip(pixels_CHW.astype(np.float32), -1, 1) + 1) / 2 * 255
+    return np.ascontiguousarray(np.moveaxis(levels_CHW.astype(np.uint8), -3, -1))
+
+
+def _halve(image: Image.Image, size_wh: tuple[int, int]) -> Image.Image:
+    while image.width >= 2 * size_wh[0] and image.height >= 2 * size_wh[1]:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return image
+
+
+def _resize_and_crop(image: Image.Image, crop: Crop) -> Image.Image:
+    resized_wh = (crop.resized_width, crop.resized_height)
+    image = image.resize(resized_wh, Image.Resampling.BICUBIC)
+    box = (crop.x, crop.y, crop.x + crop.width, crop.y + crop.height)
+    return whiten(image.crop(box))
+
+
+def _draw(seed: int, key: str, purpose: str, highest: int) -> int:
+    """Uniform in 0..highest."""
+    digest = hashlib.sha256(f"crop\0{purpose}\0{seed}\0{key}".encode(errors="surrogatepass"))
+    return int.from_bytes(digest.digest()[:8], "big") % (highest + 1)
+
+
+def _to_8_bit(image: Image.Image, is_png: bool, name: str) -> Image.Image:
+    """Grey of 16 bits scaled to 8; Pillow's own conversion would clip it to white."""
+    if image.mode in _MODES:
+        return image
+    # Pillow gives a 16-bit PNG as "I" or "I;16", depending on its version.
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
+        grey_HW = np.asarray(image).astype(np.float64)
+        return Image.fromarray((grey_HW / 65535 * 255 + 0.5).astype(np.uint8))
+    raise DataError(
+        f"{name}: pixels of mode {image.mode!r} have no defined white; convert the picture to RGB "
+        "or grey of 8 or 16 bits"
+    )
