@@ -18,10 +18,15 @@ __all__ = ["recompute_blocks"]
 def recompute_blocks(model: nn.Module, names: Iterable[str], *, reentrant: bool) -> None:
     """Makes each named submodule recompute itself; parameter names stay as they are.
 
+    A module without submodules is left alone: the head makes its gradients in its forward pass and
+    keeps nothing worth saving.
+
     Args:
         reentrant: True for ZeRO-3 alone. Its parameters are empty between uses, which the
             non-reentrant form reports as recomputed values of another shape.
     """
     for name in names:
         block = model.get_submodule(name)
+        if next(block.children(), None) is None:
+            continue
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=reentrant)

@@ -12,6 +12,7 @@ at a time.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 
 from mgpt.errors import MachineError
 from mgpt.parallel.backend import (
@@ -133,7 +134,7 @@ class Zero3Backend:
 
     def full_weights(self) -> dict[str, Tensor]:
         weights = {}
-        for name, parameter, piece in self._local_weights():
+        for name, _, piece in self._local_weights():
             value = self._join(piece, self._shapes[name])
             if self._world.is_main:
                 weights[name] = value.to("cpu", copy=True)
@@ -160,9 +161,9 @@ class Zero3Backend:
 
     def _join(self, piece: Tensor, shape: torch.Size) -> Tensor:
         """The whole parameter from the flat pieces of all ranks; the last may end in padding."""
-        flat = torch.empty(piece.numel() * self.dp_size, dtype=piece.dtype, device=piece.device)
-        dist.all_gather_into_tensor(flat, piece.contiguous())
-        return flat[: shape.numel()].view(shape)
+        pieces = [torch.empty_like(piece) for _ in range(self.dp_size)]
+        dist.all_gather(pieces, piece.contiguous())
+        return torch.cat(pieces)[: shape.numel()].view(shape)
 
     def _rows(self, piece: Tensor, shape: torch.Size) -> DTensor:
         """This rank's share of the first dimension, as `fsdp2` has it."""
@@ -170,10 +171,7 @@ class Zero3Backend:
         return distribute_tensor(whole, self._mesh, [Shard(0)], src_data_rank=None)
 
     def _empty(self, shape: torch.Size) -> DTensor:
-        whole = torch.empty(shape, dtype=torch.float32, device="meta")
-        return torch.distributed.tensor.empty(
-            *whole.shape, dtype=whole.dtype, device_mesh=self._mesh, placements=[Shard(0)]
-        )
+        return empty(shape, dtype=torch.float32, device_mesh=self._mesh, placements=[Shard(0)])
 
     def _piece(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
         """This rank's flat piece of a whole tensor, padded with zeros at the end."""
@@ -224,6 +222,8 @@ def _import_deepspeed(device: torch.device) -> ModuleType:
             "run: pip install deepspeed==0.19.8, or take parallel=fsdp2"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It still calls collectives by the names that torch 2.13 renamed, once a collective.
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated")
     if device.type == "cpu":
         # Its shared-memory collectives are compiled at first use, for half a minute; gloo's serve.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
