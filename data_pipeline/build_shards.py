@@ -1,0 +1,165 @@
+"""`mgpt pack`: samples of a source become raw shards in img2dataset's layout.
+
+    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 scenes.split=train workers=2
+    mgpt pack source=folder input=my_pictures output=raw/mine
+
+Each shard is `<name>.tar`, and `<name>.json` with its counts, sha256 and refusals, written last:
+a shard that has it is finished, and a rerun passes over it. Bytes depend on the source and its
+settings alone, not on the number of workers or on interruptions.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.claims import Claim
+from data_pipeline.job_settings import settle_settings
+from data_pipeline.raw_shards import RawShardWriter, Rejected
+from data_pipeline.scenes.corpus import CorpusConfig
+from data_pipeline.sources import folder, img2dataset, photos, scenes
+from data_pipeline.sources.part import Part
+from data_pipeline.workers import run_units
+from mgpt.data.atomic import atomic_write
+from mgpt.data.shards import canonical_json
+from mgpt.errors import ConfigError
+from mgpt.tracking.tracker import Tracker
+
+SOURCES: dict[str, Callable[["PackConfig"], list[Part]]] = {
+    "scenes": scenes.parts,
+    "photos": photos.parts,
+    "img2dataset": img2dataset.parts,
+    "folder": folder.parts,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """What to pack, and where to."""
+
+    source: str
+    """Where samples come from: scenes (rendered), photos (scikit-image's own), img2dataset
+    (webdataset tars), folder (pictures with captions.jsonl)."""
+    output: str
+    """Folder of the raw shards."""
+    input: str | None = None
+    """What the source reads: a folder, glob or tar; scenes and photos read nothing."""
+    samples_per_shard: int = 500
+    """Samples a shard; img2dataset keeps its own shards."""
+    workers: int = 1
+    """Processes; shards do not depend on it."""
+    scenes: CorpusConfig = field(
+        default_factory=lambda: CorpusConfig(num_scenes=1000, split="train", area_px=72)
+    )
+    """The rendered corpus, for source=scenes."""
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(f"source={self.source!r} is unknown; choose of {', '.join(SOURCES)}")
+        for name in ("samples_per_shard", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
+    """Write every raw shard that is not there yet.
+
+    Returns:
+        `shards`, `samples`, `bytes`, and `rejected`: counts by reason, of the whole output.
+
+    Raises:
+        ConfigError: the output folder holds shards of other settings.
+        DataError, MachineError: what the source or the disk says.
+    """
+    job = PackJob(cfg)
+    settle_settings(job.output, _settings(cfg), "mgpt pack")
+    parts = job.parts
+    finished = sum(part.num_samples for part in parts.values() if job.is_done(part.name))
+    total = sum(part.num_samples for part in parts.values())
+    with tracker.progress(total, "samples", f"pack {cfg.source}", done=finished) as bar:
+        run_units(job, cfg.workers, bar.advance)
+    stats = [read_stats(job.output, name) for name in parts]
+    rejected = Counter(reason for one in stats for _, reason in one["rejected"])
+    if rejected:
+        rows = [[reason, count] for reason, count in sorted(rejected.items())]
+        tracker.table("rejected while packing", ["reason", "samples"], rows)
+    return {
+        "shards": len(stats),
+        "samples": sum(one["samples"] for one in stats),
+        "bytes": sum(one["bytes"] for one in stats),
+        "rejected": dict(sorted(rejected.items())),
+    }
+
+
+def read_stats(output: Path, shard: str) -> dict[str, Any]:
+    """The counts beside a finished raw shard: samples, bytes, sha256, rejected [[key, reason]]."""
+    return dict(json.loads((output / f"{shard}.json").read_bytes()))
+
+
+def _settings(cfg: PackConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {"job": "pack", "source": cfg.source}
+    if cfg.source != "img2dataset":
+        settings["samples_per_shard"] = cfg.samples_per_shard
+    if cfg.source == "scenes":
+        settings |= {f"scenes.{k}": v for k, v in dataclasses.asdict(cfg.scenes).items()}
+    return settings
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """One unit a shard; see `data_pipeline.workers.Job`."""
+
+    cfg: PackConfig
+
+    @property
+    def output(self) -> Path:
+        return Path(self.cfg.output)
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        parts = SOURCES[self.cfg.source](self.cfg)
+        if not parts:
+            raise ConfigError(f"source={self.cfg.source} has no samples to pack")
+        return {part.name: part for part in parts}
+
+    def units(self) -> list[str]:
+        return list(self.parts)
+
+    def is_done(self, unit: str) -> bool:
+        return (self.output / f"{unit}.json").exists()
+
+    def open(self, slot: int) -> "PackWorker":
+        return PackWorker(self)
+
+
+class PackWorker:
+    """Writes one shard at a time."""
+
+    def __init__(self, job: PackJob) -> None:
+        self._job = job
+
+    def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
+        part, output = self._job.parts[unit], self._job.output
+        rejected: list[Rejected] = []
+        keys: set[str] = set()
+        with RawShardWriter(output / f"{unit}.tar") as writer:
+            for item in part.read():
+                if isinstance(item, Rejected):
+                    rejected.append(item)
+                elif item.key in keys:
+                    rejected.append(Rejected(item.key, "duplicate_key"))
+                else:
+                    keys.add(item.key)
+                    writer.add(item)
+                advance(1)
+            stats = writer.close(before_publish=claim.check)
+        record = {
+            "shard": unit,
+            **dataclasses.asdict(stats),
+            "rejected": sorted((one.key, one.reason) for one in rejected),
+        }
+        atomic_write(output / f"{unit}.json", canonical_json(record) + b"\n")

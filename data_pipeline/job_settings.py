@@ -1,0 +1,80 @@
+"""The settings a job's output was made with: written once, and compared by name ever after.
+
+`settings.json` stands in the output folder from the first moment on, so that two runs with other
+settings cannot mix their shards there, whichever starts first. It holds what decides the bytes of
+the output, and nothing else: no path, host, worker count or time.
+
+    fingerprint = settle_settings(output, {"seed": 0, "resolution": [512]}, "mgpt tokenize")
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mgpt.data.atomic import disk_errors, temporary_path
+from mgpt.data.shards import canonical_json
+from mgpt.errors import ConfigError, DataError
+
+SETTINGS_FILE = "settings.json"
+
+
+def settle_settings(output: Path, settings: dict[str, Any], command: str) -> str:
+    """Write `settings` for a new output, or compare them with those it has; their fingerprint.
+
+    Returns:
+        sha256 of the canonical JSON, first 16 hex digits.
+
+    Raises:
+        ConfigError: the output was made with others; names each with both values.
+    """
+    path = output / SETTINGS_FILE
+    data = canonical_json(settings)
+    if not path.exists():
+        _create(path, data)
+    kept = read_settings(output)
+    wanted = json.loads(data)
+    differing = [
+        f"{name}={kept.get(name)!r}, this run has {name}={wanted.get(name)!r}"
+        for name in sorted(kept.keys() | wanted.keys())
+        if kept.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{output}: {command} made this folder with {'; '.join(differing)}; "
+            "give another output folder, or the same settings"
+        )
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def read_settings(output: Path) -> dict[str, Any]:
+    """The settings of an existing output.
+
+    Raises:
+        DataError: there are none, or they cannot be read.
+    """
+    path = output / SETTINGS_FILE
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise DataError(f"{output}: no {SETTINGS_FILE}; this is no output of a job") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); restore it") from error
+
+
+def _create(path: Path, data: bytes) -> None:
+    """The file with its content at once, unless another run was first."""
+    temporary = temporary_path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data + b"\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)

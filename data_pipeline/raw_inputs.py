@@ -1,0 +1,81 @@
+"""Which raw shards an `input=` names, and about how many samples they hold.
+
+    shards = find_raw_shards("raw/train")         # {"00000": Path("raw/train/00000.tar"), …}
+    estimate_samples(shards)                      # {"00000": 500, …}, for progress bars only
+
+A shard's name is that of its output: the file's name without `.tar`; below an input folder its
+path joined by dashes, so `a/00000.tar` and `b/00000.tar` stay apart.
+"""
+
+import glob
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data_pipeline.raw_shards import RawShardReader
+from mgpt.errors import DataError
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+# Beside `<shard>.tar`: what `mgpt pack` and img2dataset count there.
+_STATS_FILES = (("{}.json", "samples"), ("{}_stats.json", "successes"))
+
+
+def find_raw_shards(source: str | Sequence[str]) -> dict[str, Path]:
+    """Raw shards by name, sorted: of a folder (with its subfolders), a glob, a tar, or a list.
+
+    Raises:
+        DataError: nothing found, or two shards of one name.
+    """
+    found: dict[str, Path] = {}
+    for one in [source] if isinstance(source, str) else source:
+        for name, path in _expand(one):
+            if found.setdefault(name, path) != path:
+                raise DataError(
+                    f"{found[name]} and {path} would both be shard {name!r} of the output; rename "
+                    "one, or give the folder above both as input"
+                )
+    return dict(sorted(found.items()))
+
+
+def _expand(source: str) -> list[tuple[str, Path]]:
+    folder = Path(source)
+    if folder.is_dir():
+        paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
+        named = [("-".join(path.relative_to(folder).parts), path) for path in paths]
+    else:
+        paths = [folder] if folder.is_file() else [Path(name) for name in sorted(glob.glob(source))]
+        named = [(path.name, path) for path in paths]
+    if not named:
+        raise DataError(f"{source}: no raw shards there (a folder with *.tar, a glob, or a tar)")
+    return [(_NOT_IN_NAMES.sub("_", name.removesuffix(".tar")), path) for name, path in named]
+
+
+def estimate_samples(shards: Mapping[str, Path]) -> dict[str, int]:
+    """About how many samples each shard holds: as counted beside it, else by size.
+
+    The first shard without a count is read through, and its samples a byte stand for the others'.
+    """
+    counts = {name: _counted(path) for name, path in shards.items()}
+    unknown = [name for name, count in counts.items() if count is None]
+    per_byte = 0.0
+    if unknown:
+        with RawShardReader.open(shards[unknown[0]]) as reader:
+            for _ in reader:
+                pass
+        per_byte = reader.inputs / max(reader.num_bytes, 1)
+    return {
+        name: round(per_byte * shards[name].stat().st_size) if count is None else count
+        for name, count in counts.items()
+    }
+
+
+def _counted(path: Path) -> int | None:
+    for pattern, field in _STATS_FILES:
+        try:
+            count = json.loads(path.with_name(pattern.format(path.stem)).read_bytes())[field]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        if isinstance(count, int) and count >= 0:
+            return count
+    return None

@@ -1,0 +1,387 @@
+"""Raw shards: webdataset tars of encoded pictures and their texts, read strictly, written alike.
+
+A raw shard is img2dataset's layout: per sample consecutive members `<key>.jpg|png|webp` (the field
+`image`), `<key>.<field>.png` for further pictures, `<key>.txt` (a caption) and `<key>.json`. This
+module turns such a stream into samples and refusals, one pass, in bounded memory, and writes one
+with bytes that depend on the samples alone. It never decodes a picture, never unpickles, and
+extracts nothing to the disk. It knows no codes, tasks or resolutions.
+
+Plain webdataset ends a shard that is cut at a member's border without a word, and cuts keys at the
+first dot. Here the end marker must be there, and a key ends before a known field and extension:
+
+    >>> split_name("part/scene.v2.depth.png")
+    MemberName(key='part/scene.v2', field='depth', extension='png')
+    >>> with RawShardReader.open("00000.tar") as reader:
+    ...     for item in reader:                       # RawSample | Rejected
+    ...         ...
+    >>> reader.inputs, reader.damaged, reader.sha256  # complete once the loop has ended
+    (1000, None, '3f…')
+"""
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from data_pipeline.tar_stream import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    MAX_MEMBER_BYTES,
+    Damaged,
+    Member,
+    TarStream,
+)
+from mgpt.data.atomic import disk_errors, publish, remove_leftovers, temporary_path
+from mgpt.data.shards import canonical_json
+from mgpt.errors import DataError
+
+MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes
+
+PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+TEXT_EXTENSIONS = frozenset({"txt", "json"})
+PICTURE_FIELD = re.compile(
+    r"depth|normals|segmentation|pose|detection|other|edit_\d+|view_\d+|image_\d+"
+)
+TEXT_ONLY_FIELDS = ("dialog", "text", "conversations", "interleaved")
+
+REASONS = {
+    "bad_json": "the json is not one JSON object, or a field of it has another type",
+    "cut_short": "the shard ends inside the sample",
+    "duplicate_key": "the key was used before in this shard; the first one counts",
+    "duplicate_member": "two members for one field",
+    "member_too_large": f"a member above {MAX_MEMBER_BYTES} bytes",
+    "missing_picture": "neither a picture nor text to train on",
+    "name_not_utf8": "a member name that is not UTF-8",
+    "name_too_long": f"a key above {MAX_KEY_BYTES} bytes",
+    "not_a_file": "a link or device where a file should be",
+    "text_not_utf8": "a text that is not UTF-8",
+    "unsafe_name": "an absolute name, one with '..', or one without a key",
+}
+"""Why a sample is refused here; `filters` and `tokenize_shards` have reasons of their own."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture, as found: its bytes, and its file extension without the dot."""
+
+    data: bytes
+    extension: str
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample: encoded pictures by field (`image` first among them), and its JSON."""
+
+    key: str
+    pictures: dict[str, Picture]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A sample that is not used: its key, a short reason (a word of a table), and what was seen."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+class MemberName(NamedTuple):
+    """A member's name taken apart; `field` is empty where the extension is not a known one."""
+
+    key: str
+    field: str
+    extension: str
+
+
+def split_name(name: str) -> MemberName:
+    """Key, field and extension of a member; only a known field or extension ends the key.
+
+    >>> split_name("a.b.jpg"), split_name("a.b.json"), split_name("a.b.pkl")  # doctest: +SKIP
+    (('a.b', 'image', 'jpg'), ('a.b', 'json', 'json'), ('a.b', '', 'pkl'))
+    """
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, extension = file.rpartition(".")
+    extension = extension.lower() if stem else ""
+    stem = stem or file
+    field_name = ""
+    if extension in PICTURE_EXTENSIONS:
+        field_name = "image"
+        head, _, tail = stem.rpartition(".")
+        if head and PICTURE_FIELD.fullmatch(tail):
+            stem, field_name = head, tail
+    elif extension in TEXT_EXTENSIONS:
+        field_name = extension
+    return MemberName(folder + slash + stem, field_name, extension)
+
+
+# ------------------------------------------------------------------ reading
+
+
+@dataclass
+class _Group:
+    """The members of one key while they go by."""
+
+    key: str
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    texts: dict[str, bytes] = field(default_factory=dict)
+    problem: Rejected | None = None
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        return frozenset(self.pictures) | frozenset(self.texts)
+
+    def refuse(self, reason: str, detail: str = "") -> None:
+        self.problem = self.problem or Rejected(self.key, reason, detail)
+
+
+class RawShardReader:
+    """Iterates over a raw shard's samples and refusals, in the order of the tar, once.
+
+    Every key that the shard holds comes out exactly once, as `RawSample` or `Rejected` (a key that
+    comes back later is one more `Rejected`). After the last item these are complete:
+
+    - `inputs`: how many items there were;
+    - `damaged`: None, or what is wrong with the tar as a whole. The samples before the damage have
+      come out; the one it cuts is `cut_short` unless it already has every kind of member that the
+      sample before it had;
+    - `sha256`, `num_bytes` of the whole stream;
+    - `ignored`: members of other kinds, counted by extension; they are never opened.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self.name = name
+        self.inputs = 0
+        self.damaged: str | None = None
+        self.ignored: dict[str, int] = {}
+        self._stream = stream
+        self._tar = TarStream(stream)
+        self._seen: set[str] = set()
+        self._last_suffixes: frozenset[str] = frozenset()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RawShardReader":
+        """A reader of a local file.
+
+        Raises:
+            DataError: the file cannot be opened.
+        """
+        try:
+            stream = open(path, "rb", buffering=CHUNK_BYTES)  # noqa: SIM115 (closed by __exit__)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        return cls(stream, Path(path).name)
+
+    def __enter__(self) -> "RawShardReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._tar.sha256
+
+    @property
+    def num_bytes(self) -> int:
+        return self._tar.num_bytes
+
+    def __iter__(self) -> Iterator[RawSample | Rejected]:
+        group: _Group | None = None
+        members = self._tar.members()
+        while True:
+            try:
+                member = next(members, None)
+            except Damaged as damage:
+                self.damaged = str(damage)
+                yield from self._finish_damaged(group, damage.member)
+                return
+            if member is None:
+                break
+            name = split_name(_printable(member.name))
+            if group is None or name.key != group.key:
+                if group is not None:
+                    yield self._finish(group)
+                group = _Group(name.key)
+            self._add(group, name, member)
+        if group is not None:
+            yield self._finish(group)
+
+    def _finish_damaged(
+        self, group: _Group | None, cut_member: str | None
+    ) -> Iterator[RawSample | Rejected]:
+        """The sample before the damage, and the one whose member it cuts."""
+        cut_key = None if cut_member is None else split_name(_printable(cut_member)).key
+        if group is not None:
+            # At a member's border nothing tells whether more was to follow, but the neighbour.
+            whole = bool(self._last_suffixes) and group.suffixes >= self._last_suffixes
+            if cut_key == group.key or (cut_key is None and not whole):
+                group.problem = Rejected(group.key, "cut_short", self.damaged or "")
+            yield self._finish(group)
+        if cut_key is not None and (group is None or cut_key != group.key):
+            cut = _Group(cut_key)
+            cut.refuse("cut_short", self.damaged or "")
+            yield self._finish(cut)
+
+    def _add(self, group: _Group, name: MemberName, member: Member) -> None:
+        problem = name_problem(member.name, name.key)
+        if problem:
+            group.refuse(problem)
+        elif not member.is_file:
+            group.refuse("not_a_file", member.name)
+        elif not name.field:
+            self.ignored[name.extension] = self.ignored.get(name.extension, 0) + 1
+        elif member.data is None:
+            group.refuse("member_too_large", f"{member.name}: {member.num_bytes} bytes")
+        elif name.field in group.suffixes:
+            group.refuse("duplicate_member", member.name)
+        elif name.extension in TEXT_EXTENSIONS:
+            group.texts[name.field] = member.data
+        else:
+            group.pictures[name.field] = Picture(member.data, name.extension)
+
+    def _finish(self, group: _Group) -> RawSample | Rejected:
+        self.inputs += 1
+        if group.key in self._seen:
+            return Rejected(group.key, "duplicate_key")
+        self._seen.add(group.key)
+        self._last_suffixes = group.suffixes
+        if group.problem:
+            return group.problem
+        meta = _read_texts(group.texts)
+        if isinstance(meta, str):
+            return Rejected(group.key, meta)
+        if not group.pictures and not any(meta.get(name) for name in TEXT_ONLY_FIELDS):
+            return Rejected(group.key, "missing_picture")
+        return RawSample(group.key, dict(sorted(group.pictures.items())), meta)
+
+
+def _printable(name: str) -> str:
+    """The name with bytes that are not UTF-8 written as `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def name_problem(name: str, key: str) -> str | None:
+    """The reason why a member's name, or the key in it, is refused; None where it is good."""
+    if _printable(name) != name:
+        return "name_not_utf8"
+    parts = key.split("/")
+    if not key or key.startswith("/") or ".." in parts or "" in parts or not key.isprintable():
+        return "unsafe_name"
+    return "name_too_long" if len(key.encode()) > MAX_KEY_BYTES else None
+
+
+def _read_texts(texts: dict[str, bytes]) -> dict[str, Any] | str:
+    """The sample's JSON with the caption of its txt where it has none; or a reason."""
+    try:
+        decoded = {name: data.decode("utf-8") for name, data in texts.items()}
+    except UnicodeDecodeError:
+        return "text_not_utf8"
+    meta: dict[str, Any] = {}
+    if "json" in decoded:
+        try:
+            meta = json.loads(decoded["json"], parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            return "bad_json"
+        if not isinstance(meta, dict):
+            return "bad_json"
+    if "txt" in decoded and not isinstance(meta.get("caption"), str):
+        meta["caption"] = decoded["txt"].strip()
+    tasks = meta.get("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+        return "bad_json"
+    try:
+        canonical_json(meta)
+    except (UnicodeEncodeError, RecursionError):  # half a surrogate pair in an escape
+        return "text_not_utf8"
+    except ValueError:  # 1e999 reads as infinity
+        return "bad_json"
+    return meta
+
+
+# ------------------------------------------------------------------ writing
+
+
+@dataclass(frozen=True)
+class RawShardStats:
+    """What a written raw shard holds; the file `<shard>.json` beside it, written last."""
+
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class RawShardWriter:
+    """Writes one raw shard: plain ustar, mtime, uid and gid 0, names sorted within a sample.
+
+        with RawShardWriter(Path("train/00000.tar")) as writer:
+            writer.add(RawSample("cat", {"image": Picture(data, "jpg")}, {"caption": "a cat"}))
+            stats = writer.close()
+
+    Nothing is visible before `close`, and nothing remains without it. Starting a writer deletes
+    what a dead one left under the same name: the caller holds the claim to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = temporary_path(path)
+        self._hash = hashlib.sha256()
+        self._keys: set[str] = set()
+        self._num_bytes = 0
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent, path.name)
+            self._stream = open(self._temporary, "xb")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> "RawShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def add(self, sample: RawSample) -> None:
+        """Append a sample; its key is new in the shard and safe as a file name.
+
+        Raises:
+            DataError: a key that was used before or is no file name, or a value that is not JSON.
+            MachineError: the disk is full.
+        """
+        problem = name_problem(sample.key, sample.key)
+        if sample.key in self._keys:
+            problem = "duplicate_key"
+        if problem:
+            raise DataError(f"{self._path}: sample {sample.key!r}: {REASONS[problem]}")
+        self._keys.add(sample.key)
+        try:
+            members = {f"{sample.key}.json": canonical_json(sample.meta)}
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self._path}: sample {sample.key!r} is not JSON: {error}") from error
+        for field_name, picture in sample.pictures.items():
+            infix = "" if field_name == "image" else f".{field_name}"
+            members[f"{sample.key}{infix}.{picture.extension}"] = picture.data
+        for name, data in sorted(members.items()):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            self._write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+            self._write(data)
+            self._write(bytes(-len(data) % BLOCK_BYTES))
+
+    def close(self, before_publish: Callable[[], None] | None = None) -> RawShardStats:
+        """End the tar and give it its name; `before_publish` may raise to stop that."""
+        self._write(bytes(2 * BLOCK_BYTES))
+        if before_publish is not None:
+            before_publish()
+        with disk_errors(self._path):
+            publish(self._stream, self._temporary, self._path)
+        return RawShardStats(len(self._keys), self._num_bytes, self._hash.hexdigest())
+
+    def _write(self, data: bytes) -> None:
+        with disk_errors(self._path):
+            self._stream.write(data)
+        self._hash.update(data)
+        self._num_bytes += len(data)

@@ -1,0 +1,38 @@
+"""Webdataset tars as img2dataset writes them, checked and written anew, shard for shard.
+
+What is broken in them is left out and listed; what remains is a raw shard that reads cleanly.
+`mgpt tokenize` reads img2dataset's tars directly, so this step is for keeping a clean copy.
+
+    mgpt pack source=img2dataset input=laion/ output=raw/laion
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
+from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from data_pipeline.sources.part import Part
+from mgpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_pipeline.build_shards import PackConfig
+
+
+def parts(cfg: "PackConfig") -> list[Part]:
+    """One part a tar, under the tar's own name."""
+    if cfg.input is None:
+        raise ConfigError("source=img2dataset needs input=<folder, glob or tar of raw shards>")
+    shards = find_raw_shards(cfg.input)
+    counts = estimate_samples(shards)
+    return [
+        Part(name, counts[name], functools.partial(_read, path)) for name, path in shards.items()
+    ]
+
+
+def _read(path: Path) -> Iterator[RawSample | Rejected]:
+    with RawShardReader.open(path) as reader:
+        yield from reader
+        if reader.damaged:
+            yield Rejected(path.name, "damaged_shard", reader.damaged)

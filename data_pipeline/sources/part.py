@@ -1,0 +1,32 @@
+"""What a source hands to `mgpt pack`: its samples, cut into parts that become one raw shard each.
+
+A source is one file with one function, `parts`, listed in `SOURCES` of
+`data_pipeline/build_shards.py`. Parts are read lazily and in any order, by different processes,
+so each reads itself from its own beginning, and gives the same samples every time.
+
+    def parts(cfg: PackConfig) -> list[Part]:
+        names = sorted(os.listdir(cfg.input))
+        return [Part("00000", len(names), functools.partial(read_pictures, cfg.input, names))]
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from data_pipeline.raw_shards import RawSample, Rejected
+
+
+@dataclass(frozen=True)
+class Part:
+    """One raw shard to be: its name, how many samples it will have at most, and how to read them.
+
+    `read` yields a `Rejected` for what it cannot use; nothing is left out without one.
+    """
+
+    name: str
+    num_samples: int
+    read: Callable[[], Iterator[RawSample | Rejected]]
+
+
+def shard_name(number: int) -> str:
+    """img2dataset's names: five digits."""
+    return f"{number:05d}"

@@ -1,0 +1,45 @@
+"""Rendered scenes with exact truth for every task, as raw samples; pictures become PNG.
+
+    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 scenes.split=train workers=2
+"""
+
+import functools
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.raw_shards import Picture, RawSample
+from data_pipeline.scenes.corpus import CorpusConfig, iter_samples
+from data_pipeline.sources.part import Part, shard_name
+
+if TYPE_CHECKING:
+    from data_pipeline.build_shards import PackConfig
+
+
+def parts(cfg: "PackConfig") -> list[Part]:
+    """Consecutive ranges of scene numbers."""
+    step, total = cfg.samples_per_shard, cfg.scenes.num_scenes
+    return [
+        Part(
+            shard_name(start // step),
+            min(step, total - start),
+            functools.partial(_read, cfg.scenes, start, min(start + step, total)),
+        )
+        for start in range(0, total, step)
+    ]
+
+
+def _read(corpus: CorpusConfig, start: int, stop: int) -> Iterator[RawSample]:
+    for sample in iter_samples(corpus, start, stop):
+        pictures = {name: Picture(_png(image), "png") for name, image in sample.images.items()}
+        yield RawSample(sample.key, pictures, sample.json)
+
+
+def _png(levels_HWC: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    # Level 1 writes three times as fast as the default and a fifth larger.
+    Image.fromarray(levels_HWC).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,220 @@
+"""Runs a job's units in any number of processes on any number of machines, each unit once.
+
+A job names its units, says which are done, and opens a worker that does one. Processes share the
+units through `claims`; a process that dies loses its unit to the next one that asks, and is
+started again a few times. Processes end with the one that started them. What a unit's output is
+must not depend on who does it; this module knows nothing of what that is.
+
+    run_units(TokenizeJob(cfg), workers=4, advance=bar.advance)
+
+may run at the same time, with the same job, on another machine that sees the same output folder.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_pipeline.claims import Claim, ClaimLost, Claims
+from mgpt import errors
+
+WORK_FOLDER = ".work"
+MAX_RESTARTS = 3  # of one process slot; more means that a unit itself kills whoever takes it
+_IDLE_S = 0.2
+_REPORT_S = 0.2
+_PR_SET_PDEATHSIG = 1
+
+_log = logging.getLogger(__name__)
+
+
+class UnitWorker(Protocol):
+    """Does units, one at a time, in one process."""
+
+    def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
+        """Do one unit, calling `advance` with counts of samples and `claim.check` before it
+        publishes anything."""
+
+
+class Job(Protocol):
+    """What to do; travels to the processes by pickle, so it holds settings only."""
+
+    @property
+    def output(self) -> Path: ...
+
+    def units(self) -> Sequence[str]:
+        """Names of all units, the same in every process."""
+
+    def is_done(self, unit: str) -> bool: ...
+
+    def open(self, slot: int) -> UnitWorker:
+        """What does the work in process number `slot`: loads models, sets thread counts."""
+
+
+def run_units(job: Job, workers: int, advance: Callable[[int], None]) -> None:
+    """Return when every unit is done, by whomever; then the claims' folder is gone.
+
+    Args:
+        workers: processes to start; with 1, this process does the work itself.
+        advance: called with the number of samples that this call's processes have done since.
+
+    Raises:
+        MgptError: what a worker met, or a worker that keeps being killed.
+    """
+    pending = [unit for unit in job.units() if not job.is_done(unit)]
+    if pending and workers == 1:
+        _work_through(job, pending, 0, advance)
+    elif pending:
+        _Crew(job, pending, min(workers, len(pending)), advance).run()
+    shutil.rmtree(job.output / WORK_FOLDER, ignore_errors=True)
+
+
+def _work_through(
+    job: Job, pending: Sequence[str], slot: int, advance: Callable[[int], None]
+) -> None:
+    worker: UnitWorker | None = None
+    with Claims(job.output / WORK_FOLDER) as claims:
+        while pending:
+            left = []
+            for unit in pending:
+                if job.is_done(unit):
+                    continue
+                claim = claims.take(unit)
+                if claim is None:
+                    left.append(unit)
+                    continue
+                try:
+                    if not job.is_done(unit):  # its last holder may have finished meanwhile
+                        worker = worker or job.open(slot)
+                        worker.work(unit, claim, advance)
+                except ClaimLost:
+                    left.append(unit)
+                finally:
+                    claim.release()
+            if len(left) == len(pending):
+                time.sleep(_IDLE_S)  # others are at all that is left
+            pending = left
+
+
+# ------------------------------------------------------------------ processes
+
+
+class _Crew:
+    """The processes of one call, their reports, and their successors."""
+
+    def __init__(
+        self, job: Job, units: list[str], workers: int, advance: Callable[[int], None]
+    ) -> None:
+        self._job, self._units, self._advance = job, units, advance
+        self._workers = workers
+        # A forked child would inherit torch's threads in an unknown state.
+        self._context = multiprocessing.get_context("spawn")
+        self._restarts = [0] * workers
+        self._running: dict[Connection, tuple[int, Any]] = {}
+
+    def run(self) -> None:
+        try:
+            for slot in range(self._workers):
+                self._start(slot)
+            while self._running:
+                for connection in wait(list(self._running)):
+                    assert isinstance(connection, Connection)
+                    self._receive(connection)
+        finally:
+            for connection, (_, process) in self._running.items():
+                process.kill()
+                process.join()
+                connection.close()
+
+    def _start(self, slot: int) -> None:
+        ours, theirs = self._context.Pipe(duplex=False)
+        offset = slot * len(self._units) // self._workers
+        units = self._units[offset:] + self._units[:offset]  # start apart, meet at the end
+        process = self._context.Process(
+            target=_work_in_child,
+            args=(self._job, units, slot, theirs, os.getpid()),
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        self._running[ours] = (slot, process)
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            self._ended(connection)
+            return
+        if isinstance(message, int):
+            self._advance(message)
+        else:
+            kind, text = message
+            raise getattr(errors, kind)(text)
+
+    def _ended(self, connection: Connection) -> None:
+        slot, process = self._running.pop(connection)
+        connection.close()
+        process.join()
+        if process.exitcode == 0:
+            return
+        if process.exitcode > 0:
+            raise RuntimeError(f"worker {slot} failed; its traceback stands above")
+        name = signal.Signals(-process.exitcode).name
+        if self._restarts[slot] == MAX_RESTARTS:
+            raise errors.MachineError(
+                f"worker {slot} was killed {MAX_RESTARTS + 1} times, last by {name}; if memory is "
+                "short, set fewer workers or smaller batches, then run the same command again"
+            )
+        self._restarts[slot] += 1
+        _log.warning("worker %d was killed by %s; its unit is free, a new one starts", slot, name)
+        self._start(slot)
+
+
+def _work_in_child(
+    job: Job, units: Sequence[str], slot: int, reports: Connection, parent_pid: int
+) -> None:
+    die_with_parent(parent_pid)
+    counted, reported_at = 0, time.monotonic()
+
+    def advance(samples: int) -> None:
+        nonlocal counted, reported_at
+        counted += samples
+        if time.monotonic() - reported_at >= _REPORT_S:
+            reports.send(counted)
+            counted, reported_at = 0, time.monotonic()
+
+    try:
+        _work_through(job, units, slot, advance)
+        reports.send(counted)
+    except errors.MgptError as error:
+        reports.send((type(error).__name__, str(error)))
+    finally:
+        reports.close()
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """From here on this process ends when the one that started it does, however that ends.
+
+    A child of a process that is killed with SIGKILL otherwise lives on, and writes. Linux kills it
+    by itself; elsewhere a thread looks four times a second.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # it died before the line above
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(0.25)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch parent", daemon=True).start()
