@@ -85,6 +85,7 @@ def _object_part(one: SceneObject, owner: int, azimuth_deg: float) -> Part:
         owner,
         label=one.shape,
         is_shiny=one.material == "shiny",
+        bevel=4.0 if one.shape == "cube" else 0.8,
         contact_radius={"sphere": 0.75, "cube": 1.15, "cylinder": 0.85, "cone": 1.1}[one.shape] * r,
     )
 

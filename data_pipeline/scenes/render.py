@@ -36,7 +36,9 @@ class Part:
     """One solid with its surface.
 
     `owner` numbers the thing it belongs to (0, 1, ...), `label` is its segmentation class,
-    `contact_radius` how far from its foot the ground is darkened (0: it does not touch).
+    `contact_radius` how far from its foot the ground is darkened (0: it does not touch). `bevel` is
+    how far a shiny surface's normal bends outwards: a flat face mirrors one spot of the sky only,
+    and bent a little, as by a bevelled edge, every shape has a highlight of its own.
     """
 
     solid: Solid
@@ -44,6 +46,7 @@ class Part:
     owner: int
     label: str
     is_shiny: bool = False
+    bevel: float = 0.8
     contact_radius: float = 0.0
 
 
@@ -306,7 +309,7 @@ def _shade(
         if part.is_shiny:
             mine = part_N == index
             lit_3N[:, mine] = _gloss(
-                part.solid,
+                part,
                 lit_3N[:, mine],
                 point_3N[:, mine],
                 normal_3N[:, mine],
@@ -338,7 +341,7 @@ def _open_sky(parts: list[Part], x: Array, y: Array) -> Array:
 
 
 def _gloss(
-    solid: Solid,
+    part: Part,
     lit_3M: Array,
     point_3M: Array,
     normal_3M: Array,
@@ -347,11 +350,9 @@ def _gloss(
     sunlit_M: Array,
 ) -> Array:
     """Add the mirrored sky and the highlight of a shiny surface to its lit colour."""
-    centre, radius = solid.bound()
-    # Flat faces mirror one spot of the sky only; bending the normal outwards, as a bevelled
-    # edge does, gives every shape a highlight of its own.
+    centre, radius = part.solid.bound()
     outward_3M = (point_3M - np.array(centre, np.float32)[:, None]) / radius
-    bent_3M = normal_3M + 0.8 * outward_3M
+    bent_3M = normal_3M + part.bevel * outward_3M
     bent_3M /= np.sqrt((bent_3M**2).sum(0))
     cosine_M = -(view_3M * bent_3M).sum(0)
     mirrored_3M = view_3M + 2 * cosine_M * bent_3M

@@ -43,8 +43,8 @@ class Camera:
     distance: float = 7.5
     pitch_deg: float = 13.0
     target_z: float = 0.64
-    view_width: float = 4.0
-    view_height: float = 3.2
+    view_width: float = scene_words.VIEW_SIZE[0]
+    view_height: float = scene_words.VIEW_SIZE[1]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ SIZES: dict[str, float] = {"small": 0.38, "large": 0.684}
 
 MATERIALS: tuple[str, ...] = ("matte", "shiny")
 
+# Width and height in scene units that a picture of objects shows at the least, at any aspect
+# ratio; it ties pixels to scene units.
+VIEW_SIZE = (4.0, 3.2)
+
 # Camera-axis depth in scene units that is drawn white and black; see `depth_level`.
 DEPTH_NEAR = 4.6
 DEPTH_FAR = 18.0
