@@ -142,6 +142,8 @@ class Backend(Protocol):
     """Which share of the rows is this rank's."""
     dp_size: int
     device: torch.device
+    num_parameters: int
+    """Of the whole model."""
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
         """Adds this micro-batch's gradients. `last` is set on the last one before `step`."""

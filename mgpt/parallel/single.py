@@ -63,6 +63,7 @@ class SingleBackend:
         self._module = self._place(cfg, module, plan)
         self._named = self._module.named_weights()
         self._parameters = [parameter for _, parameter in self._named]
+        self.num_parameters = sum(parameter.numel() for parameter in self._parameters)
         self._optimizer = optim_cfg.build(self._named)
         prepare_adam(self._optimizer, self._parameters)
 

@@ -71,6 +71,7 @@ class Zero3Backend:
             recompute_blocks(module.model, plan, reentrant=True)
         module = module.to(self.device)
         self._shapes = {name: p.shape for name, p in module.named_weights()}
+        self.num_parameters = sum(shape.numel() for shape in self._shapes.values())
         optimizer = optim_cfg.build(module.named_weights())
         self._engine, *_ = deepspeed.initialize(
             model=module,

@@ -1,8 +1,8 @@
 """The learning rate of a step, as a pure function of the step.
 
-    >>> cfg = ScheduleConfig(kind="cosine", warmup_steps=10)
-    >>> [learning_rate(cfg, step, 100, peak=1e-3) for step in (0, 5, 10, 100)]
-    [0.0, 0.0005, 0.001, 0.0]
+>>> cfg = ScheduleConfig(kind="cosine", warmup_steps=10)
+>>> [learning_rate(cfg, step, 100, peak=1e-3) for step in (0, 5, 10, 100)]
+[0.0, 0.0005, 0.001, 0.0]
 """
 
 import math
