@@ -98,6 +98,8 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
             choices = _choices(composed)
             del_hydra = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
             node = OmegaConf.merge(OmegaConf.create(to_plain(schema.defaults)), del_hydra)
+            for path in [word[1:] for word in overrides if word.startswith("~")]:
+                _remove(node, path)
             OmegaConf.resolve(node)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"conf/{config_name}.yaml: {error}") from error
@@ -122,6 +124,15 @@ class _hydra:
 
     def __exit__(self, *_: object) -> None:
         GlobalHydra.instance().clear()
+
+
+def _remove(node: Any, path: str) -> None:
+    """Takes an entry of a mapping out. Raises ConfigError where there is none."""
+    parent, _, name = path.rpartition(".")
+    mapping = OmegaConf.select(node, parent) if parent else node
+    if not isinstance(mapping, DictConfig) or name not in mapping:
+        raise ConfigError(f"~{path}: there is no such entry to remove")
+    del mapping[name]
 
 
 def _choices(composed: DictConfig) -> dict[str, str]:
@@ -164,9 +175,7 @@ def _to_hydra(
         elif kind is None:
             hint = nearest(key.lstrip("~"), [*schema.names, *groups])
             problems.append(f"{key.lstrip('~')}: no such field{hint}")
-        elif removal:
-            words.append(key)
-        else:
+        elif not removal:
             words.append(f"++{key}={quote(value, kind)}")
     if problems:
         raise ConfigError("\n  ".join(["the configuration has mistakes:", *problems]))
@@ -319,6 +328,9 @@ def _sequence(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 def _mapping(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
         return _wrong(path, value, describe(dict[args]), problems)  # type: ignore[valid-type]
+    if typing.get_origin(args[0]) is Literal:
+        for key in value:
+            convert(args[0], key, f"a key of {path}", problems)
     keys = {k: int(k) if args[0] is int and str(k).lstrip("-").isdigit() else k for k in value}
     return {keys[k]: convert(args[1], v, f"{path}.{k}", problems) for k, v in value.items()}
 

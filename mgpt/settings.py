@@ -42,16 +42,22 @@ class Setting:
     doc: str
 
 
-def settings_of(cls: type, prefix: str = "") -> Iterator[Setting]:
-    """Every leaf field of the dataclass tree, in the order of definition."""
+def settings_of(cls: type, prefix: str = "", example: Any = None) -> Iterator[Setting]:
+    """Every leaf field of the dataclass tree, in the order of definition.
+
+    `example`: an instance whose values are the defaults, where the field that holds `cls` has one.
+    """
     hints, docs = hints_of(cls), field_docs(cls)
     for field in dataclasses.fields(cls):
         kind, path = hints[field.name], f"{prefix}{field.name}"
+        default = _default(field) if example is None else getattr(example, field.name)
         nested = _dataclass_in(kind)
         if nested is not None:
-            yield from settings_of(nested, f"{path}.")
+            inner = None if default is dataclasses.MISSING else default
+            yield from settings_of(nested, f"{path}.", inner)
         else:
-            yield Setting(path, describe(kind), plain_default(field, kind), docs.get(field.name, ""))
+            plain = MISSING if default is dataclasses.MISSING else to_plain(default)
+            yield Setting(path, describe(kind), plain, docs.get(field.name, ""))
 
 
 def hints_of(cls: type) -> dict[str, Any]:
@@ -136,20 +142,10 @@ def describe(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def plain_default(field: dataclasses.Field[Any], kind: Any) -> Any:
-    """A field's default as plain data: str, numbers, lists, dicts; `MISSING` when it has none."""
-    if field.default is not dataclasses.MISSING:
-        return to_plain(field.default)
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
-        return to_plain(field.default_factory())
-    nested = _dataclass_in(kind)
-    return defaults_of(nested) if nested is not None else MISSING
-
-
-def defaults_of(cls: type) -> dict[str, Any]:
-    """The whole default tree of a dataclass as plain data."""
-    hints = hints_of(cls)
-    return {f.name: plain_default(f, hints[f.name]) for f in dataclasses.fields(cls)}
+        return field.default_factory()
+    return field.default
 
 
 def to_plain(value: Any) -> Any:
@@ -184,10 +180,15 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def _docs_in_docstring(cls: type) -> dict[str, str]:
+    """`name: words` lines, and for other names the sentence that has them in backticks."""
     names = "|".join(sorted(field_names(cls), key=len, reverse=True))
     text = inspect.cleandoc(cls.__doc__ or "")
-    found = re.finditer(rf"^\s*`?({names})`?: +(.+(?:\n {{4,}}.+)*)", text, re.MULTILINE)
-    return {m[1]: " ".join(m[2].split()) for m in found} if names else {}
+    docs: dict[str, str] = {}
+    for sentence in re.split(r"(?<=[.;])\s+", text):
+        for name in re.findall(rf"`({names})`", sentence):
+            docs.setdefault(name, " ".join(sentence.rstrip(";").split()))
+    lines = re.finditer(rf"^\s*`?({names})`?: +(.+(?:\n {{4,}}.+)*)", text, re.MULTILINE)
+    return {**docs, **{m[1]: " ".join(m[2].split()) for m in lines}} if names else {}
 
 
 def _docs_in_source(source: str) -> dict[str, str]:

@@ -30,6 +30,17 @@ def is_worker() -> bool:
     return "RANK" in os.environ
 
 
+def num_processes(backend: str, procs: int | str) -> int:
+    """`procs`, where auto is 1 for `single`, else one a GPU, else 2 on a CPU."""
+    if procs != "auto":
+        return int(procs)
+    if backend == "single":
+        return 1
+    import torch
+
+    return torch.cuda.device_count() or 2
+
+
 def own_children() -> None:
     """Children started from here on that call `die_with_parent` end when this process does."""
     os.environ[PARENT_VARIABLE] = str(os.getpid())

@@ -1,0 +1,196 @@
+"""What several stages build from their configuration: tracker, vocabulary, model, weights.
+
+A path to weights means the same everywhere: a model folder (config.json + safetensors), a
+checkpoint's step folder, or a run folder, which stands for its `model/` or else its newest
+complete checkpoint.
+
+    vocabulary = load_vocabulary(cfg.init_from)
+    with open_tracker(cfg, "omni_sft") as tracker: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from mgpt.errors import CheckpointError, DataError, VocabularyError
+from mgpt.models.folder import load_model_config, read_weights, save_model
+from mgpt.models.sizes import SIZES
+from mgpt.models.transformer import Transformer, TransformerConfig
+from mgpt.models.vqgan import Vqgan, load_vqgan, vqgan_fingerprint
+from mgpt.settings import to_plain
+from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
+from mgpt.tokens.vocab import Vocabulary
+from mgpt.tracking.tracker import Tracker
+from mgpt.train.checkpoint import export_weights, newest_complete
+
+MODEL, VOCABULARY = "model", "vocabulary"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which transformer. A model taken from `init_from` keeps its own size."""
+
+    size: str = "quickstart"
+    """A name of mgpt.models.sizes: debug, quickstart, 1b, 7b, 34b."""
+    dropout: float = 0.0
+    """On the outputs of attention and MLP, before they are added; Lumina-mGPT 7B: 0.05."""
+    max_positions: int | None = None
+    """Longest document the rotary embedding is made for, in tokens; null: the size's own."""
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size={self.size!r} is none of {', '.join(SIZES)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+
+    def transformer(self, vocabulary: Vocabulary) -> TransformerConfig:
+        """The size with this vocabulary."""
+        chosen = replace(SIZES[self.size], vocab_size=vocabulary.size, dropout=self.dropout)
+        if self.max_positions is not None:
+            chosen = replace(chosen, max_positions=self.max_positions)
+        return chosen
+
+
+def open_tracker(cfg: Any, stage: str, is_main: bool = True, record: bool = True) -> Tracker:
+    """The tracker of a stage's output folder; `record=False` where a trainer writes the record."""
+    return Tracker(
+        cfg.tracking,
+        Path(cfg.output),
+        stage,
+        resolved_config=to_plain(cfg),
+        is_main=is_main,
+        record=record,
+    )
+
+
+def resolution_folders(paths: Sequence[str | Path]) -> list[Path]:
+    """The `<px>` folders at or in each path, smallest resolution first.
+
+    Raises DataError where a path holds none.
+    """
+    folders: list[Path] = []
+    for given in map(Path, paths):
+        inside = [item for item in given.glob("*") if item.name.isdigit() and item.is_dir()]
+        if given.name.isdigit() and not inside:
+            inside = [given]
+        if not inside:
+            raise DataError(
+                f"{given}: no tokenised shards here; give the output of mgpt tokenize, which holds "
+                "a folder a resolution, or one of those"
+            )
+        folders += sorted(inside, key=lambda item: int(item.name))
+    return folders
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights are: a model folder, or a complete checkpoint of a run."""
+
+    folder: Path
+    is_checkpoint: bool
+
+    @classmethod
+    def find(cls, path: str | Path) -> Weights:
+        """The weights that a path stands for. Raises CheckpointError that says what is there."""
+        path = Path(path)
+        for folder in (path, path / MODEL):
+            if (folder / "config.json").exists():
+                return cls(folder, is_checkpoint=False)
+        if (path / "COMPLETE").exists():
+            return cls(path, is_checkpoint=True)
+        newest = newest_complete(path) if path.is_dir() else None
+        if newest is not None:
+            return cls(newest.path, is_checkpoint=True)
+        there = "does not exist" if not path.exists() else "holds no weights"
+        raise CheckpointError(
+            f"{path} {there}; give a model folder (config.json), a complete step folder, or the "
+            "output folder of a training stage"
+        )
+
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary that the weights were trained with."""
+        return load_vocabulary(self.folder)
+
+    def config(self) -> TransformerConfig:
+        """The transformer's shape, without its dropout."""
+        if not self.is_checkpoint:
+            return load_model_config(self.folder)
+        stored = yaml.safe_load((self.folder / "config.yaml").read_text())
+        return TransformerConfig(**stored["transformer"])
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight by name, in float32 on the CPU."""
+        found: Iterable[tuple[str, Tensor]]
+        found = export_weights(self.folder).items() if self.is_checkpoint else read_weights(self.folder)
+        for name, tensor in found:
+            yield name, tensor.float()
+
+    def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Transformer:
+        """The model, for inference."""
+        model = Transformer(self.config())
+        model.load_state_dict(dict(self.tensors()), strict=True)
+        return model.to(device=device, dtype=dtype).eval()
+
+
+def load_vocabulary(path: str | Path) -> Vocabulary:
+    """The vocabulary at or in a path: its own folder, a model folder, a checkpoint, a run folder.
+
+    Raises VocabularyError that names the places looked at.
+    """
+    path = Path(path)
+    places = [path, path / VOCABULARY, path / MODEL / VOCABULARY, path / "vocab"]
+    newest = newest_complete(path) if path.is_dir() else None
+    if newest is not None:
+        places.append(newest.path / "vocab")
+    for place in places:
+        if (place / VOCABULARY_FILE).exists():
+            return Vocabulary.load(place)
+    raise VocabularyError(
+        f"{path}: no {VOCABULARY_FILE} in any of {', '.join(str(place) for place in places)}; give "
+        "the output of mgpt train_text or a model folder"
+    )
+
+
+def write_model_folder(
+    folder: Path, cfg: TransformerConfig, weights: dict[str, Tensor], vocabulary: Vocabulary
+) -> None:
+    """config.json, safetensors and vocabulary/: what `ckpt=` and `init_from=` take."""
+    vocabulary.save(folder / VOCABULARY)
+    save_model(folder, replace(cfg, dropout=0.0), weights)
+
+
+def load_matching_vqgan(vq: str, num_codes: int, fingerprint: str | None = None) -> Vqgan:
+    """The VQGAN, checked against the codes it is to read or write.
+
+    Args:
+        num_codes: codes that the vocabulary has.
+        fingerprint: of the VQGAN that made the shards, where they are at hand.
+
+    Raises DataError naming both sides.
+    """
+    vqgan = load_vqgan(vq)
+    if vqgan.cfg.n_embed != num_codes:
+        raise DataError(
+            f"vq={vq} has {vqgan.cfg.n_embed} codes, the model's vocabulary {num_codes}; give the "
+            "VQGAN that tokenised its training pictures"
+        )
+    if fingerprint is not None and vqgan_fingerprint(vqgan) != fingerprint:
+        raise DataError(
+            f"vq={vq} has fingerprint {vqgan_fingerprint(vqgan)}, the shards were made with "
+            f"{fingerprint}; give the VQGAN that tokenised them"
+        )
+    return vqgan.eval()
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """auto: the first GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

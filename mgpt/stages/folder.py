@@ -1,0 +1,241 @@
+"""A stage's output folder: may it start, is it complete, what was it made from.
+
+    <output>/stage.json    stage, fingerprint, configuration, inputs; written at the start
+    <output>/config.yaml   the configuration, for `mgpt <stage> --config`
+    <output>/DONE          the same fingerprint and the stage's figures; written last
+
+The fingerprint covers the resolved configuration and the inputs, each input by its own
+fingerprint, so a pipeline moved to another folder is still complete. Knows no stage.
+
+    folder = StageFolder.open("tokenize", cfg, inputs=[cfg.input, cfg.vq])
+    if folder.is_complete:
+        return
+    folder.finish(tokenize(cfg, tracker))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mgpt.data.atomic import atomic_write
+from mgpt.errors import ConfigError, MachineError
+from mgpt.launching.processes import is_worker
+from mgpt.settings import to_plain
+
+DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
+
+# Fields that say where and how fast, not what: another value is the same stage.
+FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers"})
+# Fields that may change while a stage is unfinished: it goes on from its newest checkpoint.
+RESUMABLE_FIELDS = frozenset(
+    {"parallel", "train.steps", "train.save_every", "train.log_every", "train.keep"}
+)
+_HASHED_BYTES = 1 << 22  # larger input files are told apart by name and size
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's output folder, opened. `is_complete`: nothing is left to do."""
+
+    path: Path
+    stage: str
+    fingerprint: str
+    is_complete: bool
+    started_s: float
+
+    @classmethod
+    def open(
+        cls,
+        stage: str,
+        cfg: Any,
+        inputs: Sequence[str | Path | None] = (),
+        min_free_mb: float = 200.0,
+    ) -> StageFolder:
+        """Checks the machine and what is there; prints when the stage is complete.
+
+        Args:
+            cfg: the stage's dataclass, with `output: str` and `redo: bool`.
+            inputs: paths the result depends on; their value in `cfg` is replaced by what they hold.
+            min_free_mb: free disk space without which the stage does not start.
+
+        Raises:
+            ConfigError: the folder holds this stage with another configuration or other inputs.
+            MachineError: it cannot be written, or the disk is nearly full.
+        """
+        path = Path(cfg.output)
+        given = {str(item): input_fingerprint(item) for item in inputs if item}
+        config = to_plain(cfg)
+        print_ = fingerprint_of(stage, config, given)
+        here = cls(path, stage, print_, _done_fingerprint(path) == print_, time.monotonic())
+        if is_worker() and os.environ.get("RANK") != "0":
+            return here
+        if here.is_complete:
+            print(f"{stage}: {path} is complete", flush=True)
+            return here
+        check_machine(path, min_free_mb)
+        problem = _conflict(path, stage, config, given, print_)
+        if problem and not cfg.redo:
+            raise ConfigError(
+                f"{path} holds {problem}; set redo=true to make it anew, or give another output="
+            )
+        if problem:
+            _clear(path)
+        here._begin(config, given)
+        return here
+
+    def _begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        record = {
+            "stage": self.stage,
+            "fingerprint": self.fingerprint,
+            "config": config,
+            "inputs": inputs,
+        }
+        atomic_write(self.path / RECORD, json.dumps(record, indent=1).encode())
+        text = f"# mgpt {self.stage} --config {self.path / CONFIG}\n"
+        text += yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        atomic_write(self.path / CONFIG, text.encode())
+
+    def finish(self, figures: Mapping[str, Any] | None = None) -> None:
+        """Marks the stage complete. Called by the launcher, or by rank 0 where there is none."""
+        done = {
+            "stage": self.stage,
+            "fingerprint": self.fingerprint,
+            "figures": dict(figures or {}),
+            "seconds_of_last_start": round(time.monotonic() - self.started_s, 1),
+        }
+        atomic_write(self.path / DONE, json.dumps(done, indent=1).encode())
+
+
+def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """16 hex digits over a stage's configuration, with each input path replaced by what it holds."""
+    record = {"stage": stage, "config": _comparable(config, inputs)}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def input_fingerprint(path: str | Path) -> str:
+    """What an input holds: the fingerprint of the stage that made it, or of its files.
+
+    A folder inside a stage's output (`tokens/64`) is that stage's fingerprint with the place in it.
+    A name that is no path (a VQGAN shipped with the package) stands for itself.
+    """
+    path = Path(path)
+    for folder in [path, *path.absolute().parents][:4]:
+        done = _done_fingerprint(folder)
+        if done:
+            inside = path.absolute().relative_to(folder.absolute()) if folder != path else ""
+            return f"stage:{done}:{inside}"
+    if path.is_file():
+        return f"file:{_file_digest(path)}"
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(item for item in path.rglob("*") if item.is_file()):
+            digest.update(f"{file.relative_to(path)}\0{_file_digest(file)}\n".encode())
+        return f"folder:{digest.hexdigest()[:16]}"
+    return f"name:{path}"
+
+
+def check_machine(path: Path, min_free_mb: float) -> None:
+    """Raises MachineError when `path` cannot be made and written, or its disk is nearly full."""
+    probe = path / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"1")
+        probe.unlink()
+    except OSError as error:
+        raise MachineError(
+            f"output={path} cannot be written ({error.strerror or error}); give another output= "
+            "or its permission"
+        ) from error
+    free_mb = shutil.disk_usage(path).free / 1e6
+    if free_mb < min_free_mb:
+        raise MachineError(
+            f"output={path}: {free_mb:,.0f} MB are free where this stage needs about "
+            f"{min_free_mb:,.0f} MB; make room or give another output="
+        )
+
+
+def _comparable(config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Dotted path → value, without the free fields and with inputs by content."""
+    flat = {path: value for path, value in flatten(config) if path.split(".")[0] not in FREE_FIELDS}
+    return {
+        path: inputs.get(value, value) if isinstance(value, str) else value
+        for path, value in flat.items()
+    }
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested dicts and lists with its dotted path."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}{key}.")
+    elif isinstance(tree, list) and tree:
+        for index, value in enumerate(tree):
+            yield from flatten(value, f"{prefix}{index}.")
+    else:
+        yield prefix.rstrip("."), tree
+
+
+def _conflict(
+    path: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    fingerprint: str,
+) -> str | None:
+    """What is in the folder that this configuration did not make, in words; None if nothing."""
+    if not (path / RECORD).exists():
+        return None
+    record = json.loads((path / RECORD).read_text())
+    is_done = (path / DONE).exists()
+    if record["stage"] != stage:
+        return f"the output of mgpt {record['stage']}"
+    if record["fingerprint"] == fingerprint and not is_done:
+        return None
+    then = _comparable(record["config"], record["inputs"])
+    now = _comparable(config, inputs)
+    changed = [key for key in {**then, **now} if then.get(key, "–") != now.get(key, "–")]
+    if not is_done:
+        changed = [
+            key
+            for key in changed
+            if key not in RESUMABLE_FIELDS and key.split(".")[0] not in RESUMABLE_FIELDS
+        ]
+    if not changed:
+        return None
+    words = [f"{key} {then.get(key, '–')} → {now.get(key, '–')}" for key in changed[:6]]
+    more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+    kind = "a finished" if is_done else "an unfinished"
+    return f"{kind} {stage} of another configuration ({', '.join(words)}{more})"
+
+
+def _clear(path: Path) -> None:
+    """Takes a stage's folder away in one move, so that a kill leaves the old one or none."""
+    old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
+    path.rename(old)
+    shutil.rmtree(old)
+
+
+def _done_fingerprint(path: Path) -> str | None:
+    try:
+        return str(json.loads((path / DONE).read_text())["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _file_digest(path: Path) -> str:
+    size = path.stat().st_size
+    if size > _HASHED_BYTES:
+        return f"{path.name}:{size}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

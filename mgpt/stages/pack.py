@@ -1,0 +1,35 @@
+"""mgpt pack: samples of a source become raw shards, ordinary webdataset tars.
+
+    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 workers=2
+    mgpt pack source=folder input=my_pictures output=raw/mine
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data_pipeline.build_shards import PackConfig, pack
+from mgpt.stages.build import open_tracker
+from mgpt.stages.folder import StageFolder, flatten
+from mgpt.tracking.tracker import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PackConfig):
+    """What `mgpt pack` can be given."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def main(cfg: Config) -> None:
+    folder = StageFolder.open("pack", cfg, [cfg.input])
+    if folder.is_complete:
+        return
+    with open_tracker(cfg, "pack") as tracker:
+        figures = pack(cfg, tracker)
+        counts = {name: value for name, value in flatten(figures) if value != {}}
+        tracker.log(0, counts)
+        tracker.finish(counts)
+    folder.finish(figures)

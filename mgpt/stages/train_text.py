@@ -1,0 +1,110 @@
+"""mgpt train_text: a SentencePiece model on the words of tokenised shards, as a vocabulary.
+
+The text pieces are learned from what training will read: every sample through every task and
+variant it can serve, prompts included. Text, picture codes, picture sizes and control tokens
+together make the vocabulary, whose fingerprint the weights carry.
+
+    mgpt train_text input=outputs/tokens output=outputs/text num_pieces=512
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mgpt.data.dataset import TokenisedDataset, open_dataset
+from mgpt.errors import ConfigError
+from mgpt.stages.build import open_tracker, resolution_folders
+from mgpt.stages.folder import StageFolder
+from mgpt.tasks.registry import DOCUMENTS, TASKS, SampleView, can_serve
+from mgpt.tokens.chat import Conversation, Document
+from mgpt.tokens.text import SentencePieceText, train_sentencepiece
+from mgpt.tokens.vocab import scratch_vocabulary
+from mgpt.tracking.tracker import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt train_text` can be given."""
+
+    input: str | list[str]
+    """Tokenised folders (each with a folder a resolution, or one of those)."""
+    output: str
+    """Folder for the vocabulary."""
+    num_pieces: int = 512
+    """Text pieces, 258 of which are the bytes, the unknown and the newline."""
+    max_grids: int | None = None
+    """Largest side of a picture in grids of two latents; null: what an aspect of 4 at the largest
+    resolution needs."""
+    max_samples: int = 20_000
+    """Samples read of each resolution, evenly spaced; more would only cost time."""
+    num_threads: int = 1
+    """SentencePiece's threads; its result depends on their number."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def main(cfg: Config) -> None:
+    inputs = [cfg.input] if isinstance(cfg.input, str) else cfg.input
+    folder = StageFolder.open("train_text", cfg, inputs)
+    if folder.is_complete:
+        return
+    datasets = [open_dataset(path) for path in resolution_folders(inputs)]
+    num_codes = {dataset.num_codes for dataset in datasets}
+    if len(num_codes) > 1:
+        raise ConfigError(f"input: codebooks of {sorted(num_codes)} codes; give one VQGAN's shards")
+    with open_tracker(cfg, "train_text") as tracker:
+        total = sum(min(len(dataset), cfg.max_samples) for dataset in datasets)
+        with tracker.progress(total, "samples", "reading words") as bar:
+            texts = list(_texts(datasets, cfg.max_samples, bar.advance))
+        model = train_sentencepiece(
+            texts, folder.path / SentencePieceText.FILE, cfg.num_pieces, cfg.num_threads
+        )
+        text = SentencePieceText(model)
+        max_grids = cfg.max_grids or max(d.resolution_px // d.latent_px for d in datasets)
+        vocabulary = scratch_vocabulary(text, num_codes.pop(), max_grids)
+        vocabulary.save(folder.path)
+        characters = sum(map(len, texts))
+        pieces = sum(len(text.encode(words)) for words in texts[:: max(1, len(texts) // 2000)])
+        sampled = sum(len(words) for words in texts[:: max(1, len(texts) // 2000)])
+        figures = {
+            "vocabulary": vocabulary.size,
+            "text_pieces": text.num_pieces,
+            "characters": characters,
+            "characters_per_piece": round(sampled / max(pieces, 1), 3),
+        }
+        tracker.log(0, figures)
+        tracker.finish(figures)
+    folder.finish(figures)
+
+
+def _texts(datasets: list[TokenisedDataset], max_samples: int, advance) -> Iterator[str]:  # type: ignore[no-untyped-def]
+    """Every text part of every task and document that the samples serve, each text once."""
+    seen: set[str] = set()
+    for dataset in datasets:
+        for index in range(0, len(dataset), -(-len(dataset) // max_samples)):
+            shard, number = dataset.locate(index)
+            view = SampleView(shard.meta(number), shard.shapes(number), dataset.latent_px)
+            for words in _texts_of(view):
+                if words not in seen:
+                    seen.add(words)
+                    yield words
+            advance()
+
+
+def _texts_of(view: SampleView) -> Iterator[str]:
+    for name, task in {**TASKS, **DOCUMENTS}.items():
+        if not can_serve(name, view.meta, view.shapes):
+            continue
+        for variant in range(task.variants):
+            yield from _parts(task.build(view, variant))
+
+
+def _parts(item: Conversation | Document) -> Iterator[str]:
+    if isinstance(item, Document):
+        parts = list(item.parts)
+    else:
+        parts = [part for turn in item.turns for part in (*turn.question, *turn.answer)]
+    yield from (part for part in parts if isinstance(part, str))

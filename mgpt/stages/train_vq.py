@@ -1,0 +1,126 @@
+"""mgpt train_vq: a VQGAN on the pictures of raw shards.
+
+Every picture field of every sample is taken (image, depth, normals, …), so that whatever a task
+shows can be coded. Some samples, chosen by key, are held out for the figures. The trained model is
+`<output>/model`, a folder that `vq=` takes.
+
+    mgpt train_vq recipe=scenes_f8 input=outputs/raw output=outputs/vq
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.raw_shards import RawSample, RawShardReader
+from mgpt.errors import DataError
+from mgpt.images.pixels import open_image, whiten
+from mgpt.models.vqgan import VqganConfig
+from mgpt.stages.build import open_tracker, pick_device
+from mgpt.stages.folder import StageFolder
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.train.train_vqgan import BatchConfig, VqTrainConfig, picture_batches, train_vqgan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt train_vq` can be given."""
+
+    input: str
+    """Folder of raw shards (webdataset tars)."""
+    output: str
+    """Folder for the checkpoint and, at the end, model/."""
+    model: VqganConfig = field(default_factory=VqganConfig)
+    train: VqTrainConfig = field(default_factory=VqTrainConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    max_pictures: int = 30_000
+    """Pictures kept in memory, evenly from all shards."""
+    held_out_percent: int = 3
+    """Share of the samples that is measured and not trained on."""
+    held_out_pictures: int = 64
+    """Pictures of each field that are measured at most."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def main(cfg: Config) -> None:
+    folder = StageFolder.open("train_vq", cfg, [cfg.input])
+    if folder.is_complete:
+        return
+    with open_tracker(cfg, "train_vq") as tracker:
+        pictures, held_out = _read(cfg, tracker)
+        with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
+            figures = train_vqgan(
+                cfg.train,
+                cfg.model,
+                lambda first_step: picture_batches(pictures, cfg.batch, first_step),
+                _logger(tracker, bar.advance, cfg.train.log_every_steps),
+                folder.path,
+                held_out,
+                str(pick_device(cfg.device)),
+            )
+        tracker.finish(figures)
+    folder.finish(figures)
+
+
+def _logger(
+    tracker: Tracker, advance: Callable[..., None], every: int
+) -> Callable[[int, dict[str, float]], None]:
+    last = [0]
+
+    def on_log(step: int, values: dict[str, float]) -> None:
+        tracker.log(step, values)
+        shown = {name: values[name] for name in ("loss", "psnr_db") if name in values}
+        advance(step - last[0] if last[0] else min(step, every), **shown)
+        last[0] = step
+
+    return on_log
+
+
+def _read(cfg: Config, tracker: Tracker) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """uint8 pictures [H, W, 3] to train on, and held-out ones by field."""
+    shards = sorted(Path(cfg.input).glob("*.tar"))
+    if not shards:
+        raise DataError(f"input={cfg.input}: no .tar here; give the output of mgpt pack")
+    budget = -(-cfg.max_pictures // len(shards))
+    pictures: list[np.ndarray] = []
+    held_out: dict[str, list[np.ndarray]] = defaultdict(list)
+    with tracker.progress(len(shards), "shards", "reading pictures") as bar:
+        for shard in shards:
+            room = len(pictures) + budget
+            for name, is_held_out, picture in _pictures(shard, cfg.held_out_percent):
+                if is_held_out and len(held_out[name]) < cfg.held_out_pictures:
+                    held_out[name].append(_whole(picture, cfg.model.downsample))
+                elif not is_held_out and len(pictures) < room:
+                    pictures.append(picture)
+            bar.advance()
+    return pictures, {name: held_out[name] for name in sorted(held_out) if held_out[name]}
+
+
+def _pictures(shard: Path, held_out_percent: int) -> Iterator[tuple[str, bool, np.ndarray]]:
+    """(field without its number, held out?, uint8 [H, W, 3]) of every picture that decodes."""
+    with RawShardReader.open(shard) as reader:
+        for sample in reader:
+            if not isinstance(sample, RawSample):
+                continue
+            draw = int(hashlib.sha256(sample.key.encode()).hexdigest()[:8], 16) % 100
+            for name, picture in sorted(sample.pictures.items()):
+                try:
+                    image = whiten(open_image(picture.data))
+                except DataError:  # pack and tokenize count these; here one less is no loss
+                    continue
+                yield name.rstrip("0123456789_"), draw < held_out_percent, np.asarray(image)
+
+
+def _whole(picture_HW3: np.ndarray, downsample: int) -> np.ndarray:
+    """The picture cut to sides that the VQGAN can code."""
+    height, width = (side - side % downsample for side in picture_HW3.shape[:2])
+    return picture_HW3[:height, :width]
