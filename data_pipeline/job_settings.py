@@ -36,13 +36,13 @@ def settle_settings(output: Path, settings: dict[str, Any], command: str) -> str
     kept = read_settings(output)
     wanted = json.loads(data)
     differing = [
-        f"{name}={kept.get(name)!r}, this run has {name}={wanted.get(name)!r}"
+        f"{name}={kept.get(name)!r} there, {wanted.get(name)!r} here"
         for name in sorted(kept.keys() | wanted.keys())
         if kept.get(name) != wanted.get(name)
     ]
     if differing:
         raise ConfigError(
-            f"{output}: {command} made this folder with {'; '.join(differing)}; "
+            f"{output}: {command} made this folder with other settings: {'; '.join(differing)}; "
             "give another output folder, or the same settings"
         )
     return hashlib.sha256(data).hexdigest()[:16]

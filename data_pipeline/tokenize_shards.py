@@ -1,0 +1,315 @@
+"""`mgpt tokenize`: raw shards become tokenised shards, each sample once at each resolution.
+
+    mgpt tokenize input=raw/train output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
+
+A raw shard is the unit of work: decode, filter, choose a bucket, fit, encode in batches, write
+`<output>/<px>/<shard>.tar` with index and manifest. Any number of runs on any number of machines
+may share one output folder. Every key of a raw shard is, at every resolution, either written or
+listed in the manifest with a reason. A rerun of a finished job changes nothing.
+"""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from data_pipeline.claims import Claim
+from data_pipeline.encoding import ShardEncoder, vq_codes
+from data_pipeline.filters import FilterConfig, Filters
+from data_pipeline.fitting import Target, decode, fit_fields
+from data_pipeline.job_settings import settle_settings
+from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
+from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from data_pipeline.workers import run_units
+from mgpt.data.shards import Manifest, ShardWriter, read_manifest
+from mgpt.errors import DataError, MachineError
+from mgpt.images.buckets import bucket_sizes
+from mgpt.images.pixels import MAX_PIXELS
+from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tasks.registry import DOCUMENTS, TASKS
+from mgpt.tracking.tracker import Tracker
+
+_MAX_LOGGED_REJECTS = 20  # a process; all are listed in the manifests
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """What to tokenise, with which VQ model, at which resolutions."""
+
+    input: str | list[str]
+    """Raw shards: a folder, a glob, a tar, or a list of these."""
+    output: str
+    """Folder of the tokenised shards; one subfolder a resolution."""
+    vq: str
+    """VQ model: a folder, or the name of a shipped one, such as scenes_f8."""
+    resolution: list[int]
+    """Sides in pixels of the squares whose area pictures get; any aspect ratio in each."""
+    workers: int = 1
+    """Processes; the output does not depend on it."""
+    seed: int = 0
+    """Decides, with a sample's key, where its pictures are cropped."""
+    threads: int = 1
+    """Torch threads a process; may change a code in rare ties."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the VQ model runs; auto is a GPU where there is one. May change a code in rare ties."""
+    batch_pixels: int = 2**18
+    """Pixels a batch is filled up to: 64 pictures of 64 x 64, one of 512 x 512."""
+    enlarge: bool = False
+    """Whether pictures smaller than a resolution are scaled up instead of left out there."""
+    rotate_exif: bool = True
+    """Whether pictures are turned as their EXIF data says; false as in the published code."""
+    max_pixels: int = MAX_PIXELS
+    """Largest picture that is decoded, in pixels."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    """What to leave out on purpose."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", sorted(self.resolution))
+        if not self.resolution or min(self.resolution) < 1:
+            raise ValueError(f"resolution={self.resolution} must list sides in pixels")
+        if len(set(self.resolution)) < len(self.resolution):
+            raise ValueError(f"resolution={self.resolution} lists one twice")
+        for name in ("workers", "threads", "batch_pixels", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
+    """Write every tokenised shard that is not there yet.
+
+    Returns:
+        `shards`, `inputs`, `damaged` (names of raw shards), and by resolution (as text)
+        `written` and `rejected` (counts by reason), of the whole output.
+
+    Raises:
+        ConfigError: the output was made with another VQ model or other settings.
+        DataError: no raw shards, or one that has changed since it was tokenised.
+        MachineError: no GPU where one is asked for, a full disk, workers that keep being killed.
+    """
+    job = TokenizeJob.prepare(cfg)
+    counts = estimate_samples(job.paths)
+    finished = sum(counts[unit] for unit in job.units() if job.is_done(unit))
+    threads_before = torch.get_num_threads()
+    try:
+        with tracker.progress(sum(counts.values()), "samples", "tokenize", done=finished) as bar:
+            run_units(job, cfg.workers, bar.advance)
+    finally:
+        torch.set_num_threads(threads_before)
+    summary = _summarise(job)
+    _print_summary(summary, tracker)
+    return summary
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """One unit a raw shard; see `data_pipeline.workers.Job`."""
+
+    cfg: TokenizeConfig
+    paths: dict[str, Path]
+    device: str
+    latent_px: int
+    num_codes: int
+    vq_fingerprint: str
+    settings_fingerprint: str
+
+    @classmethod
+    def prepare(cls, cfg: TokenizeConfig) -> "TokenizeJob":
+        """Find the raw shards and compare this run with what the output already holds."""
+        paths = find_raw_shards(cfg.input)
+        vq = load_vqgan(cfg.vq)
+        latent_px, num_codes = vq.cfg.downsample, vq.cfg.n_embed
+        for px in cfg.resolution:
+            bucket_sizes(px, 2 * latent_px)  # raises where not even one grid fits
+        device = _device(cfg.device)
+        vq_fingerprint = vqgan_fingerprint(vq)
+        decisive = dataclasses.asdict(cfg)
+        for name in ("input", "output", "vq", "workers", "device"):
+            del decisive[name]
+        settings = {
+            "job": "tokenize",
+            "vq_fingerprint": vq_fingerprint,
+            "latent_px": latent_px,
+            "num_codes": num_codes,
+            "device": device,
+            **{name: value for name, value in decisive.items() if name != "filters"},
+            **{f"filters.{name}": value for name, value in decisive["filters"].items()},
+        }
+        fingerprint = settle_settings(Path(cfg.output), settings, "mgpt tokenize")
+        job = cls(cfg, paths, device, latent_px, num_codes, vq_fingerprint, fingerprint)
+        job._check_unchanged()
+        return job
+
+    @property
+    def output(self) -> Path:
+        return Path(self.cfg.output)
+
+    def folder(self, px: int) -> Path:
+        """Where the shards of one resolution stand."""
+        return self.output / str(px)
+
+    def units(self) -> list[str]:
+        return list(self.paths)
+
+    def is_done(self, unit: str) -> bool:
+        return not self.missing(unit)
+
+    def missing(self, unit: str) -> list[int]:
+        """Resolutions at which the raw shard is not finished."""
+        return [px for px in self.cfg.resolution if not (self.folder(px) / f"{unit}.json").exists()]
+
+    def open(self, slot: int) -> "TokenizeWorker":
+        return TokenizeWorker(self, slot)
+
+    def _check_unchanged(self) -> None:
+        for unit, path in self.paths.items():
+            num_bytes = path.stat().st_size
+            for px in sorted(set(self.cfg.resolution) - set(self.missing(unit))):
+                kept = read_manifest(self.folder(px), unit).raw["bytes"]
+                if kept != num_bytes:
+                    raise DataError(
+                        f"{path}: {num_bytes} bytes, but {kept} when it was tokenised into "
+                        f"{self.folder(px)}; restore it, or give another output folder"
+                    )
+
+
+class TokenizeWorker:
+    """Tokenises one raw shard at a time, in one process."""
+
+    def __init__(self, job: TokenizeJob, slot: int) -> None:
+        self._job = job
+        torch.set_num_threads(job.cfg.threads)
+        device = torch.device(job.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", slot % torch.cuda.device_count())
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        vq = load_vqgan(job.cfg.vq).to(device)
+        if vqgan_fingerprint(vq) != job.vq_fingerprint:
+            raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
+        self._encode = partial(vq_codes, vq)
+        self._logged = 0
+
+    def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
+        """Write the unit at every resolution at which it is missing."""
+        job = self._job
+        encoders: dict[int, ShardEncoder] = {}
+        writers: dict[int, ShardWriter] = {}
+        with ExitStack() as stack:
+            for px in job.missing(unit):
+                writers[px] = stack.enter_context(ShardWriter(job.folder(px), unit))
+                encoders[px] = ShardEncoder(writers[px], self._encode, job.cfg.batch_pixels)
+            reader = stack.enter_context(RawShardReader.open(job.paths[unit]))
+            filters = Filters(job.cfg.filters)
+            for item in reader:
+                self._tokenize(unit, item, filters, encoders)
+                advance(1)
+            raw = {
+                "name": unit,
+                "sha256": reader.sha256,
+                "bytes": reader.num_bytes,
+                "inputs": reader.inputs,
+                "damaged": reader.damaged,
+                "ignored": dict(sorted(reader.ignored.items())),
+            }
+            for px, encoder in encoders.items():
+                encoder.finish()
+                writers[px].close(
+                    {
+                        "raw": raw,
+                        "rejected": encoder.rejected,
+                        "resolution_px": px,
+                        "latent_px": job.latent_px,
+                        "num_codes": job.num_codes,
+                        "vq_fingerprint": job.vq_fingerprint,
+                        "settings_fingerprint": job.settings_fingerprint,
+                    },
+                    before_publish=claim.check,
+                )
+
+    def _tokenize(
+        self,
+        unit: str,
+        item: RawSample | Rejected,
+        filters: Filters,
+        encoders: dict[int, ShardEncoder],
+    ) -> None:
+        """One sample, or one refusal, into every encoder."""
+        cfg = self._job.cfg
+        outcome = item if isinstance(item, Rejected) else _check(item, filters)
+        if outcome is None:
+            assert isinstance(item, RawSample)
+            decoded = decode(item, cfg.rotate_exif, cfg.max_pixels)
+            if isinstance(decoded, Rejected):
+                outcome = decoded
+            elif decoded:
+                outcome = filters.after_decoding(item.key, *next(iter(decoded.values())).size)
+        if outcome is not None:
+            for encoder in encoders.values():
+                encoder.reject(outcome)
+            self._log_reject(unit, outcome)
+            return
+        for px, encoder in encoders.items():
+            target = Target(px, 2 * self._job.latent_px, cfg.enlarge)
+            fitted = fit_fields(decoded, target, f"{unit}/{item.key}", cfg.seed)
+            if isinstance(fitted, Rejected):
+                encoder.reject(dataclasses.replace(fitted, key=item.key))
+            else:
+                encoder.add(item.key, item.meta, fitted)
+
+    def _log_reject(self, unit: str, rejected: Rejected) -> None:
+        self._logged += 1
+        if self._logged <= _MAX_LOGGED_REJECTS:
+            why = f"{rejected.reason} ({rejected.detail})" if rejected.detail else rejected.reason
+            _log.warning("%s: sample %r rejected: %s", unit, rejected.key, why)
+        elif self._logged == _MAX_LOGGED_REJECTS + 1:
+            _log.warning("further rejected samples are listed in the manifests only")
+
+
+def _check(sample: RawSample, filters: Filters) -> Rejected | None:
+    unknown = sorted(set(sample.meta.get("tasks", ())) - TASKS.keys() - DOCUMENTS.keys())
+    if unknown:
+        return Rejected(sample.key, "unknown_task", ", ".join(unknown))
+    return filters.before_decoding(sample)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("device=cuda, but torch finds no GPU; use device=auto or device=cpu")
+    return wanted
+
+
+def _summarise(job: TokenizeJob) -> dict[str, Any]:
+    manifests: dict[int, list[Manifest]] = {
+        px: [read_manifest(job.folder(px), unit) for unit in job.units()]
+        for px in job.cfg.resolution
+    }
+    first = manifests[job.cfg.resolution[0]]
+    return {
+        "shards": len(first),
+        "inputs": sum(one.raw["inputs"] for one in first),
+        "damaged": [one.shard for one in first if one.raw["damaged"]],
+        "written": {str(px): sum(one.samples for one in ones) for px, ones in manifests.items()},
+        "rejected": {
+            str(px): dict(sorted(Counter(why for one in ones for _, why in one.rejected).items()))
+            for px, ones in manifests.items()
+        },
+    }
+
+
+def _print_summary(summary: dict[str, Any], tracker: Tracker) -> None:
+    rows = []
+    for px, written in summary["written"].items():
+        rows.append([px, "written", written])
+        rows += [[px, reason, count] for reason, count in summary["rejected"][px].items()]
+    tracker.table(f"tokenised {summary['inputs']} samples", ["px", "outcome", "samples"], rows)
+    for name in summary["damaged"]:
+        tracker.print(f"damaged raw shard: {name}; its whole samples are written")
