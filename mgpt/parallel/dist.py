@@ -15,7 +15,7 @@ This module knows nothing of models or training.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -37,7 +37,7 @@ class World:
     """Number of processes."""
     local_rank: int = 0
     """Position among the processes of this machine; it picks the GPU."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:

@@ -46,7 +46,7 @@ class GuardConfig:
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGUSR1 (what Slurm and torchrun send before they kill) while it is open."""
+    """Notes SIGTERM and SIGUSR1 while it is open: what Slurm and torchrun send before they kill."""
 
     def __init__(self) -> None:
         self.received: str | None = None

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from mgpt.data.atomic import atomic_write, disk_errors
+from mgpt.data.loader import IGNORED
 from mgpt.errors import DataError
 
 __all__ = ["MODALITIES", "LossTally", "MetricsRecord", "VocabularyLike", "memory_mb"]
 
 MODALITIES = ("text", "image", "layout")
 """Of a target: a piece of text; an image code; anything else (sizes, ends of line, separators)."""
-_IGNORED = -100
 
 
 class VocabularyLike(Protocol):
@@ -112,7 +112,7 @@ class LossTally:
 
     def add(self, token_nll_BT: Tensor, labels_BT: Tensor, groups_BT: Tensor) -> None:
         """Adds one micro-batch: losses in nats, targets (-100 ignored), task indices."""
-        trained = labels_BT != _IGNORED
+        trained = labels_BT != IGNORED
         cell = groups_BT[trained].long() * len(MODALITIES) + self._modality_V[labels_BT[trained]]
         nll = token_nll_BT[trained].double()
         self._cells_2GM[0] += torch.bincount(cell, weights=nll, minlength=self._num_cells)

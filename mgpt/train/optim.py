@@ -24,7 +24,7 @@ class OptimConfig:
     """Peak learning rate; the schedule multiplies it."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    """Added to the root of the second moment; 1e-8 in fine-tuning, 1e-5 in Chameleon's pretraining."""
+    """Added to the root of the second moment; Chameleon's pretraining has 1e-5."""
     weight_decay: float = 0.1
     """Per update, times the learning rate; on matrices only."""
     max_norm: float = 4.0

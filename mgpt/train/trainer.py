@@ -17,23 +17,25 @@ The trainer knows no model, no task and no picture; `pictures` is a hook that th
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mgpt.data.loader import RowLoader, Rows, StepRows
 from mgpt.errors import TrainingError, VocabularyError
 from mgpt.parallel.backend import Backend, MicroBatch
 from mgpt.parallel.dist import World
+from mgpt.tracking.tracker import Tracker
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.guard import GuardConfig, NonFiniteGuard, SpikeWatch, StopSignals, slowest_rank
 from mgpt.train.metrics import LossTally, MetricsRecord, VocabularyLike, memory_mb
 from mgpt.train.optim import OptimConfig
 from mgpt.train.schedule import ScheduleConfig, learning_rate
-from mgpt.train.validate import HeldOut, RowsLike
+from mgpt.train.validate import HeldOut
 
 __all__ = ["Finished", "Interrupted", "Pictures", "TrainConfig", "Trainer"]
 
@@ -93,37 +95,6 @@ class Interrupted:
     signal: str
 
 
-class StepRowsLike(Protocol):
-    """What a step trains on; counts are of the whole step, over all ranks."""
-
-    micro: Sequence[RowsLike]
-    trained_tokens: int
-    documents: int
-    real_tokens: int
-
-
-class LoaderLike(Protocol):
-    """The data room's row loader."""
-
-    task_names: list[str]
-
-    def read_step(self, step: int, rank: int, world: int, micro_rows: int) -> StepRowsLike: ...
-
-    def state(self, step: int) -> dict[str, Any]: ...
-
-    def load_state(self, state: Mapping[str, Any]) -> None: ...
-
-
-class TrackerLike(Protocol):
-    """A view of the record (mgpt.tracking)."""
-
-    def log(self, step: int, figures: Mapping[str, Any]) -> None: ...
-
-    def print(self, words: str) -> None: ...
-
-    def progress(self, total: float, unit: str, description: str, done: float = 0) -> Any: ...
-
-
 class Trainer:
     """Trains to `cfg.steps`, from wherever this run folder stands.
 
@@ -146,10 +117,10 @@ class Trainer:
         cfg: TrainConfig,
         *,
         backend: Backend,
-        loader: LoaderLike,
+        loader: RowLoader,
         store: CheckpointStore,
         world: World,
-        tracker: TrackerLike,
+        tracker: Tracker,
         vocab: VocabularyLike,
         micro_rows: int,
         seed: int,
@@ -189,7 +160,7 @@ class Trainer:
                     figures |= self._validate()
                 self._record.write({"step": step, **figures})
                 if self._due(step, cfg.log_every) or step == cfg.steps:
-                    self.tracker.log(step, figures)
+                    self.tracker.log(step, figures | self._epochs(step))
                 bar.advance(1, loss=figures["loss"])
                 if self._due(step, cfg.save_every) or stop or step == cfg.steps:
                     self._save(step)
@@ -202,7 +173,7 @@ class Trainer:
         return Finished(step, self._final_metrics(step))
 
     def _start(self) -> int:
-        """Newest checkpoint of this run, else given weights, else the fresh ones; the first step."""
+        """The first step: after the newest checkpoint, or 0 with the given or the fresh weights."""
         self.store.require_space(self.backend.num_parameters)
         newest = self.store.newest_complete()
         if newest is None:
@@ -283,7 +254,7 @@ class Trainer:
             "skipped": self._non_finite.skipped,
             "spike": int(self._spikes.note(loss)),
             **self._totals,
-            "tokens_per_s": rows.real_tokens / step_s,
+            "tokens_per_s": rows.tokens / step_s,
             "data_wait_s": max(waits),
             "step_s": step_s,
             "memory_mb": max(memory),
@@ -293,12 +264,15 @@ class Trainer:
             figures["slow_rank"] = slow
         return figures, next((name for name in stops if name), None)
 
-    def _count(self, rows: StepRowsLike) -> None:
+    def _count(self, rows: StepRows) -> None:
         self._totals = {
             "documents": self._totals["documents"] + rows.documents,
             "trained_tokens": self._totals["trained_tokens"] + rows.trained_tokens,
-            "tokens": self._totals["tokens"] + rows.real_tokens,
+            "tokens": self._totals["tokens"] + rows.tokens,
         }
+
+    def _epochs(self, step: int) -> dict[str, float]:
+        return {f"epochs/{name}": passes for name, passes in self.loader.epochs(step).items()}
 
     def _is_superseded(self) -> bool:
         """Looked up on rank 0 every 30 s; it can only end this attempt, never change a result."""
@@ -359,7 +333,7 @@ def _dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:
     return int.from_bytes(key[:8], "little") >> 1
 
 
-def _to_device(rows: RowsLike, device: torch.device) -> tuple[MicroBatch, Tensor]:
+def _to_device(rows: Rows, device: torch.device) -> tuple[MicroBatch, Tensor]:
     arrays = (rows.ids, rows.labels, rows.positions, rows.groups)
     ids_BT, labels_BT, positions_BT, groups_BT = (
         torch.from_numpy(array).to(device, torch.int64, non_blocking=True) for array in arrays

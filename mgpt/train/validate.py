@@ -8,34 +8,23 @@ Shape suffixes: R held-out rows, B rows of a micro-batch, T positions.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from mgpt.data.loader import IGNORED, Rows
 from mgpt.parallel.backend import Backend, MicroBatch
 from mgpt.parallel.dist import World
 from mgpt.train.metrics import LossTally
 
-__all__ = ["HeldOut", "RowsLike"]
-
-_IGNORED = -100
-
-
-class RowsLike(Protocol):
-    """Packed rows of the data room: arrays [B, T], labels -100 where nothing is trained."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    positions: np.ndarray
-    groups: np.ndarray
+__all__ = ["HeldOut"]
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Rows [R, T] for validation, and how many of them go through at once."""
 
-    rows: RowsLike
+    rows: Rows
     micro_rows: int
 
     def validate(self, backend: Backend, world: World, tally: LossTally) -> dict[str, float]:
@@ -61,7 +50,7 @@ class HeldOut:
 
     def _batch(self, index_B: np.ndarray) -> tuple[MicroBatch, torch.Tensor]:
         labels = self.rows.labels[index_B].copy()
-        labels[index_B < 0] = _IGNORED
+        labels[index_B < 0] = IGNORED
         arrays = (self.rows.ids[index_B], labels, self.rows.positions[index_B])
         batch = MicroBatch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
         return batch, torch.from_numpy(self.rows.groups[index_B].astype(np.int64))
