@@ -79,9 +79,9 @@ class HeadLoss(nn.Module):
             torch.tensor(len(trained_N), device=flat.device),
         )
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits [N, V] in fp32 of a few positions, for sampling."""
-        return (hidden_ND @ self.weight.T).float()
+    def logits(self, hidden_ND: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Logits [N, stop - start] in fp32 of a few positions, for sampling among those ids."""
+        return (hidden_ND @ self.weight[start:stop].T).float()
 
 
 class _ChunkedLoss(torch.autograd.Function):

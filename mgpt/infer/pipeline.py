@@ -1,0 +1,172 @@
+"""Conversations with text and pictures in, answers with text and pictures out.
+
+The one place where ids, codes and pixels meet for inference: prompts become ids
+(`mgpt.tokens.chat`), the engine answers in ids, and its images go through the VQGAN's decoder. It
+knows no task and no file.
+
+    >>> pipeline = Pipeline(Engine(model, vocab), load_vqgan("scenes_f8"), vocab)
+    >>> ask = Conversation((Turn(("Describe this image in detail.", ImageSlot("image")), ()),))
+    >>> codes = {"image": pipeline.encode_image(Image.open("cat.png"), target_px=512)}
+    >>> [answer] = pipeline.answer([ask], [codes], SamplingConfig(), keys=["cat"])
+    >>> answer.text, answer.images
+    ('A cat on a mat.', [])
+
+Shape suffixes: B pictures, H W latents or pixels, C channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from mgpt.errors import ConfigError
+from mgpt.images.buckets import choose_bucket
+from mgpt.images.pixels import fit, normalise, to_uint8
+from mgpt.infer.engine import Engine
+from mgpt.infer.sampling import SamplingConfig
+from mgpt.models.vqgan import Vqgan
+from mgpt.tokens.chat import Conversation, prompt_ids
+from mgpt.tokens.unirep import LATENTS_PER_GRID, decode_grid, find_images
+from mgpt.tokens.vocab import Vocabulary
+
+__all__ = ["Answer", "Pipeline"]
+
+Codes = npt.NDArray[np.uint16]
+Pixels = npt.NDArray[np.uint8]
+
+# Latents decoded at once: bounds memory, and keeps a CPU's cache warm on small pictures.
+_LATENTS_PER_DECODE = 4096
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: all its text, without the images' places.
+        images: uint8 [H, W, 3] pictures, in order.
+        codes: uint16 [h, w] codes of the same pictures.
+        ids: the tokens, end-of-turn included.
+        finished: False where the tokens ran out before end-of-turn.
+    """
+
+    text: str
+    images: list[Pixels]
+    codes: list[Codes]
+    ids: list[int]
+    finished: bool
+
+
+class Pipeline:
+    """An engine with the VQGAN that its image codes belong to."""
+
+    def __init__(self, engine: Engine, vqgan: Vqgan, vocab: Vocabulary):
+        """Raises ConfigError where the VQGAN's codebook is not the vocabulary's."""
+        if vqgan.cfg.n_embed != vocab.num_codes:
+            raise ConfigError(
+                f"the VQGAN has {vqgan.cfg.n_embed} codes and the vocabulary {vocab.num_codes};"
+                " give the VQGAN that tokenised the model's training data as vq="
+            )
+        self.engine = engine
+        self.vqgan = vqgan
+        self.vocab = vocab
+
+    @property
+    def grid_px(self) -> int:
+        """Pixels of one grid, the unit of size tokens."""
+        return LATENTS_PER_GRID * self.vqgan.cfg.downsample
+
+    def grids(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """A picture's size as (height, width) in grids, for `answer`'s `image_grids`.
+
+        Raises ConfigError where a side is not a multiple of `grid_px` or has no size token.
+        """
+        largest_px = self.vocab.max_grids * self.grid_px
+        for side_px in (width_px, height_px):
+            if side_px % self.grid_px or not 0 < side_px <= largest_px:
+                raise ConfigError(
+                    f"a picture of {width_px}x{height_px}: sides must be multiples of"
+                    f" {self.grid_px} px, {largest_px} px at most"
+                )
+        return height_px // self.grid_px, width_px // self.grid_px
+
+    def encode_image(
+        self, image: Image.Image, target_px: int, key: str = "", seed: int = 0
+    ) -> Codes:
+        """Codes [h, w] of a picture, cropped to the bucket of `target_px`² pixels it fits best.
+
+        The crop is a pure function of (seed, key), as in the tokenizer job.
+        """
+        size_wh = choose_bucket(image.width, image.height, target_px, self.grid_px)
+        fitted, _ = fit(image, size_wh, key, seed)
+        pixels_B3HW = torch.from_numpy(normalise(np.asarray(fitted)))[None]
+        with torch.inference_mode():
+            codes_BHW = self.vqgan.encode(pixels_B3HW.to(self._vqgan_device))
+        return codes_BHW[0].cpu().numpy().astype(np.uint16)
+
+    def answer(
+        self,
+        conversations: Sequence[Conversation],
+        codes: Sequence[Mapping[str, Codes]],
+        cfg: SamplingConfig | Sequence[SamplingConfig],
+        keys: Sequence[str],
+        image_grids: Sequence[tuple[int, int] | None] | None = None,
+    ) -> list[Answer]:
+        """The answer to each conversation's last question.
+
+        Args:
+            conversations: their last answers are empty.
+            codes: of each conversation's image slots, by field.
+            cfg, keys, image_grids: as in `Engine.generate`.
+
+        Raises:
+            DataError, ConfigError: as the engine and `prompt_ids` do.
+        """
+        prompts = [
+            prompt_ids(conversation, fields, self.vocab)
+            for conversation, fields in zip(conversations, codes, strict=True)
+        ]
+        answers = [
+            self._split(ids) for ids in self.engine.generate(prompts, cfg, keys, image_grids)
+        ]
+        self._draw_images(answers)
+        return answers
+
+    def _split(self, ids: list[int]) -> Answer:
+        """Text and codes of an answer; its pictures are still to be decoded."""
+        finished = bool(ids) and ids[-1] == self.vocab.end_of_turn
+        content = ids[:-1] if finished else ids
+        texts, grids, end = [], [], 0
+        for start, stop in find_images(content, self.vocab):
+            texts.append(self.vocab.decode_text(content[end:start]))
+            grids.append(decode_grid(content[start:stop], self.vocab))
+            end = stop
+        texts.append(self.vocab.decode_text(content[end:]))
+        return Answer("".join(texts), [], grids, ids, finished)
+
+    def _draw_images(self, answers: list[Answer]) -> None:
+        """Fills every answer's pictures, those of equal size decoded together."""
+        by_shape: dict[tuple[int, ...], list[Codes]] = {}
+        for answer in answers:
+            for codes_HW in answer.codes:
+                by_shape.setdefault(codes_HW.shape, []).append(codes_HW)
+        drawn = {shape: iter(self._decode(np.stack(grids))) for shape, grids in by_shape.items()}
+        for answer in answers:
+            answer.images.extend(next(drawn[codes_HW.shape]) for codes_HW in answer.codes)
+
+    def _decode(self, codes_BHW: npt.NDArray[np.uint16]) -> list[Pixels]:
+        batch = max(1, _LATENTS_PER_DECODE // codes_BHW[0].size)
+        pictures: list[Pixels] = []
+        for start in range(0, len(codes_BHW), batch):
+            part_BHW = torch.from_numpy(codes_BHW[start : start + batch].astype(np.int64))
+            with torch.inference_mode():
+                pixels_B3HW = self.vqgan.decode(part_BHW.to(self._vqgan_device))
+            pictures.extend(to_uint8(pixels_B3HW.float().cpu().numpy()))
+        return pictures
+
+    @property
+    def _vqgan_device(self) -> torch.device:
+        return next(self.vqgan.parameters()).device
