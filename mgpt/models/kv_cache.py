@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KvCache"]
 
-_GROWTH = 256
+# Places are reserved in multiples of this, and at least a quarter more at a time: untouched memory
+# costs time to clear, and growing costs a copy.
+_PLACES = 64
 
 
 class KvCache:
@@ -40,7 +42,7 @@ class KvCache:
         rows: int,
         dtype: torch.dtype,
         device: torch.device | str,
-        capacity: int = _GROWTH,
+        capacity: int = _PLACES,
     ):
         shape_RJCK = (rows, cfg.kv_heads, capacity, cfg.head_dim)
         self._keys = [
@@ -64,7 +66,8 @@ class KvCache:
     def reserve(self, length: int) -> None:
         """Makes room for `length` tokens in every row; windows made before are then stale."""
         if length > self.capacity:
-            more = -(-length // _GROWTH) * _GROWTH - self.capacity
+            wanted = max(length, self.capacity * 5 // 4)
+            more = -(-wanted // _PLACES) * _PLACES - self.capacity
             self._keys = [F.pad(keys, (0, 0, 0, more)) for keys in self._keys]
             self._values = [F.pad(values, (0, 0, 0, more)) for values in self._values]
 
