@@ -6,7 +6,7 @@ arrays, and exact on every machine.
 
     key = draw_key(seed, "variant", "caption")
     draws_N = hash64(key, identities_N, epochs_N)       # uint64, uniform
-    entries_N = permute(draw_key(seed, "order"), places_N, size=10)   # a shuffle, element by element
+    entries_N = permute(draw_key(seed, "order"), places_N, size=10)   # part of a shuffle
 """
 
 import hashlib
@@ -48,10 +48,10 @@ def below(probability: float, draws: np.ndarray) -> np.ndarray:
 def permute(key: int, places: np.ndarray, size: int) -> np.ndarray:
     """Where a keyed permutation of 0..size-1 sends each of `places`; no table, any order.
 
-    A Feistel network over the next even number of bits, walked until it is back in range
-    (Black, Rogaway, "Ciphers with arbitrary finite domains", 2002): fewer than 4 walks on average.
+    A Feistel network over an even number of bits (at least six), walked until back in range
+    (Black, Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
-    half_bits = np.uint64(max(1, (max(1, size - 1).bit_length() + 1) // 2))
+    half_bits = np.uint64(max(3, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half_bits)) - 1)
     images = np.asarray(places).astype(np.uint64)
     assert images.size == 0 or int(images.max()) < size, (int(images.max()), size)

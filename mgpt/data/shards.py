@@ -317,6 +317,8 @@ class ShardWriter:
         if before_publish is not None:
             before_publish()
         with disk_errors(self._tar_path):
+            # An older manifest must not vouch for a newer tar, should this worker die in between.
+            (self.folder / f"{self.name}.json").unlink(missing_ok=True)
             publish(self._stream, self._temporary, self._tar_path)
         atomic_write(self.folder / f"{self.name}.index.npy", index)
         atomic_write(self.folder / f"{self.name}.json", manifest.to_bytes())
@@ -354,8 +356,12 @@ def read_manifest(folder: str | Path, name: str) -> Manifest:
     return manifest
 
 
-def _map_arrays(path: Path, num_arrays: int) -> list[np.ndarray]:
-    """Read-only views of npy arrays that follow one another in a file, through one mapping."""
+def map_arrays(path: Path, num_arrays: int, remedy: str) -> list[np.ndarray]:
+    """Read-only views of the npy arrays that follow one another in a file, through one mapping.
+
+    Raises:
+        DataError: the file is missing, cut short, or holds something else.
+    """
     arrays = []
     try:
         with open(path, "rb") as stream:
@@ -366,11 +372,9 @@ def _map_arrays(path: Path, num_arrays: int) -> list[np.ndarray]:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
                 array = np.frombuffer(buffer, dtype, int(np.prod(shape)), stream.tell())
                 stream.seek(array.nbytes, os.SEEK_CUR)
-                arrays.append(array)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable index ({error}); run mgpt verify on its folder") from (
-            error
-        )
+                arrays.append(array.reshape(shape))
+    except Exception as error:  # numpy's header parser raises kinds from SyntaxError to TokenError
+        raise DataError(f"{path}: not the arrays it should hold ({error}); {remedy}") from error
     return arrays
 
 
@@ -385,7 +389,9 @@ class Shard:
         self.manifest = manifest if manifest is not None else read_manifest(folder, name)
         self._path = self.folder / f"{name}.tar"
         index_path = self.folder / f"{name}.index.npy"
-        self._samples, self._fields, self._keys = _map_arrays(index_path, 3)
+        self._samples, self._fields, self._keys = map_arrays(
+            index_path, 3, "run mgpt verify on its folder"
+        )
         if self._samples.dtype != SAMPLE_DTYPE or self._fields.dtype != FIELD_DTYPE:
             raise DataError(f"{index_path}: columns of another format; tokenise the shard again")
         if len(self._samples) != self.manifest.samples:

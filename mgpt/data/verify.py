@@ -28,28 +28,31 @@ def verify_shard(folder: str | Path, name: str) -> list[str]:
     nothing else, and the index must be the one they give. So a byte cut, flipped or added anywhere
     in the three files is reported, with the first samples it touches.
     """
+    folder = Path(folder)
     try:
         manifest = read_manifest(folder, name)
     except DataError as error:
         return [str(error)]
-    problems = []
-    for suffix, num_bytes, digest in (
-        ("tar", manifest.bytes, manifest.sha256),
-        ("index.npy", manifest.index_bytes, manifest.index_sha256),
-    ):
-        path = Path(folder) / f"{name}.{suffix}"
-        if not path.is_file():
-            problems.append(f"{path}: missing; the manifest says {num_bytes} bytes")
-        elif path.stat().st_size != num_bytes:
-            problems.append(f"{path}: {path.stat().st_size} bytes, the manifest says {num_bytes}")
-        elif (found := file_sha256(path)) != digest:
-            problems.append(f"{path}: sha256 is {found}, the manifest says {digest}")
+    problems = _wrong_file(
+        folder / f"{name}.index.npy", manifest.index_bytes, manifest.index_sha256
+    )
+    tar_problems = _wrong_file(folder / f"{name}.tar", manifest.bytes, manifest.sha256)
     try:
-        problems += _wrong_samples(Shard(folder, name, manifest), manifest)
+        if not problems:  # through a damaged index every sample looks wrong
+            tar_problems += _wrong_samples(Shard(folder, name, manifest), manifest)
     except DataError as error:
-        if not problems:
-            problems.append(str(error))
-    return problems
+        tar_problems = tar_problems or [str(error)]
+    return problems + tar_problems
+
+
+def _wrong_file(path: Path, num_bytes: int, digest: str) -> list[str]:
+    if not path.is_file():
+        return [f"{path}: missing; the manifest says {num_bytes} bytes"]
+    if path.stat().st_size != num_bytes:
+        return [f"{path}: {path.stat().st_size} bytes, the manifest says {num_bytes}"]
+    if (found := file_sha256(path)) != digest:
+        return [f"{path}: sha256 is {found}, the manifest says {digest}"]
+    return []
 
 
 def file_sha256(path: str | Path) -> str:

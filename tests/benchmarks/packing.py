@@ -3,8 +3,8 @@
     python tests/benchmarks/packing.py path/to/lengths --window 2048 --most 32768
 
 The folder holds `lengths_<name>.npy` (tokens of each document). Each set is packed at the row
-length that `choose_row_tokens` picks and, where given, at fixed ones. Times are of one process on
-the machine at hand; `ceiling` is the ratio that the rounding up to whole rows of each window allows.
+length that `choose_row_tokens` picks and at the fixed ones. Times are of one process on the
+machine at hand; `ceiling` is the ratio that rounding each window up to whole rows allows.
 """
 
 import argparse
@@ -59,8 +59,9 @@ def main() -> None:
     print("| lengths | row tokens | picked | filled | ceiling | s per million documents |")
     print("|---|---|---|---|---|---|")
     for result in results:
+        picked = "yes" if result["picked"] else ""
         print(
-            f"| {result['lengths']} | {result['row_tokens']:,} | {'yes' if result['picked'] else ''}"
+            f"| {result['lengths']} | {result['row_tokens']:,} | {picked}"
             f" | {result['fill']:.2%} | {result['ceiling']:.2%}"
             f" | {result['seconds_per_million']:.1f} |"
         )

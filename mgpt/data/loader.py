@@ -1,0 +1,333 @@
+"""Rows of ids for one optimiser step, the same whatever the number of ranks.
+
+A step takes `step_rows` rows from the mixer's windows, one after another; rank r of n gets rows
+k = r (mod n) of them. Every rank runs the same number of micro-batches, and rows that are missing
+are empty ones, which train nothing. A background thread makes the next steps in advance.
+
+    loader = RowLoader(config, vocab, seed=0)
+    step = loader.read_step(12, rank=0, world=2, micro_rows=4)
+    step.micro[0].ids.shape                  # (4, row_tokens)
+    step.trained_tokens                      # of all ranks, known from the lengths
+    loader.load_state(json.loads(text))      # of loader.state(13), in another run
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mgpt.data.mixer import Mixer, Window
+from mgpt.data.source import DataConfig, open_components
+from mgpt.errors import DataError
+from mgpt.tasks.registry import SampleView, task
+from mgpt.tokens.chat import Tokens, tokenise
+from mgpt.tokens.vocab import Vocabulary
+
+IGNORED = -100
+NO_GROUP = -1
+PREFETCH_STEPS = 2
+KEPT_WINDOWS = 4
+KEPT_POSITIONS = 64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows, [B, T] each.
+
+    `labels[t]` is the target of position t (the next id, where that is trained), else `IGNORED`.
+    `positions` start at 0 in each document. `groups` is the place of a token's task in
+    `RowLoader.task_names`. Padding is one last document of pad ids that trains nothing.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    groups: np.ndarray
+
+    @staticmethod
+    def empty(num_rows: int, row_tokens: int, pad: int) -> "Rows":
+        """Rows of padding alone: ids, labels, positions int64, groups int16."""
+        shape = (num_rows, row_tokens)
+        return Rows(
+            ids=np.full(shape, pad, dtype=np.int64),
+            labels=np.full(shape, IGNORED, dtype=np.int64),
+            positions=np.tile(np.arange(row_tokens, dtype=np.int64), (num_rows, 1)),
+            groups=np.full(shape, NO_GROUP, dtype=np.int16),
+        )
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """One rank's micro-batches of a step, and the counts of the whole step over all ranks.
+
+    `tokens` are those of documents, without padding; `trained_tokens` those with a label.
+    """
+
+    micro: list[Rows]
+    trained_tokens: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next row to read: its window, and its place there."""
+
+    window: int
+    row: int
+
+
+class RowLoader:
+    """The rows of training; a pure function of (shards, vocabulary, config, seed, step).
+
+    Raises, when it is made: whatever `open_components` refuses.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        vocab: Vocabulary,
+        seed: int,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.config, self.vocab = config, vocab
+        self.step_rows = config.step_rows
+        components = open_components(config, vocab, on_progress)
+        self.mixer = Mixer(
+            components, seed, config.row_tokens, config.window_documents, config.guidance_drop
+        )
+        self.task_names = sorted({part.task for part in components})
+        self._group = [self.task_names.index(part.task) for part in components]
+        self._positions = {0: Position(0, 0)}
+        self._windows: dict[int, Window] = {}
+        self._lock = threading.RLock()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        self._ahead: dict[tuple[int, int, int, int], Future[StepRows]] = {}
+
+    # -------------------------------------------------------------- order
+
+    def position(self, step: int) -> Position:
+        """Where a step starts, found by counting rows on from the nearest step known.
+
+        Raises:
+            DataError: the data ends before it.
+        """
+        with self._lock:
+            known = max(number for number in self._positions if number <= step)
+            position = self._positions[known]
+            position = self._advance(position, (step - known) * self.step_rows)
+            self._positions[step] = position
+            if len(self._positions) > KEPT_POSITIONS:
+                del self._positions[sorted(self._positions)[1]]
+            return position
+
+    def _advance(self, position: Position, num_rows: int) -> Position:
+        window, row = position.window, position.row + num_rows
+        while row and row >= (rows := len(self._window(window).rows)):
+            window, row = window + 1, row - rows
+        return Position(window, row)
+
+    def _window(self, number: int) -> Window:
+        with self._lock:
+            window = self._windows.pop(number, None)
+            if window is None:
+                end = self.mixer.num_windows
+                if end is not None and number >= end:
+                    raise DataError(
+                        f"the data ends after {end} windows: every source has reached its "
+                        "max_epochs; train for fewer steps or raise max_epochs"
+                    )
+                window = self.mixer.window(number)
+            self._windows[number] = window
+            if len(self._windows) > KEPT_WINDOWS:
+                del self._windows[next(iter(self._windows))]
+            return window
+
+    def _rows_from(self, position: Position) -> list[tuple[Window, list[int]]]:
+        """The rows of the step that starts at `position`, each with the window it belongs to."""
+        rows: list[tuple[Window, list[int]]] = []
+        window, first = position.window, position.row
+        while len(rows) < self.step_rows:
+            current = self._window(window)
+            rows += [(current, row) for row in current.rows[first:]]
+            window, first = window + 1, 0
+        return rows[: self.step_rows]
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """Passes over each component, "source/task", up to the window in which a step starts."""
+        given = self.mixer.given_before(self.position(step).window)
+        parts = self.mixer.components
+        return {part.name: count / len(part) for part, count in zip(parts, given, strict=True)}
+
+    # -------------------------------------------------------------- reading
+
+    def read_step(self, step: int, rank: int, world: int, micro_rows: int) -> StepRows:
+        """A rank's share of a step; the steps after it are made in the background.
+
+        Returns ceil(step_rows / (world * micro_rows)) micro-batches of `micro_rows` rows each.
+
+        Raises:
+            DataError: a damaged sample, or the end of the data.
+        """
+        assert 0 <= rank < world and micro_rows > 0, (rank, world, micro_rows)
+        wanted = [(step + more, rank, world, micro_rows) for more in range(PREFETCH_STEPS + 1)]
+        ahead = {key: self._ahead.pop(key, None) for key in wanted}
+        for stale in self._ahead.values():
+            stale.cancel()
+        self._ahead = {
+            key: future or self._worker.submit(self._make_step, *key)
+            for key, future in ahead.items()
+        }
+        return self._ahead.pop(wanted[0]).result()
+
+    def close(self) -> None:
+        """End the background thread."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _make_step(self, step: int, rank: int, world: int, micro_rows: int) -> StepRows:
+        rows = self._rows_from(self.position(step))
+        num_micro = -(-self.step_rows // (world * micro_rows))
+        mine = rows[rank::world]
+        micro = [
+            self._fill(mine[first : first + micro_rows], micro_rows)
+            for first in range(0, num_micro * micro_rows, micro_rows)
+        ]
+        return StepRows(
+            micro=micro,
+            trained_tokens=sum(int(window.trained_N[row].sum()) for window, row in rows),
+            documents=sum(len(row) for _, row in rows),
+            tokens=sum(int(window.tokens_N[row].sum()) for window, row in rows),
+        )
+
+    def _fill(self, rows: list[tuple[Window, list[int]]], num_rows: int) -> Rows:
+        filled = Rows.empty(num_rows, self.config.row_tokens, self.vocab.pad)
+        for place, (window, documents) in enumerate(rows):
+            start = 0
+            for document in documents:
+                tokens = self._document(window, document)
+                stop = start + len(tokens.ids)
+                filled.ids[place, start:stop] = tokens.ids
+                filled.positions[place, start:stop] = np.arange(stop - start)
+                filled.groups[place, start:stop] = self._group[int(window.component_N[document])]
+                targets = np.where(tokens.trained[1:], tokens.ids[1:], IGNORED)
+                filled.labels[place, start : stop - 1] = targets
+                start = stop
+            filled.positions[place, start:] = np.arange(self.config.row_tokens - start)
+        return filled
+
+    def _document(self, window: Window, document: int) -> Tokens:
+        """Ids of a document of a window, held against the counts it was packed by."""
+        part = self.mixer.components[int(window.component_N[document])]
+        index = int(part.lengths.samples_N[window.entry_N[document]])
+        sample = part.dataset.sample(index)
+        shapes = {name: codes_HW.shape for name, codes_HW in sample.codes.items()}
+        view = SampleView(sample.meta, shapes, part.dataset.latent_px)
+        try:
+            item = task(part.task).build(view, int(window.variant_N[document]))
+            tokens = tokenise(item, sample.codes, self.vocab)
+        except DataError as error:
+            shard, _ = part.dataset.locate(index)
+            raise DataError(
+                f"{part.dataset.folder}/{shard.name}.tar: sample {sample.key!r} as {part.task}: "
+                f"{error}"
+            ) from error
+        if window.dropped_N[document]:
+            tokens = tokens.drop_context()
+        found = (len(tokens.ids), int(tokens.trained.sum()))
+        counted = (int(window.tokens_N[document]), int(window.trained_N[document]))
+        if found != counted:
+            raise DataError(
+                f"{part.dataset.folder}: sample {sample.key!r} as {part.task} has {found[0]} "
+                f"tokens, {found[1]} trained; its lengths file says {counted[0]} and "
+                f"{counted[1]}. Delete {part.dataset.folder / 'lengths'} and start again"
+            )
+        return tokens
+
+    # -------------------------------------------------------------- state
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a run that goes on at `step` needs: JSON of a few integers and fingerprints."""
+        position = self.position(step)
+        return {
+            "step": step,
+            "window": position.window,
+            "row": position.row,
+            "order": self._order(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`; its step is found at once, whatever came before it.
+
+        Raises:
+            DataError: something that decides the order has changed; each is named with both values.
+        """
+        saved, current = _flatten(state["order"]), _flatten(self._order())
+        changed = [
+            f"{name} was {saved.get(name, 'absent')}, is {current.get(name, 'absent')}"
+            for name in sorted(saved.keys() | current.keys())
+            if saved.get(name) != current.get(name)
+        ]
+        if changed:
+            raise DataError(
+                "the order of training rows is not that of the checkpoint: "
+                + "; ".join(changed)
+                + ". Restore these, or start a new run from its weights with init_from"
+            )
+        with self._lock:
+            self._positions[int(state["step"])] = Position(int(state["window"]), int(state["row"]))
+
+    def _order(self) -> dict[str, Any]:
+        """All that the k-th row depends on, with names for a person."""
+        config, parts = self.config, self.mixer.components
+        sources: dict[str, dict[str, Any]] = {}
+        for part in parts:
+            source = sources.setdefault(
+                part.source,
+                {
+                    "shards": part.dataset.fingerprint,
+                    "max_epochs": config.sources[part.source].max_epochs,
+                },
+            )
+            source[f"tasks.{part.task}"] = part.weight
+        return {
+            "seed": self.mixer.seed,
+            "row_tokens": config.row_tokens,
+            "step_rows": config.step_rows,
+            "window_documents": config.window_documents,
+            "guidance_drop": config.guidance_drop,
+            "vocabulary": self.vocab.fingerprint,
+            "sources": sources,
+        }
+
+
+def held_out_rows(config: DataConfig, vocab: Vocabulary, seed: int, num_rows: int) -> Rows:
+    """The first `num_rows` rows of held-out sources, each sample once, no guidance drop.
+
+    Always the same rows; where the samples fill fewer, the rest are empty.
+    """
+    once = {name: replace(source, max_epochs=1.0) for name, source in config.sources.items()}
+    config = replace(config, sources=once, guidance_drop=0.0, step_rows=num_rows)
+    loader = RowLoader(config, vocab, seed)
+    try:
+        rows: list[tuple[Window, list[int]]] = []
+        for number in range(loader.mixer.num_windows or 0):
+            window = loader.mixer.window(number)
+            rows += [(window, row) for row in window.rows]
+            if len(rows) >= num_rows:
+                break
+        return loader._fill(rows[:num_rows], num_rows)
+    finally:
+        loader.close()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

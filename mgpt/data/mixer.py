@@ -1,0 +1,175 @@
+"""Which document comes when: the mix, the epochs, the variants, and the rows of each window.
+
+The stream of documents is cut into windows. How many documents a component has given before any
+window is a closed formula (its share of the weight times the windows passed, rounded), its n-th
+document is entry perm(epoch, n mod size) of a keyed permutation, and variant and guidance drop are
+keyed by sample and epoch. So any window can be made from its number alone, at once.
+
+A component that reaches its cap of epochs stops for good at the end of that window, and the others
+share its weight from the next window on; when all have stopped the data ends.
+
+    mixer = Mixer(components, seed=0, row_tokens=1024, window_documents=2048, guidance_drop=0.1)
+    window = mixer.window(3)
+    window.rows[0]                       # numbers of the documents that share the first row
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mgpt.data.draws import below, draw_key, hash64, permute
+from mgpt.data.lengths import CUT, TOKENS, TRAINED, TRAINED_AFTER_CUT
+from mgpt.data.packing import plan_rows
+from mgpt.data.source import Component
+
+SHARE_BITS = 40  # shares are integers over 2^40, so that quotas are exact on every machine
+
+
+@dataclass(frozen=True)
+class Window:
+    """The documents of one window, as columns, and the rows they are packed into.
+
+    `component_N` places in the mixer's components, `entry_N` in the component's lengths; `tokens_N`
+    and `trained_N` hold after the guidance drop. `rows` lists document numbers in training order.
+    """
+
+    component_N: np.ndarray
+    entry_N: np.ndarray
+    epoch_N: np.ndarray
+    variant_N: np.ndarray
+    dropped_N: np.ndarray
+    tokens_N: np.ndarray
+    trained_N: np.ndarray
+    rows: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of windows over which the same components are active with the same shares."""
+
+    first_window: int
+    given: tuple[int, ...]
+    shares: tuple[int, ...]
+
+
+class Mixer:
+    """The windows of a mix; a pure function of its arguments and the window's number."""
+
+    def __init__(
+        self,
+        components: Sequence[Component],
+        seed: int,
+        row_tokens: int,
+        window_documents: int,
+        guidance_drop: float,
+    ) -> None:
+        self.components = list(components)
+        self.seed = seed
+        self.row_tokens = row_tokens
+        self.window_documents = window_documents
+        self.guidance_drop = guidance_drop
+        self.phases = self._plan_phases()
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows until every component has reached its cap; None where one has no cap."""
+        last = self.phases[-1]
+        return None if any(last.shares) else last.first_window
+
+    def given_before(self, window: int) -> list[int]:
+        """Documents that each component has given before `window`; exact, in closed form."""
+        phase = next(p for p in reversed(self.phases) if p.first_window <= window)
+        passed = (window - phase.first_window) * self.window_documents
+        return [
+            _at_most(given + _quota(passed, share), part.cap)
+            for given, share, part in zip(phase.given, phase.shares, self.components, strict=True)
+        ]
+
+    def window(self, number: int) -> Window:
+        """Documents and rows of a window; a window past the end of the data has none."""
+        starts, stops = self.given_before(number), self.given_before(number + 1)
+        parts = [
+            self._draw(place, start, stop)
+            for place, (start, stop) in enumerate(zip(starts, stops, strict=True))
+        ]
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        tokens_N = columns[5]
+        rows = plan_rows(tokens_N, self.row_tokens)
+        order = permute(
+            draw_key(self.seed, "row order", number), np.arange(len(rows)), max(1, len(rows))
+        )
+        return Window(*columns, rows=[rows[place] for place in order.tolist()])
+
+    def _draw(self, place: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        """Columns of the component's documents start..stop-1, in the order of `Window`."""
+        part, size = self.components[place], len(self.components[place])
+        ordinal_N = np.arange(start, stop)
+        epoch_N, place_N = ordinal_N // size, ordinal_N % size
+        entry_N = np.zeros_like(ordinal_N)
+        for epoch in range(start // size, -(-stop // size)):
+            within = epoch_N == epoch
+            key = draw_key(self.seed, "order", part.source, part.task, epoch)
+            entry_N[within] = permute(key, place_N[within], size)
+        identity_N = part.lengths.identities_N[entry_N]
+        variant_key = draw_key(self.seed, "variant", part.task)
+        num_variants = part.lengths.counts_NVC.shape[1]
+        variant_N = hash64(variant_key, identity_N, epoch_N) % np.uint64(num_variants)
+        counts_NC = part.lengths.counts_NVC[entry_N, variant_N.astype(np.int64)].astype(np.int64)
+        guidance_key = draw_key(self.seed, "guidance", part.task)
+        dropped_N = below(self.guidance_drop, hash64(guidance_key, identity_N, epoch_N))
+        dropped_N &= counts_NC[:, CUT] > 0
+        cut_N = np.where(dropped_N, counts_NC[:, CUT], 0)
+        trained_N = np.where(dropped_N, counts_NC[:, TRAINED_AFTER_CUT], counts_NC[:, TRAINED])
+        return (
+            np.full(stop - start, place),
+            entry_N,
+            epoch_N,
+            variant_N.astype(np.int64),
+            dropped_N,
+            counts_NC[:, TOKENS] - cut_N,
+            trained_N,
+        )
+
+    def _plan_phases(self) -> list[Phase]:
+        given = [0] * len(self.components)
+        phases: list[Phase] = []
+        first_window = 0
+        while True:
+            active = [
+                part.cap is None or count < part.cap
+                for part, count in zip(self.components, given, strict=True)
+            ]
+            total = sum(part.weight for part, on in zip(self.components, active, strict=True) if on)
+            shares = tuple(
+                round(part.weight / total * 2**SHARE_BITS) if on else 0
+                for part, on in zip(self.components, active, strict=True)
+            )
+            phases.append(Phase(first_window, tuple(given), shares))
+            ends = [
+                _windows_until(part.cap - count, share, self.window_documents)
+                for part, count, share in zip(self.components, given, shares, strict=True)
+                if share and part.cap is not None
+            ]
+            if not ends:
+                break
+            self.phases = phases
+            first_window += min(ends)
+            given = self.given_before(first_window)
+        return phases
+
+
+def _quota(documents: int, share: int) -> int:
+    """A component's part of the first `documents`: its share of them, rounded to nearest."""
+    return (documents * share + (1 << SHARE_BITS - 1)) >> SHARE_BITS
+
+
+def _windows_until(needed: int, share: int, window_documents: int) -> int:
+    """The first number of windows after which the quota is at least `needed`, at least 1."""
+    half = 1 << SHARE_BITS - 1
+    documents = -(-((needed << SHARE_BITS) - half) // share)
+    return max(1, -(-documents // window_documents))
+
+
+def _at_most(count: int, cap: int | None) -> int:
+    return count if cap is None else min(count, cap)

@@ -1,0 +1,169 @@
+"""What is trained on: sources, their tasks and weights, opened and checked before a run starts.
+
+A *component* is one task of one source: a list of samples, each giving one document per epoch.
+Its weight is a share of documents. Everything that would fail in mid-run and can be known before
+is refused here, with the numbers: a task that no sample serves, a document longer than a row, a
+picture code that the vocabulary lacks.
+
+    config = DataConfig({"scenes": SourceConfig("output/64", {"caption": 1.0})}, 1024, 16)
+    components = open_components(config, vocab)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mgpt.data.dataset import TokenisedDataset, open_dataset
+from mgpt.data.lengths import TOKENS, TaskLengths, load_lengths
+from mgpt.errors import DataError, VocabularyError
+from mgpt.tokens.vocab import Vocabulary
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One folder of tokenised shards and what to train on from it.
+
+    path: the folder of one resolution, such as output/512.
+    tasks: weight of each task or pretraining document, relative to all weights of all sources.
+    max_epochs: passes over the samples after which a task of this source is used up and its
+        weight goes to the rest; null for no limit.
+    """
+
+    path: str
+    tasks: dict[str, float]
+    max_epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks or any(weight < 0 for weight in self.tasks.values()):
+            raise ValueError(f"tasks of {self.path}: weights of at least one task, none below 0")
+        if self.max_epochs is not None and self.max_epochs <= 0:
+            raise ValueError(f"max_epochs of {self.path} is {self.max_epochs}; above 0, or null")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The mix and the batch.
+
+    sources: by name.
+    row_tokens: length of a packed row.
+    step_rows: rows of one optimiser step, over all ranks.
+    guidance_drop: share of picture answers whose context is dropped, for guidance (paper: 0.1).
+    window_documents: documents that are packed together; more fill rows better and plan longer.
+    """
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    row_tokens: int = 4096
+    step_rows: int = 16
+    guidance_drop: float = 0.1
+    window_documents: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("row_tokens", "step_rows", "window_documents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        if not 0.0 <= self.guidance_drop <= 1.0:
+            raise ValueError(f"guidance_drop is {self.guidance_drop}; a share, 0 to 1")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One task of one source, opened: which samples, how long, how much of the mix.
+
+    `cap` is the number of documents it can give in all, None for no limit.
+    """
+
+    source: str
+    task: str
+    dataset: TokenisedDataset
+    lengths: TaskLengths
+    weight: float
+    cap: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}/{self.task}"
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def open_components(
+    config: DataConfig,
+    vocab: Vocabulary,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Component]:
+    """Every (source, task) of a weight above 0, ordered by name.
+
+    Args:
+        on_progress: called with (samples counted, samples in all) where lengths are made now.
+
+    Raises:
+        DataError: no source; a component without samples; documents longer than a row, with the
+            longest of each task.
+        VocabularyError: shards with more picture codes than the vocabulary has.
+    """
+    components = []
+    for source_name, source in sorted(config.sources.items()):
+        dataset = open_dataset(source.path)
+        if dataset.num_codes > vocab.num_codes:
+            raise VocabularyError(
+                f"source {source_name} ({source.path}): its VQ model has {dataset.num_codes} "
+                f"codes, the vocabulary {vocab.num_codes}; use the vocabulary made for that model"
+            )
+        weights = {name: weight for name, weight in sorted(source.tasks.items()) if weight > 0}
+        lengths = load_lengths(dataset, vocab, weights, on_progress)
+        for task_name, weight in weights.items():
+            entries = lengths[task_name]
+            if not len(entries):
+                raise DataError(_no_samples(source_name, task_name, dataset))
+            cap = None
+            if source.max_epochs is not None:
+                cap = max(1, int(source.max_epochs * len(entries)))
+            components.append(
+                Component(source_name, task_name, dataset, entries, float(weight), cap)
+            )
+    if not components:
+        raise DataError("nothing to train on: give data.sources a source and a task above weight 0")
+    check_row_tokens(components, config.row_tokens)
+    return components
+
+
+def max_documents_tokens(components: list[Component]) -> dict[str, int]:
+    """Tokens of the longest document of each component, over all variants."""
+    return {part.name: int(part.lengths.counts_NVC[..., TOKENS].max()) for part in components}
+
+
+def check_row_tokens(components: list[Component], row_tokens: int) -> None:
+    """Refuse a row length that cannot hold the longest document of some component.
+
+    Raises:
+        DataError: the longest document of each task that does not fit, and how many there are.
+    """
+    lines = []
+    for part in components:
+        longest_N = part.lengths.counts_NVC[..., TOKENS].max(axis=1)
+        too_long = int(np.count_nonzero(longest_N > row_tokens))
+        if too_long:
+            worst = int(longest_N.argmax())
+            raw_shard, key = part.dataset.identity(int(part.lengths.samples_N[worst]))
+            lines.append(
+                f"{part.name}: {too_long} of {len(part)} documents, the longest "
+                f"{int(longest_N[worst])} tokens ({raw_shard}, key {key!r})"
+            )
+    if lines:
+        raise DataError(
+            f"a row of {row_tokens} tokens cannot hold every document, and none is ever cut. "
+            + "; ".join(lines)
+            + f". Raise row_tokens to {max(max_documents_tokens(components).values())} or more"
+        )
+
+
+def _no_samples(source_name: str, task_name: str, dataset: TokenisedDataset) -> str:
+    tasks = sorted({name for manifest in dataset.manifests for name in manifest.tasks})
+    fields = sorted({name for manifest in dataset.manifests for name in manifest.fields})
+    return (
+        f"source {source_name} ({dataset.folder}): none of its {len(dataset)} samples can serve "
+        f"task {task_name}; they list the tasks {', '.join(tasks) or '(none, so any that fits)'} "
+        f"and hold the fields {', '.join(fields) or '(none)'}. Remove the task from the mix"
+    )
