@@ -4,7 +4,7 @@ Pictures of one size wait until a batch is full; a sample is written once all it
 and every sample before it is written. Batches form within one raw shard and one resolution, so
 they, and with them every bit of the codes, do not depend on who works on what.
 
-    encoder = ShardEncoder(writer, Target(512, grid_px=32), vq_codes, batch_pixels=2**18)
+    encoder = ShardEncoder(writer, Target(512, grid_px=32), vq_codes, batch_pixels=2**16)
     encoder.add("cat", meta, fitted)              # or encoder.reject(Rejected(…))
     encoder.finish()                              # flushes the batches that are not full
     encoder.rejected                              # [(key, reason), …]

@@ -1,0 +1,209 @@
+"""Decodes tokenised pictures back and measures what the VQ model lost.
+
+    rows = roundtrip(RoundtripConfig(input="tokens", raw="raw/photos", vq="photos_f16",
+                                     output="roundtrip"), tracker)
+    rows[0]["psnr_db"]                                          # of the first picture
+
+Compared are the decoded picture and the fitted one, the cropped and resized pixels that the codes
+were made of: what resizing costs is no fault of the codes. Both are written as PNG, next to each
+other, as `<px>/<shard>.<key>.<field>.original.png` and `….decoded.png`. The figures say nothing of
+pictures the VQ model was not trained on, where it was trained on these.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from data_pipeline.fitting import Fitted, Target, decode, fit_fields
+from data_pipeline.job_settings import read_settings
+from data_pipeline.raw_inputs import find_raw_shards
+from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from mgpt.data.atomic import atomic_write
+from mgpt.data.dataset import open_dataset
+from mgpt.data.shards import Shard, TokenisedSample
+from mgpt.errors import DataError
+from mgpt.images.pixels import to_uint8
+from mgpt.models.vqgan import Vqgan, load_vqgan, vqgan_fingerprint
+from mgpt.tracking.tracker import Tracker
+
+MAX_PSNR_DB = 100.0  # identical pictures have no finite one
+_MAX_PRINTED = 50  # rows; all are returned
+Levels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundtripConfig:
+    """What to decode, and what it is compared with."""
+
+    input: str
+    """Output folder of `mgpt tokenize`."""
+    raw: str | list[str]
+    """The raw shards it was made of."""
+    vq: str
+    """The VQ model it was made with: a folder, or the name of a shipped one."""
+    output: str
+    """Folder of the pictures."""
+    samples_per_resolution: int | None = None
+    """Decode the first so many samples at each resolution; null is all."""
+    threads: int = 1
+    """Torch threads."""
+
+
+def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
+    """Decode, compare, write pictures, print a table.
+
+    Returns:
+        A row a picture, by resolution, shard and key: `shard`, `key`, `field`, `resolution_px`,
+        `width`, `height`, `tokens` (codes), `psnr_db`, `caption`, `original` and `decoded` (PNG
+        files, relative to the output). The same rows stand in `roundtrip.json` there.
+
+    Raises:
+        DataError: no tokenised output, another VQ model, or raw shards that are not its own.
+    """
+    settings = read_settings(Path(cfg.input))
+    vq = load_vqgan(cfg.vq)
+    if vqgan_fingerprint(vq) != settings.get("vq_fingerprint"):
+        raise DataError(
+            f"{cfg.input} was encoded with VQ model {settings.get('vq_fingerprint')}, {cfg.vq} is "
+            f"{vqgan_fingerprint(vq)}; give the model it was encoded with"
+        )
+    comparison = _Comparison(cfg, settings, vq)
+    rows = []
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(cfg.threads)
+    try:
+        with tracker.progress(comparison.total, "samples", "decode back") as bar:
+            for unit, path in find_raw_shards(cfg.raw).items():
+                for sample_rows in comparison.of_shard(unit, path):
+                    rows += sample_rows
+                    bar.advance(1)
+    finally:
+        torch.set_num_threads(threads_before)
+    rows.sort(key=lambda row: (row["resolution_px"], row["shard"], row["key"], row["field"]))
+    atomic_write(Path(cfg.output) / "roundtrip.json", json.dumps(rows, indent=1).encode())
+    _print(rows, tracker)
+    return rows
+
+
+class _Comparison:
+    """What is decoded, and how: the state of one `roundtrip`."""
+
+    def __init__(self, cfg: RoundtripConfig, settings: dict[str, Any], vq: Vqgan) -> None:
+        self._cfg, self._settings, self._vq = cfg, settings, vq
+        self._folders = {px: Path(cfg.input) / str(px) for px in settings["resolution"]}
+        limit = cfg.samples_per_resolution
+        self._left = {
+            px: len(one) if limit is None else min(limit, len(one))
+            for px, one in ((px, open_dataset(folder)) for px, folder in self._folders.items())
+        }
+        self.total = sum(self._left.values())
+
+    def of_shard(self, unit: str, path: Path) -> Iterator[list[dict[str, Any]]]:
+        """The rows of each sample of one raw shard, in its order."""
+        shards = {px: Shard(folder, unit) for px, folder in self._folders.items()}
+        for shard in shards.values():
+            if shard.manifest.raw["bytes"] != path.stat().st_size:
+                raise DataError(
+                    f"{path}: {path.stat().st_size} bytes, but {shard.folder} was made of "
+                    f"{shard.manifest.raw['bytes']}; give the raw shards it was made of"
+                )
+        numbers = {
+            px: {shard.key(number): number for number in range(len(shard))}
+            for px, shard in shards.items()
+        }
+        with RawShardReader.open(path) as reader:
+            for item in reader:
+                if not any(self._left.values()):
+                    return
+                if isinstance(item, RawSample):
+                    found = [px for px in shards if item.key in numbers[px] and self._left[px]]
+                    for px in found:
+                        self._left[px] -= 1
+                        yield self._rows(shards[px].sample(numbers[px][item.key]), item, unit, px)
+
+    def _rows(
+        self, sample: TokenisedSample, raw: RawSample, unit: str, px: int
+    ) -> list[dict[str, Any]]:
+        settings = self._settings
+        target = Target(px, 2 * settings["latent_px"], settings["enlarge"])
+        pictures = decode(raw, settings["rotate_exif"], settings["max_pixels"])
+        fitted: Fitted | Rejected = (
+            pictures
+            if isinstance(pictures, Rejected)
+            else fit_fields(pictures, target, f"{unit}/{raw.key}", settings["seed"])
+        )
+        geometry = sample.meta.get("geometry", {})
+        if isinstance(fitted, Rejected) or geometry != {
+            name: crop.to_json() for name, crop in fitted.crops.items()
+        }:
+            raise DataError(
+                f"{unit}: sample {raw.key!r} is not the picture that was encoded at {px} px; give "
+                "the raw shards the codes were made of"
+            )
+        return [
+            self._row(sample, field, fitted.levels[field], unit, px)
+            for field in sorted(sample.codes)
+        ]
+
+    def _row(
+        self, sample: TokenisedSample, field: str, original_HWC: Levels, unit: str, px: int
+    ) -> dict[str, Any]:
+        decoded_HWC = self._decode(sample.codes[field])
+        name = f"{unit}.{sample.key.replace('/', '_')}.{field}"
+        return {
+            "shard": unit,
+            "key": sample.key,
+            "field": field,
+            "resolution_px": px,
+            "width": decoded_HWC.shape[1],
+            "height": decoded_HWC.shape[0],
+            "tokens": sample.codes[field].size,
+            "psnr_db": psnr_db(original_HWC, decoded_HWC),
+            "caption": sample.meta.get("caption", ""),
+            "original": self._save(f"{px}/{name}.original.png", original_HWC),
+            "decoded": self._save(f"{px}/{name}.decoded.png", decoded_HWC),
+        }
+
+    def _decode(self, codes_HW: npt.NDArray[np.uint16]) -> Levels:
+        with torch.inference_mode():
+            codes_1HW = torch.from_numpy(codes_HW.astype(np.int64))[None]
+            return to_uint8(self._vq.decode(codes_1HW)[0].numpy())
+
+    def _save(self, name: str, levels_HWC: Levels) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(levels_HWC).save(buffer, "PNG")
+        atomic_write(Path(self._cfg.output) / name, buffer.getvalue())
+        return name
+
+
+def psnr_db(original_HWC: Levels, decoded_HWC: Levels) -> float:
+    """10 log10(255² / mean squared difference) over all channels, at most `MAX_PSNR_DB`."""
+    difference_HWC = original_HWC.astype(np.float64) - decoded_HWC.astype(np.float64)
+    mean_square = float(np.mean(difference_HWC**2))
+    return min(MAX_PSNR_DB, 10 * math.log10(255**2 / mean_square)) if mean_square else MAX_PSNR_DB
+
+
+def _print(rows: list[dict[str, Any]], tracker: Tracker) -> None:
+    columns = ["px", "picture", "field", "size", "PSNR dB"]
+    shown = [
+        [
+            row["resolution_px"],
+            row["key"],
+            row["field"],
+            f"{row['width']} x {row['height']}",
+            round(row["psnr_db"], 2),
+        ]
+        for row in rows[:_MAX_PRINTED]
+    ]
+    tracker.table("decoded back", columns, shown)
+    mean_db = sum(row["psnr_db"] for row in rows) / max(len(rows), 1)
+    tracker.print(f"{len(rows)} pictures, mean PSNR {mean_db:.2f} dB")
