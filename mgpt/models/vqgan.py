@@ -23,6 +23,7 @@ N codebook entries, D their width, P positions (any number of latents in one axi
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,6 @@ __all__ = [
     "nearest_codes",
     "save_vqgan",
     "vqgan_fingerprint",
-    "write_whole",
 ]
 
 _FORMAT = "mgpt-vqgan-1"
@@ -93,10 +93,11 @@ class VqganConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        counts = ["ch", "num_res_blocks", "z_channels", "in_channels", "out_ch", "resolution"]
+        counts += ["embed_dim", "n_embed", "num_groups"]
         problems = [
             f"{name}={getattr(self, name)} must be at least 1"
-            for name in ("ch", "z_channels", "in_channels", "out_ch", "resolution", "embed_dim")
-            + ("n_embed", "num_groups", "num_res_blocks")
+            for name in counts
             if getattr(self, name) < 1
         ]
         if not self.ch_mult or min(self.ch_mult) < 1:
@@ -192,7 +193,7 @@ class Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(
             ResnetBlock(config, before, after)
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in itertools.pairwise(widths)
         )
         self.attn = nn.ModuleList(
             AttnBlock(config, width) for width in (widths[1:] if has_attention else [])
@@ -406,9 +407,9 @@ def save_vqgan(model: Vqgan, folder: str | Path, dtype: torch.dtype = torch.floa
         "fingerprint": _fingerprint(model.cfg, stored),
         "config": asdict(model.cfg),
     }
-    write_whole(folder / _WEIGHTS_FILE, safetensors.torch.save(stored))
+    _write_whole(folder / _WEIGHTS_FILE, safetensors.torch.save(stored))
     text = json.dumps(description, indent=2) + "\n"
-    write_whole(folder / _CONFIG_FILE, text.encode())
+    _write_whole(folder / _CONFIG_FILE, text.encode())
 
 
 def load_vqgan(folder: str | Path) -> Vqgan:
@@ -443,7 +444,8 @@ def build_vqgan(cfg: VqganConfig, state: Mapping[str, Tensor], where: str) -> Vq
     Raises:
         CheckpointError: names missing, left over or of another shape, all in one message.
     """
-    with torch.device("meta"):
+    # Initialised on CPU, not "meta": there torch would import its compiler, seconds a process.
+    with torch.random.fork_rng(devices=[]):
         model = Vqgan(cfg)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -465,7 +467,7 @@ def build_vqgan(cfg: VqganConfig, state: Mapping[str, Tensor], where: str) -> Vq
     return model.to(memory_format=torch.channels_last).eval()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
     """A file that appears whole or not at all: temporary name, fsync, rename, folder fsync.
 
     Raises:

@@ -95,9 +95,9 @@ class CodebookTrainer:
 
     @torch.no_grad()
     def start(self, z_PD: Tensor) -> None:
-        """Puts every entry on a latent of the first batch."""
+        """Puts every entry on a latent of the batch, spread over what there is."""
         everyone_N = torch.arange(self._weight_ND.shape[0], device=z_PD.device)
-        self._place(everyone_N, z_PD, (_DRAW_START, 0))
+        self._place(everyone_N, z_PD, self._weight_ND[:0], (_DRAW_START, 0))
 
     @torch.no_grad()
     def observe(self, z_PD: Tensor, codes_P: Tensor, step: int) -> int:
@@ -116,7 +116,8 @@ class CodebookTrainer:
             self._weight_ND.copy_(self._sum_ND / smoothed_N[:, None])
         dead_K = (self._idle_steps_N >= self._revive_after_steps).nonzero().flatten()
         if len(dead_K):
-            self._place(dead_K, z_PD, (_DRAW_REVIVE, step))
+            live_LD = self._weight_ND[self._idle_steps_N < self._revive_after_steps]
+            self._place(dead_K, z_PD, live_LD, (_DRAW_REVIVE, step))
         return len(dead_K)
 
     def usage(self) -> dict[str, float]:
@@ -149,19 +150,32 @@ class CodebookTrainer:
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
-    def _place(self, entries_K: Tensor, z_PD: Tensor, key: tuple[int, int]) -> None:
+    def _place(self, entries_K: Tensor, z_PD: Tensor, live_LD: Tensor, key: tuple[int, int]) -> None:
+        """Puts entries on latents drawn in proportion to the squared distance from all others.
+
+        This is the seeding of k-means++ (Arthur and Vassilvitskii 2007): rare latents, far from
+        every entry, get one as surely as the many that look alike.
+        """
         generator = np.random.default_rng([self._seed, *key])
-        enough = len(entries_K) <= len(z_PD)
-        chosen_K = generator.choice(len(z_PD), size=len(entries_K), replace=not enough)
-        placed_KD = z_PD[torch.from_numpy(chosen_K).to(z_PD.device)]
-        if not enough:
-            spread = 1e-3 * z_PD.std().item()
-            noise_KD = generator.normal(0.0, spread, size=tuple(placed_KD.shape))
-            placed_KD = placed_KD + torch.from_numpy(noise_KD).to(placed_KD)
-        self._weight_ND[entries_K] = placed_KD
+        distance_P = torch.full((len(z_PD),), torch.inf, device=z_PD.device)
+        if len(live_LD):
+            distance_P = torch.cdist(z_PD, live_LD).amin(dim=1).square()
+        spread = 1e-3 * z_PD.std().item()
+        for entry in entries_K.tolist():
+            weight_P = distance_P.double().cpu().numpy()
+            total = weight_P.sum()
+            if 0.0 < total < np.inf:
+                place_D = z_PD[generator.choice(len(z_PD), p=weight_P / total)]
+            else:  # The first of all, or more entries than different latents.
+                place_D = z_PD[generator.integers(len(z_PD))]
+            if total == 0.0:
+                noise_D = generator.normal(0.0, spread, size=len(place_D))
+                place_D = place_D + torch.from_numpy(noise_D).to(place_D)
+            self._weight_ND[entry] = place_D
+            distance_P = distance_P.minimum((z_PD - place_D).square().sum(dim=1))
         # One win as history: the entry follows its first real wins at once.
         self._wins_N[entries_K] = 1.0
-        self._sum_ND[entries_K] = placed_KD
+        self._sum_ND[entries_K] = self._weight_ND[entries_K]
         self._idle_steps_N[entries_K] = 0
 
 
@@ -210,9 +224,7 @@ def adaptive_weight(
 
     Esser et al. 2021, equation 7; at most 1e4, without gradient.
     """
-    (of_reconstruction,) = torch.autograd.grad(
-        reconstruction, last_layer_weight, retain_graph=True
-    )
+    (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer_weight, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer_weight, retain_graph=True)
     ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
     return ratio.clamp(0.0, 1e4).detach()

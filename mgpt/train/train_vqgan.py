@@ -32,12 +32,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mgpt.data.atomic import atomic_write
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan, write_whole
+from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.models.vqgan_loss import (
     CodebookTrainer,
     PatchDiscriminator,
@@ -80,6 +81,9 @@ class VqTrainConfig:
     codebook_decay: float | None = 0.99
     """Share of its running average a codebook vector keeps each step; null trains the codebook by
     a loss and the optimiser instead."""
+    quantise_from_step: int = 500
+    """Before this step latents pass unquantised, a plain autoencoder: it learns colours and forms
+    several times faster, and the codebook then starts on latents worth keeping."""
     revive_after_steps: int = 200
     """A codebook vector that won no latent for so long starts again at one of the batch."""
     discriminator_start_step: int | None = None
@@ -198,7 +202,7 @@ def train_vqgan(
     run.model.eval()
     save_vqgan(run.model, out_dir / "model")
     figures = reconstruction_psnr(run.model, held_out or {})
-    write_whole(out_dir / "figures.json", json.dumps(figures, indent=2).encode())
+    atomic_write(out_dir / "figures.json", json.dumps(figures, indent=2).encode())
     return figures
 
 
@@ -253,15 +257,16 @@ class _Run:
         """One update; returns what is worth logging."""
         cfg, model = self.cfg, self.model
         device = pixels_B3HW.device
+        quantising = step >= cfg.quantise_from_step
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_draw_seed(cfg.seed, step))
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
                 z_BDhw = model.latents(pixels_B3HW)
                 z_PD = flatten_latents(z_BDhw.detach())
-                if step == 0:
+                if step == cfg.quantise_from_step:
                     self.codebook.start(z_PD)
                 codes_Bhw = model.quantize(z_BDhw.detach())
-                quantised_BDhw = model.embed(codes_Bhw)
+                quantised_BDhw = model.embed(codes_Bhw) if quantising else z_BDhw
                 out_B3HW = model.reconstruct(straight_through(z_BDhw, quantised_BDhw))
         out_B3HW = out_B3HW.float()
         reconstruction = reconstruction_loss(
@@ -276,9 +281,7 @@ class _Run:
         adversarial_on = start is not None and step >= start
         if adversarial_on:
             adversarial = -self.discriminator(out_B3HW).mean()
-            weight = adaptive_weight(
-                reconstruction, adversarial, model.decoder.conv_out.weight
-            )
+            weight = adaptive_weight(reconstruction, adversarial, model.decoder.conv_out.weight)
             loss = loss + cfg.discriminator_weight * weight * adversarial
         if not math.isfinite(loss.item()):
             raise TrainingError(
@@ -291,7 +294,7 @@ class _Run:
             values["discriminator_loss"] = self._discriminator_step(
                 pixels_B3HW, out_B3HW.detach(), learning_rate
             )
-        revived = self.codebook.observe(z_PD, codes_Bhw.flatten(), step)
+        revived = self.codebook.observe(z_PD, codes_Bhw.flatten(), step) if quantising else 0
         mse = F.mse_loss(out_B3HW.detach().clamp(-1, 1), pixels_B3HW).item()
         return values | {
             "loss": loss.item(),
@@ -302,31 +305,32 @@ class _Run:
         }
 
     def save(self, path: Path, step: int) -> None:
-        # Only float32 and integer tensors, so the file holds every bit of the state.
-        write_whole(
-            path,
-            save(
-                {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()},
-                {"step": str(step), "settings": self._settings()},
-            ),
-        )
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+        # One entry: safetensors writes several in an order that differs from run to run.
+        metadata = {"run": json.dumps({"settings": self._settings(), "step": step})}
+        atomic_write(path, save(tensors, metadata))
 
     def load(self, path: Path) -> int:
         """Takes up the checkpoint at `path`; returns its step, 0 where there is none."""
         if not path.exists():
             return 0
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("settings") != self._settings():
-                raise CheckpointError(
-                    f"{path} was made with other settings ({metadata.get('settings')}) than these "
-                    f"({self._settings()}): use another output folder, or remove the file"
-                )
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                taken_up = json.loads(file.metadata()["run"])
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of VQGAN training ({error!r}): remove it to start anew"
+            ) from error
+        if taken_up["settings"] != self._settings():
+            raise CheckpointError(
+                f"{path} was made with other settings ({taken_up['settings']}) than these "
+                f"({self._settings()}): use another output folder, or remove the file"
+            )
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(saved[name])
-        return int(metadata["step"])
+        return int(taken_up["step"])
 
     def _discriminator_step(
         self, real_B3HW: Tensor, fake_B3HW: Tensor, learning_rate: float

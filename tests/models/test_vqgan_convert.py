@@ -1,0 +1,128 @@
+"""Reading the released VQGAN folder: what is dropped, what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mgpt.errors import CheckpointError, ConfigError
+from mgpt.models import vqgan_convert
+from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
+
+DDCONFIG = {
+    "attn_resolutions": [],
+    "ch": 32,
+    "ch_mult": [1, 1],
+    "double_z": False,
+    "dropout": 0.0,
+    "in_channels": 3,
+    "num_res_blocks": 1,
+    "out_ch": 3,
+    "resolution": 512,
+    "z_channels": 8,
+}
+CONFIG = VqganConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, embed_dim=4, n_embed=16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_yaml(tmp_path, DDCONFIG)
+    torch.save({"state_dict": Vqgan(CONFIG).state_dict()}, tmp_path / "vqgan.ckpt")
+    return tmp_path
+
+
+def write_yaml(folder: Path, ddconfig: dict, **params: object) -> None:
+    params = {"embed_dim": 4, "n_embed": 16, "ddconfig": ddconfig, **params}
+    content = {"model": {"base_learning_rate": 4.5e-6, "params": params}}
+    (folder / "vqgan.yaml").write_text(yaml.safe_dump(content))
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "vqgan.ckpt", weights_only=True)["state_dict"]
+
+
+def test_the_loss_networks_of_a_training_file_are_dropped(folder: Path) -> None:
+    plain = vqgan_fingerprint(load_vqgan(folder))
+    state = state_of(folder) | {"loss.discriminator.main.0.weight": torch.zeros(3)}
+    torch.save({"state_dict": state}, folder / "vqgan.ckpt")
+    assert vqgan_fingerprint(load_vqgan(folder)) == plain
+
+
+def test_any_other_surplus_name_is_refused(folder: Path) -> None:
+    torch.save({"state_dict": state_of(folder) | {"ema.x": torch.zeros(1)}}, folder / "vqgan.ckpt")
+    with pytest.raises(CheckpointError, match=r"ema\.x is left over"):
+        load_vqgan(folder)
+
+
+def test_a_missing_name_is_refused(folder: Path) -> None:
+    state = state_of(folder)
+    del state["quantize.embedding.weight"]
+    torch.save({"state_dict": state}, folder / "vqgan.ckpt")
+    with pytest.raises(CheckpointError, match=r"quantize\.embedding\.weight is missing"):
+        load_vqgan(folder)
+
+
+def test_a_cut_checkpoint_is_refused(folder: Path) -> None:
+    whole = (folder / "vqgan.ckpt").read_bytes()
+    (folder / "vqgan.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_vqgan(folder)
+
+
+class _RunsACommand:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch pwned",)
+
+
+def test_a_pickle_that_would_run_code_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    torch.save({"state_dict": {"x": _RunsACommand()}}, folder / "vqgan.ckpt")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_vqgan(folder)
+    assert not (folder / "pwned").exists()
+
+
+def test_a_checkpoint_without_state_dict_is_refused(folder: Path) -> None:
+    torch.save({"weights": {}}, folder / "vqgan.ckpt")
+    with pytest.raises(CheckpointError, match="state_dict"):
+        load_vqgan(folder)
+
+
+def test_an_oversized_checkpoint_is_refused_unread(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vqgan_convert, "_MAX_CHECKPOINT_BYTES", 1000)
+    with pytest.raises(CheckpointError, match="more than the 1000"):
+        load_vqgan(folder)
+
+
+def test_half_a_released_folder_is_none(folder: Path) -> None:
+    (folder / "vqgan.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"vqgan\.yaml and vqgan\.ckpt"):
+        load_vqgan(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_linear_attn": True}, "unknown settings use_linear_attn"),
+        ({"ch": "32"}, "ch='32'"),
+        ({"ch_mult": [1, "2"]}, "ch_mult"),
+        ({"double_z": True}, "double_z"),
+    ],
+)
+def test_settings_that_are_not_understood_are_named(folder: Path, change: dict, words: str) -> None:
+    write_yaml(folder, DDCONFIG | change)
+    with pytest.raises(ConfigError, match=words):
+        load_vqgan(folder)
+
+
+@pytest.mark.parametrize("content", ["", "model: [", "model: {params: {embed_dim: 4}}"])
+def test_a_yaml_of_something_else_is_refused(folder: Path, content: str) -> None:
+    (folder / "vqgan.yaml").write_text(content)
+    with pytest.raises(ConfigError, match="not a VQGAN configuration"):
+        load_vqgan(folder)

@@ -1,0 +1,130 @@
+"""The training parts of the VQGAN: codebook movement and revival, losses, discriminator."""
+
+import pytest
+import torch
+
+from mgpt.models.vqgan_loss import (
+    CodebookTrainer,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_hinge_loss,
+    flatten_latents,
+    reconstruction_loss,
+    straight_through,
+)
+
+
+def trainer(weight: torch.Tensor, decay: float | None = 0.9, after: int = 3) -> CodebookTrainer:
+    return CodebookTrainer(weight, decay, revive_after_steps=after, seed=0)
+
+
+def test_entries_move_to_the_mean_of_what_they_win() -> None:
+    weight = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    codebook = trainer(weight, after=1000)
+    latents = torch.tensor([[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]])
+    for step in range(200):
+        codebook.observe(latents, torch.tensor([0, 0, 1]), step)
+    assert torch.allclose(weight, torch.tensor([[2.0, 3.0], [9.0, 9.0]]), atol=1e-3)
+
+
+def test_entries_stay_without_decay() -> None:
+    weight = torch.tensor([[0.0], [5.0]])
+    trainer(weight, decay=None, after=1000).observe(torch.ones(4, 1), torch.zeros(4).long(), 0)
+    assert weight.flatten().tolist() == [0.0, 5.0]
+
+
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_dead_entries_start_again_at_latents_of_the_batch(decay: float | None) -> None:
+    weight = torch.full((4, 2), 100.0)
+    weight[0] = 0.0
+    codebook = trainer(weight, decay, after=3)
+    latents = torch.rand(8, 2, generator=torch.Generator().manual_seed(0))
+    codes = torch.zeros(8, dtype=torch.int64)
+    assert [codebook.observe(latents, codes, step) for step in range(3)] == [0, 0, 3]
+    rows = {tuple(row) for row in latents.tolist()}
+    assert all(tuple(row) in rows for row in weight[1:].tolist())
+    # A revived entry has its full span of steps before it can be moved again.
+    assert codebook.observe(latents, codes, 3) == 0
+
+
+def test_start_covers_the_codebook_even_from_fewer_latents() -> None:
+    weight = torch.zeros(64, 2)
+    latents = torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) + 1.0
+    trainer(weight).start(latents)
+    assert torch.cdist(weight, latents).min(dim=1).values.max() < 0.01
+    assert len(weight.unique(dim=0)) == 64
+
+
+def test_usage_counts_since_the_last_call() -> None:
+    codebook = trainer(torch.zeros(4, 1), after=1000)
+    codebook.observe(torch.zeros(8, 1), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 0)
+    usage = codebook.usage()
+    assert usage["codes_used_percent"] == 50.0
+    assert usage["codes_perplexity"] == pytest.approx(2.0)
+    codebook.observe(torch.zeros(2, 1), torch.tensor([3, 3]), 1)
+    assert codebook.usage()["codes_perplexity"] == pytest.approx(1.0)
+
+
+def test_state_carries_over() -> None:
+    latents = torch.rand(16, 2, generator=torch.Generator().manual_seed(1))
+    codes = torch.arange(16) % 3
+    weight_a = torch.rand(4, 2)
+    codebook_a = trainer(weight_a)
+    codebook_a.observe(latents, codes, 0)
+    weight_b = weight_a.clone()
+    codebook_b = trainer(weight_b)
+    codebook_b.load_state({name: t.clone() for name, t in codebook_a.state().items()})
+    for step in range(1, 6):
+        codebook_a.observe(latents + step, codes, step)
+        codebook_b.observe(latents + step, codes, step)
+    assert torch.equal(weight_a, weight_b)
+
+
+def test_reconstruction_terms() -> None:
+    target = torch.zeros(1, 3, 4, 4)
+    assert reconstruction_loss(target + 0.5, target, 1.0, 0.0, 0.0).item() == pytest.approx(0.5)
+    assert reconstruction_loss(target + 0.5, target, 0.0, 1.0, 0.0).item() == pytest.approx(0.25)
+    # A constant error has no edges; a line has.
+    assert reconstruction_loss(target + 0.5, target, 0.0, 0.0, 1.0).item() == 0.0
+    line = target.clone()
+    line[..., 1] = 1.0
+    # Two of three horizontal differences are 1, no vertical one is.
+    assert reconstruction_loss(line, target, 0.0, 0.0, 1.0).item() == pytest.approx(2 / 3)
+
+
+def test_straight_through_gives_the_code_forward_and_the_latent_backward() -> None:
+    latents = torch.randn(1, 2, 3, 3, requires_grad=True)
+    quantised = torch.randn(1, 2, 3, 3)
+    out = straight_through(latents, quantised)
+    assert torch.allclose(out, quantised)
+    (out * 3.0).sum().backward()
+    assert torch.equal(latents.grad, torch.full_like(latents, 3.0))
+
+
+def test_flattened_latents_are_in_the_order_of_flattened_codes() -> None:
+    latents = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    flat = flatten_latents(latents)
+    assert torch.equal(flat[1 * 20 + 2 * 5 + 3], latents[1, :, 2, 3].float())
+
+
+def test_discriminator_learns_to_tell_and_is_independent_of_the_batch() -> None:
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(channels=8)
+    real, fake = torch.rand(4, 3, 32, 32), torch.zeros(4, 3, 32, 32)
+    assert torch.allclose(discriminator(real)[:1], discriminator(real[:1]), atol=1e-6)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-3)
+    losses = []
+    for _ in range(30):
+        loss = discriminator_hinge_loss(discriminator(real), discriminator(fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 < losses[0]
+
+
+def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
+    weight = torch.ones(4, requires_grad=True)
+    ratio = adaptive_weight((weight * 6.0).sum(), (weight * 2.0).sum(), weight)
+    assert ratio.item() == pytest.approx(3.0, rel=1e-3)
+    assert not ratio.requires_grad
