@@ -55,11 +55,12 @@ def permute(key: int, places: np.ndarray, size: int) -> np.ndarray:
     mask = np.uint64((1 << int(half_bits)) - 1)
     images = np.asarray(places).astype(np.uint64)
     assert images.size == 0 or int(images.max()) < size, (int(images.max()), size)
+    round_keys = hash64(key, np.arange(FEISTEL_ROUNDS)).tolist()
     outside = np.ones(images.shape, dtype=bool)
     while outside.any():
         left, right = images[outside] >> half_bits, images[outside] & mask
-        for turn in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (hash64(key + turn & 2**64 - 1, right) & mask)
+        for round_key in round_keys:
+            left, right = right, left ^ (hash64(round_key, right) & mask)
         images[outside] = (left << half_bits) | right
         outside = images >= np.uint64(size)
     return images.astype(np.int64)

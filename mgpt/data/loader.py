@@ -112,8 +112,7 @@ class RowLoader:
     def position(self, step: int) -> Position:
         """Where a step starts, found by counting rows on from the nearest step known.
 
-        Raises:
-            DataError: the data ends before it.
+        Past the end of capped data it is the window after the last.
         """
         with self._lock:
             known = max(number for number in self._positions if number <= step)
@@ -126,20 +125,20 @@ class RowLoader:
 
     def _advance(self, position: Position, num_rows: int) -> Position:
         window, row = position.window, position.row + num_rows
-        while row and row >= (rows := len(self._window(window).rows)):
-            window, row = window + 1, row - rows
-        return Position(window, row)
+        while row and not self._is_end(window):
+            num_here = len(self._window(window).rows)
+            if row < num_here:
+                return Position(window, row)
+            window, row = window + 1, row - num_here
+        return Position(window, 0)
+
+    def _is_end(self, window: int) -> bool:
+        return self.mixer.num_windows is not None and window >= self.mixer.num_windows
 
     def _window(self, number: int) -> Window:
         with self._lock:
             window = self._windows.pop(number, None)
             if window is None:
-                end = self.mixer.num_windows
-                if end is not None and number >= end:
-                    raise DataError(
-                        f"the data ends after {end} windows: every source has reached its "
-                        "max_epochs; train for fewer steps or raise max_epochs"
-                    )
                 window = self.mixer.window(number)
             self._windows[number] = window
             if len(self._windows) > KEPT_WINDOWS:
@@ -147,10 +146,13 @@ class RowLoader:
             return window
 
     def _rows_from(self, position: Position) -> list[tuple[Window, list[int]]]:
-        """The rows of the step that starts at `position`, each with the window it belongs to."""
+        """The rows of the step that starts at `position`, each with the window it belongs to.
+
+        Fewer than `step_rows` where capped data ends within the step.
+        """
         rows: list[tuple[Window, list[int]]] = []
         window, first = position.window, position.row
-        while len(rows) < self.step_rows:
+        while len(rows) < self.step_rows and not self._is_end(window):
             current = self._window(window)
             rows += [(current, row) for row in current.rows[first:]]
             window, first = window + 1, 0
@@ -189,6 +191,11 @@ class RowLoader:
 
     def _make_step(self, step: int, rank: int, world: int, micro_rows: int) -> StepRows:
         rows = self._rows_from(self.position(step))
+        if not rows:
+            raise DataError(
+                f"step {step}: the data has ended, every source has reached its max_epochs; train "
+                "for fewer steps or raise max_epochs"
+            )
         num_micro = -(-self.step_rows // (world * micro_rows))
         mine = rows[rank::world]
         micro = [

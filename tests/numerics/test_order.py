@@ -209,6 +209,22 @@ def test_held_out_rows_are_fixed_and_see_each_sample_once(config, vocab):
     assert (starts == vocab.bos).all(), "a held-out document lost its context"
 
 
+@pytest.mark.parametrize("step_rows", [1, 3])
+def test_capped_data_ends_with_an_error_after_every_sample(vocab, tmp_path, step_rows):
+    write_corpus(tmp_path, 12, seed=0)
+    source = {"mine": SourceConfig(str(tmp_path), {"caption": 1.0}, max_epochs=2)}
+    config = DataConfig(source, row_tokens=192, step_rows=step_rows, window_documents=5)
+    loader = RowLoader(config, vocab, seed=1)
+    documents = step = 0
+    with pytest.raises(DataError, match="max_epochs"):
+        while True:
+            documents += loader.read_step(step, 0, 1, 1).documents
+            step += 1
+    assert documents == 24
+    assert loader.epochs(step) == {"mine/caption": 2.0}
+    assert loader.state(step)["window"] == loader.mixer.num_windows
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -239,20 +255,6 @@ def test_a_resumed_run_with_changed_shards_is_refused_by_name(vocab, tmp_path):
     write_corpus(tmp_path, 12, seed=5)
     with pytest.raises(DataError, match=r"sources\.mine\.shards was"):
         RowLoader(config, vocab, seed=1).load_state(state)
-
-
-def test_the_end_of_capped_data_is_an_error_and_every_sample_came(vocab, tmp_path):
-    write_corpus(tmp_path, 12, seed=0)
-    source = {"mine": SourceConfig(str(tmp_path), {"caption": 1.0}, max_epochs=2)}
-    config = DataConfig(source, row_tokens=192, step_rows=1, window_documents=5)
-    loader = RowLoader(config, vocab, seed=1)
-    documents = step = 0
-    with pytest.raises(DataError, match="max_epochs"):
-        while True:
-            documents += loader.read_step(step, 0, 1, 1).documents
-            step += 1
-    assert documents == 24
-    assert loader.epochs(step) == {"mine/caption": 2.0}
 
 
 def test_a_stale_lengths_file_is_named(config, vocab, monkeypatch):
