@@ -56,8 +56,8 @@ class Fsdp2Backend(SingleBackend):
                 submodule.set_force_sum_reduction_for_comms(True)
         return module
 
-    def _forward(self, batch: MicroBatch) -> LossSums:
-        return self._module(batch.to(self.device))
+    def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
+        return self._pass(batch.to(self.device), loss_scale)
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
         self._module.set_requires_gradient_sync(last or self._reduce_each)

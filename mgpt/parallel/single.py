@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -43,6 +43,21 @@ from mgpt.parallel.state import (
 __all__ = ["SingleBackend"]
 
 
+class _Pass(nn.Module):
+    """Forward and backward as one call, so that weights that stand in for others during the call
+    are still in place where the backward pass recomputes a block."""
+
+    def __init__(self, module: TrainingModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
+        sums = self.module(batch)
+        if loss_scale is not None:
+            (sums.loss_sum * loss_scale).backward()
+        return sums
+
+
 class SingleBackend:
     """One model in one process; see `mgpt.parallel.backend.Backend` for the contract."""
 
@@ -61,6 +76,7 @@ class SingleBackend:
         if cfg.recompute == "full":
             recompute_blocks(module.model, plan, reentrant=False)
         self._module = self._place(cfg, module, plan)
+        self._pass = _Pass(self._module)
         self._named = self._module.named_weights()
         self._parameters = [parameter for _, parameter in self._named]
         self.num_parameters = sum(parameter.numel() for parameter in self._parameters)
@@ -77,20 +93,18 @@ class SingleBackend:
             )
         return module.to(self.device)
 
-    def _forward(self, batch: MicroBatch) -> LossSums:
+    def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
         batch = batch.to(self.device)
         if self._dtype is torch.float32:
-            return self._module(batch)
-        # What sharding libraries do for mixed precision: the forward sees low-precision copies,
-        # and their gradients flow back through the cast into the float32 weights.
-        copies = {n: p.to(self._dtype) for n, p in self._module.named_parameters()}
-        return functional_call(self._module, copies, (batch,))
+            return self._pass(batch, loss_scale)
+        # What sharding libraries do for mixed precision: the model sees low-precision copies, and
+        # their gradients flow back through the cast into the float32 weights.
+        copies = {name: p.to(self._dtype) for name, p in self._pass.named_parameters()}
+        return functional_call(self._pass, copies, (batch, loss_scale))
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
         self._module.train()
-        sums = self._forward(batch)
-        (sums.loss_sum * loss_scale).backward()
-        return detached_sums(sums)
+        return detached_sums(self._run(batch, loss_scale))
 
     def step(self, lr: float, max_norm: float) -> tuple[float, bool]:
         grads = [p.grad for p in self._parameters if p.grad is not None]
@@ -108,7 +122,7 @@ class SingleBackend:
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         self._module.eval()
         with torch.no_grad():
-            return detached_sums(self._forward(batch))
+            return detached_sums(self._run(batch, None))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         targets = dict(self._named)

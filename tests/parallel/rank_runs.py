@@ -1,0 +1,282 @@
+"""Training runs over real gloo processes, for the tests of backends, resuming and checkpoints.
+
+Imported, it makes a small corpus (`make_corpus`) and starts runs (`start_ranks`, `run_ranks`); run
+as a script, it is one rank, which does the given runs one after another with the real loader,
+model, backends and trainer.
+
+    corpus = make_corpus(folder)
+    run_ranks([Run(corpus, folder / "a", backend="fsdp2", steps=4)], size=2)
+"""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CAPTIONS = [
+    f"a {size} {colour} {shape} {place}"
+    for size in ("large", "small")
+    for colour in ("red", "green", "blue")
+    for shape in ("cube", "sphere", "cone")
+    for place in ("on the left", "on the right behind a wall")
+]
+NUM_CODES = 64
+ROW_TOKENS = 128
+STEP_ROWS = 5  # leaves one rank of two with an empty row at two rows a micro-batch
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; paths as text, since it travels as JSON."""
+
+    corpus: str
+    folder: str
+    backend: str = "single"
+    steps: int = 6
+    save_every: int = 3
+    micro_rows: int = 2
+    dropout: float = 0.0
+    recompute: str = "none"
+    dtype: str = "float32"
+    reduce_each_micro_batch: bool = False
+    lr: float = 1e-3
+    warmup_steps: int = 0
+    seed: int = 0
+    init_from: str = ""
+    """A step folder to take weights from."""
+    save_init: bool = False
+    """Publish a checkpoint of the untrained weights as step 0 of folder/fresh."""
+    poison: tuple[int, ...] = ()
+    """Steps in which the last rank's loss is not a number."""
+    max_skipped: int = 8
+    die_in_save: int = 0
+    """Step in whose save rank 0 kills itself, after the state is written."""
+    signal_at: int = 0
+    """Step before which rank 0 sends itself SIGTERM."""
+    step_pause_s: float = 0.0
+
+
+def make_corpus(folder: Path) -> str:
+    """Tokenised shards with captions and random codes of 2x2 to 4x4, and their vocabulary."""
+    import numpy as np
+
+    from mgpt.data.shards import ShardWriter, TokenisedSample
+    from mgpt.tokens.text import SentencePieceText, train_sentencepiece
+    from mgpt.tokens.vocab import scratch_vocabulary
+
+    rng = np.random.default_rng(0)
+    with ShardWriter(folder / "32", "00000") as writer:
+        for index, caption in enumerate(CAPTIONS):
+            height, width = rng.choice([2, 4], size=2)
+            codes = rng.integers(0, NUM_CODES, (height, width)).astype(np.uint16)
+            meta = {"caption": caption, "width": int(width) * 8, "height": int(height) * 8}
+            writer.add(TokenisedSample(f"{index:06d}", meta, {"image": codes}))
+        writer.close(
+            {
+                "raw": {"name": "00000.tar", "sha256": "0" * 64},
+                "rejected": [],
+                "resolution_px": 32,
+                "latent_px": 8,
+                "num_codes": NUM_CODES,
+                "vq_fingerprint": "0" * 16,
+                "settings_fingerprint": "0" * 16,
+            }
+        )
+    model = train_sentencepiece(CAPTIONS, folder / "text.model", num_pieces=300)
+    scratch_vocabulary(SentencePieceText(model), NUM_CODES, max_grids=4).save(folder / "vocab")
+    return str(folder)
+
+
+def start_ranks(runs: list[Run], size: int) -> list[subprocess.Popen]:
+    """Starts the ranks and returns; each writes its output to its standard error."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    specs = json.dumps([dataclasses.asdict(run) for run in runs])
+    processes = []
+    for rank in range(size):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - read in finish_ranks
+        process = subprocess.Popen(
+            [sys.executable, __file__, specs], env=environment, stdout=log, stderr=log
+        )
+        process.log = log  # type: ignore[attr-defined]
+        processes.append(process)
+    return processes
+
+
+def finish_ranks(processes: list[subprocess.Popen], timeout_s: float = 60.0) -> list[str]:
+    """Waits for all ranks; returns what each wrote. Ranks that are late are killed."""
+    deadline = time.monotonic() + timeout_s
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    logs = []
+    for process in processes:
+        process.log.seek(0)  # type: ignore[attr-defined]
+        logs.append(process.log.read().decode(errors="replace"))  # type: ignore[attr-defined]
+        process.log.close()  # type: ignore[attr-defined]
+    return logs
+
+
+def run_ranks(runs: list[Run], size: int = 1) -> None:
+    """Does the runs on `size` processes; fails with their output where one of them fails."""
+    processes = start_ranks(runs, size)
+    logs = finish_ranks(processes)
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * size, f"exit codes {codes}\n" + "\n".join(logs)
+
+
+def metrics_of(folder: str | Path) -> list[dict[str, Any]]:
+    """The recorded steps without what the clock and the machine decide."""
+    measured = {"tokens_per_s", "data_wait_s", "step_s", "memory_mb", "slow_rank"}
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in measured}
+        for line in lines
+    ]
+
+
+def _train(run: Run, world: Any) -> None:
+    from mgpt.data.loader import RowLoader, held_out_rows
+    from mgpt.data.source import DataConfig, SourceConfig
+    from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+    from mgpt.parallel.backend import ParallelConfig, build_backend
+    from mgpt.tokens.vocab import Vocabulary
+    from mgpt.tracking.tracker import Tracker, TrackingConfig
+    from mgpt.train.checkpoint import CheckpointStore, export_weights
+    from mgpt.train.guard import GuardConfig
+    from mgpt.train.optim import OptimConfig
+    from mgpt.train.schedule import ScheduleConfig
+    from mgpt.train.trainer import TrainConfig, Trainer
+    from mgpt.train.validate import HeldOut
+
+    vocab = Vocabulary.load(Path(run.corpus) / "vocab")
+    tasks = {"text_to_image": 2.0, "caption": 1.0}
+    data = DataConfig(
+        {"scenes": SourceConfig(f"{run.corpus}/32", tasks)},
+        ROW_TOKENS,
+        STEP_ROWS,
+        guidance_drop=0.3,
+        window_documents=32,
+    )
+    loader = RowLoader(data, vocab, run.seed)
+    model = TransformerConfig(
+        hidden=64,
+        ffn=96,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        vocab_size=vocab.size,
+        dropout=run.dropout,
+    )
+    optim = OptimConfig(lr=run.lr, max_norm=1.0)
+    cfg = TrainConfig(
+        steps=run.steps,
+        save_every=run.save_every,
+        keep=20,
+        z_loss=1e-4,
+        optim=optim,
+        schedule=ScheduleConfig(warmup_steps=run.warmup_steps),
+        guard=GuardConfig(max_skipped=run.max_skipped),
+    )
+    parallel = ParallelConfig(
+        name=run.backend,
+        micro_rows=run.micro_rows,
+        recompute=run.recompute,
+        dtype=run.dtype,
+        reduce_each_micro_batch=run.reduce_each_micro_batch,
+    )
+    backend = build_backend(
+        parallel, lambda: Transformer(model), optim, world, cfg.z_loss, run.seed, sharding_plan
+    )
+    if run.save_init:
+        fresh = CheckpointStore(Path(run.folder) / "fresh", world)
+        fresh.save(0, backend, {}, {}, "", vocab)
+    store = CheckpointStore(Path(run.folder), world, cfg.keep)
+    _misbehave(run, backend, store, world)
+    init_from = None
+    if run.init_from:
+        init_from = (export_weights(Path(run.init_from)).items(), run.init_from)
+    trainer = Trainer(
+        cfg,
+        backend=backend,
+        loader=loader,
+        store=store,
+        world=world,
+        tracker=Tracker(
+            TrackingConfig("disabled"), store.run_folder, "t", is_main=world.is_main, record=False
+        ),
+        vocab=vocab,
+        micro_rows=run.micro_rows,
+        seed=run.seed,
+        config_yaml="model: test\n",
+        init_from=init_from,
+        held_out=HeldOut(held_out_rows(data, vocab, 7, 3), run.micro_rows),
+    )
+    try:
+        outcome = trainer.run()
+    finally:
+        loader.close()
+    if world.is_main:
+        result = {"kind": type(outcome).__name__, **dataclasses.asdict(outcome)}
+        (store.run_folder / "outcome.json").write_text(json.dumps(result))
+
+
+def _misbehave(run: Run, backend: Any, store: Any, world: Any) -> None:
+    """Puts the faults that a run asks for around the real methods."""
+    import signal
+
+    forward_backward, step, save = backend.forward_backward, backend.step, backend.save
+    done = 0
+
+    def poisoned(batch: Any, scale: float, last: bool) -> Any:
+        bad = done in run.poison and world.rank == world.size - 1
+        return forward_backward(batch, float("nan") if bad else scale, last)
+
+    def counted(lr: float, max_norm: float) -> Any:
+        nonlocal done
+        done += 1
+        if done == run.signal_at and world.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(run.step_pause_s)
+        return step(lr, max_norm)
+
+    def deadly(folder: Path) -> None:
+        save(folder)
+        if done == run.die_in_save and world.is_main:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    backend.forward_backward, backend.step, backend.save = poisoned, counted, deadly
+
+
+def main() -> None:
+    from mgpt.parallel.dist import init_distributed
+
+    world = init_distributed(timeout_s=40.0)
+    for spec in json.loads(sys.argv[1]):
+        _train(Run(**{**spec, "poison": tuple(spec["poison"])}), world)
+    world.shutdown()
+
+
+if __name__ == "__main__":
+    main()
