@@ -42,11 +42,15 @@ Place = tuple[float, float]
 _COLOURED = 48
 # A patch smaller than this share of the picture (18 pixels of 64 x 64) is no object.
 _LEAST_SHARE = 0.0045
-# Two colours in one patch are two objects when the lesser has at least this share of it.
-_SECOND_COLOUR_SHARE = 0.22
+# A second colour in a patch is an object of its own when a rim of one pixel is less than this
+# share of it: colours that bleed along an outline are all rim.
+_MOST_RIM = 0.55
 # Features are sampled on a grid of this many points a side, that many standard deviations of the
 # patch to each side of its centre.
 _GRID, _REACH = 8, 2.0
+# By how much red and blue lead over green in the line of a box: 255 as drawn, 100 when blurred;
+# in purple and pink objects 75 at most.
+_LEAST_BOX_LEAD = 80
 _REFERENCES_FILE = Path(__file__).with_name("scene_references.json")
 
 
@@ -109,11 +113,21 @@ def object_masks(picture_HW3: Array) -> list[Array]:
     hue_HW = _nearest_hue(picture)
     masks: list[Array] = []
     for patch in _patches(is_coloured, least):
-        shares = np.bincount(hue_HW[patch], minlength=len(COLOURS)) / patch.sum()
-        main = np.flatnonzero(shares > _SECOND_COLOUR_SHARE)
-        parts = [part for hue in main for part in _patches(patch & (hue_HW == hue), least)]
-        masks += parts if len(main) > 1 and parts else [patch]
+        parts = [
+            part
+            for hue in np.unique(hue_HW[patch])
+            for part in _patches(patch & (hue_HW == hue), least)
+            if _rim_share(part) < _MOST_RIM
+        ]
+        masks += parts if len(parts) > 1 else [patch]
     return masks
+
+
+def _rim_share(mask_HW: Array) -> float:
+    """Share of a patch's pixels that have a side on its outside."""
+    padded = np.pad(mask_HW, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return 1 - float((inner & mask_HW).sum() / mask_HW.sum())
 
 
 def _patches(mask_HW: Array, least: float) -> list[Array]:
@@ -236,28 +250,35 @@ def _line_width_px(height: int, width: int) -> int:
 def read_box(picture_HW3: Array) -> Box | None:
     """What the drawn box encloses, without its line, in pixels; None where no box is drawn."""
     picture = picture_HW3.astype(np.float32)
-    height, width, _ = picture.shape
     red, green, blue = (picture[..., channel] for channel in range(3))
-    # The box's colour leads by 255 here, the most purple or pink of objects by less than 80.
-    is_line = np.minimum(red, blue) - green > 0.4 * (min(BOX_COLOUR[0], BOX_COLOUR[2]))
-    pieces = _patches(is_line, least=4)
+    lead_HW = np.minimum(red, blue) - green
+    threshold = np.clip(0.6 * np.percentile(lead_HW, 98.5), 45, 0.4 * min(BOX_COLOUR[::2]))
+    line_HW = lead_HW > threshold
+    pieces = _patches(line_HW, least=4)
     if not pieces:
         return None
-    x0, y0, x1, y1 = (int(side) for side in _mask_box(np.logical_or.reduce(pieces)))
-    # A box has four sides, each drawn over most of its length; a blot of its colour has not.
-    line = _line_width_px(height, width)
-    band = line + 1
-    sides = (
-        is_line[y0 : y0 + band, x0:x1].any(0),
-        is_line[y1 - band : y1, x0:x1].any(0),
-        is_line[y0:y1, x0 : x0 + band].any(1),
-        is_line[y0:y1, x1 - band : x1].any(1),
-    )
-    hole = is_line[y0 + band : y1 - band, x0 + band : x1 - band]
-    is_hollow = hole.size > 0 and hole.mean() < 0.5
-    if min(side.mean() for side in sides) < 0.5 or not is_hollow:
+    candidates = [*pieces, np.logical_or.reduce(pieces)]
+    drawn = [_drawn_share(mask_HW, lead_HW) for mask_HW in candidates]
+    best = int(np.argmax(drawn))
+    if drawn[best] < 0.6:
         return None
-    return float(x0 + line), float(y0 + line), float(x1 - line), float(y1 - line)
+    x0, y0, x1, y1 = _mask_box(candidates[best])
+    line = _line_width_px(*line_HW.shape)
+    return x0 + line, y0 + line, x1 - line, y1 - line
+
+
+def _drawn_share(mask_HW: Array, lead_HW: Array) -> float:
+    """How much of the least drawn of a frame's four sides is there; 0 for a filled patch."""
+    x0, y0, x1, y1 = (int(side) for side in _mask_box(mask_HW))
+    band = _line_width_px(*mask_HW.shape) + 1
+    hole_hw = lead_HW[y0 + band : y1 - band, x0 + band : x1 - band]
+    lead = lead_HW[mask_HW].mean()
+    if lead < _LEAST_BOX_LEAD or hole_hw.size == 0 or hole_hw.mean() > 0.75 * lead:
+        return 0.0
+    cut_hw = mask_HW[y0:y1, x0:x1]
+    sides = (cut_hw[:band].any(0), cut_hw[-band:].any(0))
+    sides += (cut_hw[:, :band].any(1), cut_hw[:, -band:].any(1))
+    return float(min(side.mean() for side in sides))
 
 
 def read_pose(picture_HW3: Array) -> dict[str, Place]:
