@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.claims import Claim
-from data_pipeline.job_settings import settle_settings
+from data_pipeline.job_settings import exactly, settle_settings
 from data_pipeline.raw_shards import RawShardWriter, Rejected
 from data_pipeline.scenes.corpus import CorpusConfig
 from data_pipeline.sources import folder, img2dataset, photos, scenes
@@ -75,7 +75,7 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
         ConfigError: the output folder holds shards of other settings.
         DataError, MachineError: what the source or the disk says.
     """
-    job = PackJob(cfg)
+    job = PackJob(exactly(PackConfig, cfg))
     settle_settings(job.output, _settings(cfg), "mgpt pack")
     parts = job.parts
     finished = sum(part.num_samples for part in parts.values() if job.is_done(part.name))

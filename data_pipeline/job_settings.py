@@ -7,17 +7,20 @@ the output, and nothing else: no path, host, worker count or time.
     fingerprint = settle_settings(output, {"seed": 0, "resolution": [512]}, "mgpt tokenize")
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mgpt.data.atomic import disk_errors, temporary_path
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
 
 SETTINGS_FILE = "settings.json"
+
+Config = TypeVar("Config")
 
 
 def settle_settings(output: Path, settings: dict[str, Any], command: str) -> str:
@@ -61,6 +64,13 @@ def read_settings(output: Path) -> dict[str, Any]:
         raise DataError(f"{output}: no {SETTINGS_FILE}; this is no output of a job") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); restore it") from error
+
+
+def exactly(kind: type[Config], cfg: Config) -> Config:
+    """`cfg` as `kind` itself, without what a subclass adds: a stage's own fields are no settings
+    of the job, and its processes need not import the stage."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(cfg, name) for name in names})
 
 
 def _create(path: Path, data: bytes) -> None:

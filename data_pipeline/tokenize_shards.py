@@ -23,8 +23,8 @@ import torch
 from data_pipeline.claims import Claim
 from data_pipeline.encoding import ShardEncoder, vq_codes
 from data_pipeline.filters import FilterConfig, Filters
-from data_pipeline.fitting import Target, decode, fit_fields
-from data_pipeline.job_settings import settle_settings
+from data_pipeline.fitting import Pictures, Target, decode, fit_fields
+from data_pipeline.job_settings import exactly, settle_settings
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.workers import run_units
@@ -106,7 +106,7 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
         DataError: no raw shards, or one that has changed since it was tokenised.
         MachineError: no GPU where one is asked for, a full disk, workers that keep being killed.
     """
-    job = TokenizeJob.prepare(cfg)
+    job = TokenizeJob.prepare(exactly(TokenizeConfig, cfg))
     counts = estimate_samples(job.paths)
     finished = sum(counts[unit] for unit in job.units() if job.is_done(unit))
     threads_before = torch.get_num_threads()
@@ -251,22 +251,16 @@ class TokenizeWorker:
     ) -> None:
         """One sample, or one refusal, into every encoder."""
         cfg = self._job.cfg
-        outcome = item if isinstance(item, Rejected) else _check(item, filters)
-        if outcome is None:
-            assert isinstance(item, RawSample)
-            decoded = decode(item, cfg.rotate_exif, cfg.max_pixels)
-            if isinstance(decoded, Rejected):
-                outcome = decoded
-            elif decoded:
-                outcome = filters.after_decoding(item.key, *next(iter(decoded.values())).size)
-        if outcome is not None:
+        pictures = _pictures(item, filters, cfg)
+        if isinstance(pictures, Rejected):
             for encoder in encoders.values():
-                encoder.reject(outcome)
-            self._log_reject(unit, outcome)
+                encoder.reject(pictures)
+            self._log_reject(unit, pictures)
             return
+        assert isinstance(item, RawSample)
         for px, encoder in encoders.items():
             target = Target(px, 2 * self._job.latent_px, cfg.enlarge)
-            fitted = fit_fields(decoded, target, f"{unit}/{item.key}", cfg.seed)
+            fitted = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
             if isinstance(fitted, Rejected):
                 encoder.reject(dataclasses.replace(fitted, key=item.key))
             else:
@@ -281,11 +275,22 @@ class TokenizeWorker:
             _log.warning("further rejected samples are listed in the manifests only")
 
 
-def _check(sample: RawSample, filters: Filters) -> Rejected | None:
-    unknown = sorted(set(sample.meta.get("tasks", ())) - TASKS.keys() - DOCUMENTS.keys())
+def _pictures(
+    item: RawSample | Rejected, filters: Filters, cfg: TokenizeConfig
+) -> Pictures | Rejected:
+    """The sample's decoded pictures, or why it is not used at any resolution."""
+    if isinstance(item, Rejected):
+        return item
+    unknown = sorted(set(item.meta.get("tasks", ())) - TASKS.keys() - DOCUMENTS.keys())
     if unknown:
-        return Rejected(sample.key, "unknown_task", ", ".join(unknown))
-    return filters.before_decoding(sample)
+        return Rejected(item.key, "unknown_task", ", ".join(unknown))
+    if filtered := filters.before_decoding(item):
+        return filtered
+    pictures = decode(item, cfg.rotate_exif, cfg.max_pixels)
+    if isinstance(pictures, Rejected) or not pictures:
+        return pictures
+    main = next(iter(pictures.values()))
+    return filters.after_decoding(item.key, main.width, main.height) or pictures
 
 
 def _device(wanted: str) -> str:

@@ -73,7 +73,7 @@ def _folder() -> Path:
     missing = [name for name in CAPTIONS if not (folder / name).is_file()]
     if missing:
         raise MachineError(
-            f"{folder}: scikit-image {skimage.__version__} does not ship {', '.join(missing)}; "
+            f"{folder}: this scikit-image does not ship {', '.join(missing)}; "
             "install the version in launch/constraints.txt"
         )
     return folder

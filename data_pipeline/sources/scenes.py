@@ -1,6 +1,6 @@
 """Rendered scenes with exact truth for every task, as raw samples; pictures become PNG.
 
-    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 scenes.split=train workers=2
+mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 scenes.split=train workers=2
 """
 
 import functools
