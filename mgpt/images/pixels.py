@@ -35,7 +35,7 @@ _LEVELS = (np.arange(256, dtype=np.float64) / 255 * 2 - 1).astype(np.float32)
 
 @dataclass(frozen=True)
 class Crop:
-    """How a picture was fitted: scaled to `resized_*`, of which the box at (x, y) was kept. In px."""
+    """How a picture was fitted, in px: scaled to `resized_*`, and the box at (x, y) kept."""
 
     source_width: int
     source_height: int
@@ -62,27 +62,25 @@ def open_image(
     """
     name = "picture" if isinstance(source, bytes) else str(source)
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-    with file:
-        # A decoder fed with damaged bytes raises nearly anything: struct.error, SyntaxError,
-        # IndexError, zlib.error; each of them means that this picture does not decode.
-        try:
-            image = Image.open(file)
-            num_pixels, is_png = image.width * image.height, image.format == "PNG"
-            if num_pixels <= max_pixels:
-                image.load()
-                image = ImageOps.exif_transpose(image) if rotate_exif else image
-        except Exception as error:
-            kind = type(error).__name__
-            raise DataError(f"{name}: does not decode ({kind}: {error})") from error
+    # A decoder fed with damaged bytes raises nearly anything: struct.error, SyntaxError,
+    # IndexError, zlib.error; each of them means that this picture does not decode.
+    try:
+        file = Image.open(io.BytesIO(content))
+        num_pixels = file.width * file.height
+        if num_pixels <= max_pixels:
+            file.load()
+            image = ImageOps.exif_transpose(file) if rotate_exif else file
+    except Exception as error:
+        raise DataError(f"{name}: does not decode ({type(error).__name__}: {error})") from error
     if num_pixels > max_pixels:
         raise DataError(
-            f"{name}: {image.width} x {image.height} is {num_pixels} pixels, the limit is "
+            f"{name}: {file.width} x {file.height} is {num_pixels} pixels, the limit is "
             f"{max_pixels}; raise the limit or leave the picture out"
         )
-    return _to_8_bit(image, is_png, name)
+    return _to_8_bit(image, file.format, name)
 
 
 def whiten(image: Image.Image) -> Image.Image:
@@ -134,7 +132,7 @@ def fit_like(image: Image.Image, crop: Crop) -> Image.Image:
     if skew > max(crop.source_width, crop.source_height):
         raise DataError(
             f"a picture field of {image.width} x {image.height} beside a picture of "
-            f"{crop.source_width} x {crop.source_height}: the aspect ratios differ; give both the same"
+            f"{crop.source_width} x {crop.source_height}: give both the same aspect ratio"
         )
     return _resize_and_crop(_halve(image, (crop.width, crop.height)), crop)
 
@@ -170,12 +168,12 @@ def _draw(seed: int, key: str, purpose: str, highest: int) -> int:
     return int.from_bytes(digest.digest()[:8], "big") % (highest + 1)
 
 
-def _to_8_bit(image: Image.Image, is_png: bool, name: str) -> Image.Image:
+def _to_8_bit(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
     """Grey of 16 bits scaled to 8; Pillow's own conversion would clip it to white."""
     if image.mode in _MODES:
         return image
     # Pillow gives a 16-bit PNG as "I" or "I;16", depending on its version.
-    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
         grey_HW = np.asarray(image).astype(np.float64)
         return Image.fromarray((grey_HW / 65535 * 255 + 0.5).astype(np.uint8))
     raise DataError(

@@ -190,7 +190,7 @@ def _is_strings(value: object) -> bool:
 
 
 def _is_pair(value: object) -> bool:
-    return _is_list(value, _is_string) and len(value) == 2
+    return isinstance(value, list | tuple) and len(value) == 2 and _is_strings(value)
 
 
 def _is_pairs(value: object) -> bool:

@@ -51,13 +51,13 @@ _FROM = {
     f: partial(forms.from_image, field=f) for f in ("segmentation", "depth", "normals", "pose")
 }
 _TO = {f: partial(forms.to_image, field=f) for f in ("segmentation", "depth", "normals", "pose")}
-_C = ("caption",)
-_CAPTIONS = len(TEMPLATES["caption"])
+_CAPTION = ("caption",)
+_NUM_CAPTIONS = len(TEMPLATES["caption"])
 
 TASKS: dict[str, Task] = {
     "text_dialog": Task("text_dialog", 1, forms.text_dialog, "text", ("dialog",)),
-    "text_to_image": Task("text_to_image", 1, forms.text_to_image, "image", _C, ("image",)),
-    "caption": Task("caption", _CAPTIONS, forms.caption, "text", _C, ("image",)),
+    "text_to_image": Task("text_to_image", 1, forms.text_to_image, "image", _CAPTION, ("image",)),
+    "caption": Task("caption", _NUM_CAPTIONS, forms.caption, "text", _CAPTION, ("image",)),
     "vqa": Task("vqa", 1, forms.vqa, "text", ("qa",), ("image",)),
     "multi_image_dialog": Task(
         "multi_image_dialog",
@@ -77,20 +77,27 @@ TASKS: dict[str, Task] = {
     "detection": Task(
         "detection", 1, forms.detection, "image", ("object",), ("image", "detection")
     ),
-    "depth_to_image": Task("depth_to_image", 1, _TO["depth"], "image", _C, ("depth", "image")),
+    "depth_to_image": Task(
+        "depth_to_image", 1, _TO["depth"], "image", _CAPTION, ("depth", "image")
+    ),
     "segmentation_to_image": Task(
-        "segmentation_to_image", 1, _TO["segmentation"], "image", _C, ("segmentation", "image")
+        "segmentation_to_image",
+        1,
+        _TO["segmentation"],
+        "image",
+        _CAPTION,
+        ("segmentation", "image"),
     ),
     "normals_to_image": Task(
-        "normals_to_image", 1, _TO["normals"], "image", _C, ("normals", "image")
+        "normals_to_image", 1, _TO["normals"], "image", _CAPTION, ("normals", "image")
     ),
-    "pose_to_image": Task("pose_to_image", 1, _TO["pose"], "image", _C, ("pose", "image")),
-    "multi_view": Task("multi_view", 1, forms.multi_view, "images", _C, ("view_*",)),
+    "pose_to_image": Task("pose_to_image", 1, _TO["pose"], "image", _CAPTION, ("pose", "image")),
+    "multi_view": Task("multi_view", 1, forms.multi_view, "images", _CAPTION, ("view_*",)),
 }
 
 DOCUMENTS: dict[str, Task] = {
     "plain_text": Task("plain_text", 1, forms.plain_text, "text", ("text",)),
-    "image_text": Task("image_text", 2, forms.image_text, "image", _C, ("image",)),
+    "image_text": Task("image_text", 2, forms.image_text, "image", _CAPTION, ("image",)),
     "interleaved": Task(
         "interleaved", 1, forms.interleaved, "images", ("interleaved",), ("interleaved",)
     ),

@@ -18,6 +18,7 @@ leaves open: all before the first trained image goes, `<s>` too, as in sampling'
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ class ImageSlot:
 
 
 Part = str | ImageSlot
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,8 @@ def split_parts(text: str, fields: Sequence[str] = ("image",)) -> tuple[Part, ..
     pieces = text.split(IMAGE_SYMBOL)
     if len(pieces) - 1 != len(fields):
         raise DataError(
-            f"{len(pieces) - 1} {IMAGE_SYMBOL} in {text[:80]!r} for {len(fields)} images; write one "
-            "for each image"
+            f"{len(pieces) - 1} {IMAGE_SYMBOL} in {text[:80]!r} for {len(fields)} images; write "
+            "one for each image"
         )
     slots = [ImageSlot(field) for field in fields]
     parts: list[Part] = [pieces[0]]
@@ -185,8 +187,8 @@ def parse_official(turns: object, fields: Sequence[str]) -> Conversation:
         num_symbols[0] = len(fields)
     if sum(num_symbols) != len(fields):
         raise DataError(
-            f"a conversation with {sum(num_symbols)} {IMAGE_SYMBOL} and {len(fields)} images; write "
-            "one for each image, or none at all to put them in front of the first question"
+            f"a conversation with {sum(num_symbols)} {IMAGE_SYMBOL} and {len(fields)} images; "
+            "write one for each image, or none at all to put them in front of the first question"
         )
     messages, first = [], 0
     for value, num in zip(values, num_symbols, strict=True):
@@ -218,7 +220,7 @@ def _encoded(part: Part, vocab: Vocabulary) -> ImageSlot | list[int]:
     return part if isinstance(part, ImageSlot) else vocab.encode_text(part)
 
 
-def _of(values: Mapping, slot: ImageSlot):
+def _of(values: Mapping[str, _Value], slot: ImageSlot) -> _Value:
     if slot.field not in values:
         raise DataError(
             f"no picture field {slot.field!r} in the sample, which has {sorted(values)}"

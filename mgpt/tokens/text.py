@@ -10,12 +10,15 @@ the text back, whatever it holds.
     text.decode(text.encode("a  blue\\ncube ☂"))        # 'a  blue\\ncube ☂'
 """
 
+import contextlib
 import hashlib
+import importlib
 import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from mgpt.errors import ConfigError, DataError, MachineError, VocabularyError
@@ -59,10 +62,10 @@ class TextTokenizer(Protocol):
 
 
 class SentencePieceText:
-    """A SentencePiece model with byte fallback.
+    """A SentencePiece model with byte fallback, from a path or the bytes of its file.
 
-    `model` is a path or the bytes of one. Raises `VocabularyError` where it is no SentencePiece
-    model, or one that does not give text back unchanged (a dummy prefix, a normalisation, no bytes).
+    Raises `VocabularyError` where it is no SentencePiece model, or one that does not give text back
+    unchanged: with a dummy prefix, a normalisation, or without bytes.
     """
 
     FILE = "text.model"
@@ -85,7 +88,7 @@ class SentencePieceText:
         _check_probe(self, where, "train it with `mgpt train_text`, which adds no dummy prefix")
 
     def encode(self, text: str) -> list[int]:
-        """Piece ids of `text`. Raises `DataError` on a lone surrogate, which is not Unicode text."""
+        """Piece ids of `text`. Raises `DataError` on a lone surrogate: it is not Unicode."""
         _check_unicode(text)
         if _SPACE_SYMBOL not in text:
             return self._model.encode(text)
@@ -160,8 +163,8 @@ class JsonText:
         if not self.controls.isdisjoint(pieces):
             piece = next(piece for piece in pieces if piece in self.controls)
             raise DataError(
-                f"the text {text[:80]!r} holds the control token {self._model.id_to_token(piece)!r}; "
-                "take it out of the text"
+                f"the text {text[:80]!r} gives the control token "
+                f"{self._model.id_to_token(piece)!r}; take it out of the text"
             )
         return pieces
 
@@ -205,6 +208,8 @@ def train_sentencepiece(
             vocab_size=num_pieces,
             hard_vocab_limit=False,
             character_coverage=1.0,
+            # A corpus without a space would leave it to the bytes, which decode as U+2581.
+            required_chars=_SPACE_SYMBOL,
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -244,7 +249,8 @@ def write_whole(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise MachineError(
             f"{path}: cannot be written ({error.strerror}); free or change it"
         ) from error
@@ -271,9 +277,11 @@ def _check_unicode(text: str) -> None:
 
 
 def _check_probe(text: TextTokenizer, where: str, advice: str) -> None:
-    got = text.decode(text.encode(_PROBE))
-    if got != _PROBE:
-        raise VocabularyError(f"{where}: the tokenizer turns {_PROBE!r} into {got!r}; {advice}")
+    # Twice in a row: a dummy prefix shows only between two pieces of a conversation.
+    pieces = text.encode(_PROBE)
+    got = text.decode([*pieces, *pieces])
+    if got != 2 * _PROBE:
+        raise VocabularyError(f"{where}: the tokenizer turns {2 * _PROBE!r} into {got!r}; {advice}")
 
 
 def _read(source: str | Path | bytes) -> tuple[bytes, str]:
@@ -291,8 +299,8 @@ def _fingerprint(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _import(name: str):
+def _import(name: str) -> ModuleType:
     try:
-        return __import__(name)
+        return importlib.import_module(name)
     except ImportError as error:
         raise MachineError(f"the package {name!r} is missing; `pip install {name}`") from error

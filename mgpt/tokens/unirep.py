@@ -65,7 +65,7 @@ def encode_grid(codes_HW: npt.NDArray[np.integer], vocab: Vocabulary) -> npt.NDA
 def decode_grid(ids: npt.ArrayLike, vocab: Vocabulary) -> npt.NDArray[np.uint16]:
     """Codes [H, W] of exactly one image.
 
-    Raises `DataError` that names the first position at which `ids` is not what `encode_grid` writes.
+    Raises `DataError` naming the first position at which `ids` is not what `encode_grid` writes.
     """
     ids = np.asarray(ids, dtype=np.int64)
     codes_HW, stop = _read_image(ids, 0, vocab)
@@ -77,8 +77,8 @@ def decode_grid(ids: npt.ArrayLike, vocab: Vocabulary) -> npt.NDArray[np.uint16]
 def find_images(ids: npt.ArrayLike, vocab: Vocabulary) -> list[tuple[int, int]]:
     """(start, stop) of each image in a sequence, in order.
 
-    Raises `DataError` with the position where an image is broken or cut short, or where a token that
-    belongs inside an image stands outside.
+    Raises `DataError` with the position where an image is broken or cut short, or where a token
+    that belongs inside an image stands outside.
     """
     ids = np.asarray(ids, dtype=np.int64)
     inner = _is_inner(ids, vocab)
@@ -117,6 +117,7 @@ class ImageGrammar:
     """
 
     def __init__(self, vocab: Vocabulary, max_grids: int | None = None):
+        assert max_grids is None or max_grids > 0
         self._vocab = vocab
         self._max_grids = min(max_grids or vocab.max_grids, vocab.max_grids)
         self._position = 0
@@ -192,8 +193,8 @@ def allowed_mask(allowed: Allowed, vocab: Vocabulary) -> npt.NDArray[np.bool_]:
 def _side_token(latents: int, vocab: Vocabulary) -> int:
     if latents % LATENTS_PER_GRID or not latents:
         raise DataError(
-            f"an image side of {latents} latents: sides are multiples of {LATENTS_PER_GRID}; choose "
-            "sizes from the buckets"
+            f"an image side of {latents} latents: sides are multiples of {LATENTS_PER_GRID}; "
+            "choose sizes from the buckets"
         )
     return vocab.size_token(latents // LATENTS_PER_GRID)
 

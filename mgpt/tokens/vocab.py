@@ -16,7 +16,6 @@ Two layouts. `chameleon` is the released vocabulary of 65,536, read by token nam
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +85,8 @@ class Vocabulary:
         """[size]: which ids are pieces of text."""
         mask = np.zeros(self.size, dtype=bool)
         mask[self.text_start :] = True
-        mask[[self.text_start + p for p in self.text.controls if p < self.size]] = False
+        controls = np.array(sorted(self.text.controls), dtype=np.int64) + self.text_start
+        mask[controls[controls < self.size]] = False
         mask.setflags(write=False)
         return mask
 
@@ -94,7 +94,7 @@ class Vocabulary:
         """Final ids of a text. A control token's name in it stays text; see `JsonText`."""
         return [self.text_start + piece for piece in self.text.encode(text)]
 
-    def decode_text(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
+    def decode_text(self, ids: npt.ArrayLike) -> str:
         """The text of `ids`. Raises `DataError` naming the first id that is no piece of text."""
         ids = np.asarray(ids, dtype=np.int64)
         wrong = np.flatnonzero(~self.is_text(ids))
@@ -115,7 +115,7 @@ class Vocabulary:
             )
         return self.size_start + num_grids - 1
 
-    def is_size(self, ids: int | npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    def is_size(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of `ids` are size tokens."""
         return _between(ids, self.size_start, self.size_start + self.max_grids)
 
@@ -128,13 +128,13 @@ class Vocabulary:
             )
         return int(token) - self.size_start + 1
 
-    def is_code(self, ids: int | npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    def is_code(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of `ids` are image codes."""
         return _between(ids, self.image_start, self.image_start + self.num_codes)
 
-    def is_text(self, ids: int | npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    def is_text(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of `ids` are pieces of text; an id outside the vocabulary is not."""
-        ids = np.asarray(ids)
+        ids = np.asarray(ids, dtype=np.int64)
         inside = (ids >= 0) & (ids < self.size)
         return inside & self.text_mask[np.where(inside, ids, 0)]
 
@@ -173,8 +173,8 @@ class Vocabulary:
             ) from error
         if vocab.fingerprint != stored:
             raise VocabularyError(
-                f"{path}: says fingerprint {stored}, but its files give {vocab.fingerprint}; a file "
-                "was changed or belongs to another vocabulary: copy the whole folder again"
+                f"{path}: says fingerprint {stored}, but its files give {vocab.fingerprint}; a "
+                "file was changed or belongs to another vocabulary: copy the whole folder again"
             )
         return vocab
 
@@ -283,6 +283,6 @@ def _check_token(name: str, got: int | None, want: int) -> None:
         )
 
 
-def _between(ids: int | npt.NDArray[np.integer], start: int, stop: int) -> npt.NDArray[np.bool_]:
-    ids = np.asarray(ids)
+def _between(ids: npt.ArrayLike, start: int, stop: int) -> npt.NDArray[np.bool_]:
+    ids = np.asarray(ids, dtype=np.int64)
     return (ids >= start) & (ids < stop)

@@ -1,0 +1,144 @@
+"""Text comes back unchanged, whatever it holds, and control tokens cannot be written in it."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from mgpt.errors import ConfigError, DataError, MachineError, VocabularyError
+from mgpt.tokens.text import JsonText, SentencePieceText, train_sentencepiece, write_whole
+from mgpt.tokens.vocab import Vocabulary
+
+from .conftest import CORPUS, chameleon_json, chameleon_names
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS)
+@example("")
+@example("  a  red\n\n cube \t\r\n ")
+@example("a\u2581red\u2581\u2581cube ▅ ☂ \x00 é e\u0301 \ufeff")
+@example("<s><unk><pad></s><0x0A>")
+def test_decode_undoes_encode(vocab: Vocabulary, text: str) -> None:
+    ids = vocab.encode_text(text)
+    assert vocab.decode_text(ids) == text
+    assert vocab.is_text(ids).all()
+
+
+def test_pieces_are_whole_words_and_newline(scratch: Vocabulary) -> None:
+    assert len(scratch.text.encode(" large red cone")) == 3
+    assert len(scratch.text.encode("\n\n")) == 2
+
+
+def test_training_is_deterministic(sentencepiece_file: Path, tmp_path: Path) -> None:
+    again = train_sentencepiece(iter(CORPUS), tmp_path / "again.model", 400)
+    assert again.read_bytes() == sentencepiece_file.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["again.model"]
+
+
+def test_a_tiny_corpus_gives_fewer_pieces(tmp_path: Path) -> None:
+    text = SentencePieceText(train_sentencepiece(["one"], tmp_path / "m", 8000))
+    assert 258 < text.num_pieces < 300
+    assert text.decode(text.encode("two\tthree")) == "two\tthree"
+
+
+def test_training_refuses(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no text"):
+        train_sentencepiece(["", " \n"], tmp_path / "m", 400)
+    with pytest.raises(ConfigError, match="258 pieces are taken"):
+        train_sentencepiece(["a"], tmp_path / "m", 258)
+    with pytest.raises(ConfigError, match="num_pieces=260 does not fit"):
+        train_sentencepiece(["abcdefgh"], tmp_path / "m", 260)
+    with pytest.raises(DataError, match="surrogate at character 1"):
+        train_sentencepiece(["a\ud800"], tmp_path / "m", 400)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lossy", [{"add_dummy_prefix": True}, {"byte_fallback": False}])
+def test_a_lossy_sentencepiece_model_is_refused(lossy: dict[str, bool]) -> None:
+    model = io.BytesIO()
+    options = {"add_dummy_prefix": False, "byte_fallback": True, **lossy}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red cube, two cones"]),
+        model_writer=model,
+        vocab_size=400,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        **options,
+    )
+    with pytest.raises(VocabularyError, match=r"train it with|turns"):
+        SentencePieceText(model.getvalue())
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(b"nothing of the kind")
+    with pytest.raises(VocabularyError, match="wrong: not a SentencePiece model"):
+        SentencePieceText(wrong)
+    with pytest.raises(VocabularyError, match=r"wrong: not a tokenizer\.json"):
+        JsonText(wrong)
+    with pytest.raises(VocabularyError, match="absent: the tokenizer cannot be read"):
+        JsonText(tmp_path / "absent")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(MachineError, match="pip install sentencepiece"):
+        SentencePieceText(b"")
+
+
+def test_a_lone_surrogate_is_refused(vocab: Vocabulary) -> None:
+    with pytest.raises(DataError, match="surrogate at character 4"):
+        vocab.encode_text("red \udc80")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<s>",
+        "a </s><pad><unk>",
+        "IMGIMGBCZ",
+        "IMGIMGIMGIMGAZ",
+        "<reserved08706>",
+        "<reserved<reserved08799>08706>",
+        "see <|image|> here<racm3:break><eoss>",
+    ],
+)
+def test_a_control_token_in_a_text_stays_text(vocab: Vocabulary, text: str) -> None:
+    ids = vocab.encode_text(text)
+    assert vocab.is_text(ids).all()
+    assert vocab.decode_text(ids) == text
+
+
+def test_a_control_token_that_cannot_be_cut_is_refused() -> None:
+    names = chameleon_names()
+    text = JsonText(chameleon_json([*names, "@"]))
+    assert text.encode("a at b")
+    with pytest.raises(DataError, match="control token '@'"):
+        text.encode("a@b")
+
+
+def test_pieces_of_a_conversation_encode_as_the_whole(chameleon: Vocabulary) -> None:
+    raw = Tokenizer.from_buffer(chameleon_json(chameleon_names()))
+    whole = raw.encode("the red  one. <reserved08706>the  red\n", add_special_tokens=False).ids
+    first, second = chameleon.encode_text("the red  one. "), chameleon.encode_text("the  red\n")
+    assert whole == [*first, chameleon.end_of_turn, *second]
+
+
+def test_write_whole_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MachineError, match="cannot be written"):
+        write_whole(tmp_path / "folder", b"x")
+    with pytest.raises(MachineError, match="cannot be written"):
+        (tmp_path / "file").write_bytes(b"")
+        write_whole(tmp_path / "file" / "below", b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
