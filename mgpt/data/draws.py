@@ -33,10 +33,10 @@ def hash64(key: int, *values: np.ndarray) -> np.ndarray:
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
     """
-    state = np.uint64(key)
+    state = np.asarray(key, dtype=np.uint64)
     for value in values:
         state = _splitmix64(np.asarray(value).astype(np.uint64) ^ state)
-    return np.asarray(state)
+    return state
 
 
 def below(probability: float, draws: np.ndarray) -> np.ndarray:

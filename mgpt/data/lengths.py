@@ -129,7 +129,7 @@ def _count_all(
             on_progress(index + 1, len(dataset))
     if on_progress is not None:
         on_progress(len(dataset), len(dataset))
-    arrays = []
+    arrays: list[np.ndarray] = []
     for name in names:
         arrays += [
             np.array(samples[name], dtype=np.uint32),

@@ -93,13 +93,22 @@ class Mixer:
             self._draw(place, start, stop)
             for place, (start, stop) in enumerate(zip(starts, stops, strict=True))
         ]
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        tokens_N = columns[5]
-        rows = plan_rows(tokens_N, self.row_tokens)
-        order = permute(
-            draw_key(self.seed, "row order", number), np.arange(len(rows)), max(1, len(rows))
+        component_N, entry_N, epoch_N, variant_N, dropped_N, tokens_N, trained_N = (
+            np.concatenate(column) for column in zip(*parts, strict=True)
         )
-        return Window(*columns, rows=[rows[place] for place in order.tolist()])
+        rows = plan_rows(tokens_N, self.row_tokens)
+        key = draw_key(self.seed, "row order", number)
+        order = permute(key, np.arange(len(rows)), len(rows)).tolist()
+        return Window(
+            component_N=component_N,
+            entry_N=entry_N,
+            epoch_N=epoch_N,
+            variant_N=variant_N,
+            dropped_N=dropped_N,
+            tokens_N=tokens_N,
+            trained_N=trained_N,
+            rows=[rows[place] for place in order],
+        )
 
     def _draw(self, place: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
         """Columns of the component's documents start..stop-1, in the order of `Window`."""

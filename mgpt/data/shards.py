@@ -95,11 +95,12 @@ class Manifest:
     vq_fingerprint: str
     settings_fingerprint: str
 
-    def to_bytes(self) -> bytes:
-        """Canonical JSON with a checksum of itself, so that no byte can change unnoticed."""
-        values = {"format": FORMAT, **dataclasses.asdict(self)}
-        values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
-        return json.dumps(values, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Canonical JSON with a checksum of itself, so that no byte can change unnoticed."""
+    values = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
+    return json.dumps(values, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
 # ------------------------------------------------------------------ bytes of one sample
@@ -321,7 +322,7 @@ class ShardWriter:
             (self.folder / f"{self.name}.json").unlink(missing_ok=True)
             publish(self._stream, self._temporary, self._tar_path)
         atomic_write(self.folder / f"{self.name}.index.npy", index)
-        atomic_write(self.folder / f"{self.name}.json", manifest.to_bytes())
+        atomic_write(self.folder / f"{self.name}.json", encode_manifest(manifest))
         return manifest
 
 
@@ -351,7 +352,7 @@ def read_manifest(folder: str | Path, name: str) -> Manifest:
         )
     if format_name != FORMAT:
         raise DataError(f"{path}: format {format_name!r}, this version reads {FORMAT!r}")
-    if manifest.shard != name or manifest.to_bytes() != text:
+    if manifest.shard != name or encode_manifest(manifest) != text:
         raise DataError(f"{path}: differs from its own checksum; restore or tokenise it again")
     return manifest
 

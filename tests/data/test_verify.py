@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mgpt.data.shards import TokenisedSample, canonical_json
+from mgpt.data.shards import TokenisedSample, canonical_json, encode_manifest
 from mgpt.data.verify import verify_shard
 
 SUFFIXES = ("tar", "index.npy", "json")
@@ -68,7 +68,7 @@ def test_sound_files_of_different_samples_are_reported(tmp_path, write, sample):
     other = write(tmp_path / "b", "0", [sample("0", 2), sample("0", 1)])
     shutil.copy(tmp_path / "b/0.index.npy", tmp_path / "a/0.index.npy")
     forged = dataclasses.replace(first, **{n: getattr(other, n) for n in INDEX_ENTRIES})
-    (tmp_path / "a/0.json").write_bytes(forged.to_bytes())
+    (tmp_path / "a/0.json").write_bytes(encode_manifest(forged))
     assert verify_shard(tmp_path / "a", "0")
 
 
@@ -76,7 +76,7 @@ def test_codes_beyond_the_codebook_are_reported(tmp_path, write):
     codes_HW = np.full((2, 2), 63, np.uint16)
     manifest = write(tmp_path, "0", [TokenisedSample("a", {}, {"image": codes_HW})])
     smaller = dataclasses.replace(manifest, num_codes=63)
-    (tmp_path / "0.json").write_bytes(smaller.to_bytes())
+    (tmp_path / "0.json").write_bytes(encode_manifest(smaller))
     (problem,) = verify_shard(tmp_path, "0")
     assert "holds code 63, the VQ model has 63" in problem
 
