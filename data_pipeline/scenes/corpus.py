@@ -46,6 +46,8 @@ OBJECT_TASKS = (
 MANNEQUIN_TASKS = ("text_to_image", "caption", "vqa", "pose", "pose_to_image")
 VIEWS_TASKS = ("multi_view",)
 
+# Added to a sample's index for its second picture, so that no sample shows another's scene.
+_OTHER_SCENE = 1 << 32
 # Widths and heights are multiples of this, so that few distinct sizes occur.
 _SIDE_STEP_PX = 8
 
@@ -152,7 +154,7 @@ def _objects_sample(
     listed = _objects_truth(scene, frame)
     sought = int(rng.integers(len(listed)))
     questions = truth.questions(scene, rng, 4)
-    other = sample_scene(cfg.seed, cfg.split, "objects", cfg.num_scenes + index)
+    other = sample_scene(cfg.seed, cfg.split, "objects", _OTHER_SCENE + index)
     other_questions = truth.second_picture_questions(scene, other, rng)
     other_frame = _render(other, height, width)
     images = {

@@ -18,6 +18,7 @@ from mgpt.tasks.scene_words import (
     DEPTH_NEAR,
     LIMBS,
     SEGMENTATION_COLOURS,
+    line_width_px,
 )
 
 
@@ -46,11 +47,6 @@ def segmentation_picture(frame: Frame) -> Array:
     labels = [part.label for part in frame.parts] + ["sky", "ground"]
     palette = np.array([SEGMENTATION_COLOURS[label] for label in labels], np.uint8)
     return palette[frame.part_RC[:: frame.supersample, :: frame.supersample]]
-
-
-def line_width_px(height: int, width: int) -> int:
-    """Width of drawn lines: 2 px in a picture of 64x64, in proportion elsewhere, at least 1."""
-    return max(1, round((height * width) ** 0.5 / 32))
 
 
 def box_picture(picture_HW3: Array, box: tuple[float, float, float, float]) -> Array:

@@ -14,7 +14,7 @@ Example:
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from data_pipeline.scenes.scene import Camera, Light
 from data_pipeline.scenes.solids import Array, Point, Solid, Triple
 from mgpt.tasks.scene_words import Rgb
 
+# As indices they point behind the last part, to where lists of per-part values end with these two.
 SKY, GROUND = -2, -1
 
 # Linear light; together they bring lit ground near sRGB 228 and shadow near 150.
@@ -87,64 +88,68 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class _View:
-    """A camera resolved for one picture size: its axes, focal length and rays."""
+class _Lens:
+    """A camera resolved for one grid of rays: where it is, its axes and its focal length."""
 
     position: Point
-    right: Point
-    up: Point
-    forward: Point
+    axes: tuple[Point, Point, Point]
     focal_rays: float
-    direction_3RC: Array
-    cos_RC: Array
+    rows: int
+    columns: int
+
+    def place(self, point: Point) -> tuple[float, float, float]:
+        """Row and column, in rays, where a scene point falls, and its camera-axis depth."""
+        offset = [p - o for p, o in zip(point, self.position, strict=True)]
+        right, up, ahead = (
+            sum(o * a for o, a in zip(offset, axis, strict=True)) for axis in self.axes
+        )
+        column = self.columns / 2 + self.focal_rays * right / ahead
+        return self.rows / 2 - self.focal_rays * up / ahead, column, ahead
 
     def window(self, centre: Point, radius: float) -> tuple[slice, slice]:
         """The rows and columns of rays that can meet a sphere; generous by a ray."""
-        offset = [c - p for c, p in zip(centre, self.position, strict=True)]
-        right, up, ahead = (
-            sum(o * a for o, a in zip(offset, axis, strict=True))
-            for axis in (self.right, self.up, self.forward)
-        )
-        rows, columns = self.cos_RC.shape
-        # The silhouette of a sphere off the axis is stretched by at most 1/cos of its angle.
+        row, column, ahead = self.place(centre)
         reach = self.focal_rays * radius / math.sqrt(max(ahead**2 - radius**2, 1e-6))
-        reach *= math.sqrt(1 + (right**2 + up**2) / ahead**2)
-        column = columns / 2 + self.focal_rays * right / ahead
-        row = rows / 2 - self.focal_rays * up / ahead
+        # Off the axis the silhouette of a sphere is stretched by 1 / cos of its angle.
+        away = math.hypot(row - self.rows / 2, column - self.columns / 2)
+        reach *= math.hypot(1, away / self.focal_rays)
         return (
-            slice(max(0, int(row - reach) - 1), max(0, min(rows, int(row + reach) + 2))),
-            slice(max(0, int(column - reach) - 1), max(0, min(columns, int(column + reach) + 2))),
+            slice(max(0, int(row - reach) - 1), max(0, min(self.rows, int(row + reach) + 2))),
+            slice(
+                max(0, int(column - reach) - 1), max(0, min(self.columns, int(column + reach) + 2))
+            ),
         )
 
+    def rays(self) -> tuple[Array, Array]:
+        """Unit directions [3, R, C] and their cosine with the camera's axis [R, C]."""
+        across = (np.arange(self.columns) + 0.5 - self.columns / 2)[None, :] / self.focal_rays
+        above = (self.rows / 2 - 0.5 - np.arange(self.rows))[:, None] / self.focal_rays
+        cos_RC = 1 / np.sqrt(across**2 + above**2 + 1)
+        direction_3RC = np.stack(
+            [
+                (across * right + above * up + ahead) * cos_RC
+                for right, up, ahead in zip(*self.axes, strict=True)
+            ]
+        )
+        return direction_3RC.astype(np.float32), cos_RC.astype(np.float32)
 
-@lru_cache(maxsize=32)
-def _view(camera: Camera, rows: int, columns: int) -> _View:
+
+def _lens(camera: Camera, rows: int, columns: int) -> _Lens:
     pitch = math.radians(camera.pitch_deg)
     cos, sin = math.cos(pitch), math.sin(pitch)
-    right, up, forward = (1.0, 0.0, 0.0), (0.0, sin, cos), (0.0, cos, -sin)
-    position = (0.0, -camera.distance * cos, camera.target_z + camera.distance * sin)
-    focal = camera.distance * min(columns / camera.view_width, rows / camera.view_height)
-    across = (np.arange(columns, dtype=np.float32) + 0.5 - columns / 2)[None, :] / focal
-    above = (rows / 2 - 0.5 - np.arange(rows, dtype=np.float32))[:, None] / focal
-    cos_RC = 1 / np.sqrt(across**2 + above**2 + 1)
-    direction_3RC = np.stack(
-        [across * cos_RC, (cos + sin * above) * cos_RC, (cos * above - sin) * cos_RC]
-    ).astype(np.float32)
-    return _View(position, right, up, forward, focal, direction_3RC, cos_RC.astype(np.float32))
+    return _Lens(
+        position=(0.0, -camera.distance * cos, camera.target_z + camera.distance * sin),
+        axes=((1.0, 0.0, 0.0), (0.0, sin, cos), (0.0, cos, -sin)),
+        focal_rays=camera.distance * min(columns / camera.view_width, rows / camera.view_height),
+        rows=rows,
+        columns=columns,
+    )
 
 
 def project(camera: Camera, point: Point, height: int, width: int) -> tuple[float, float]:
     """Where a scene point falls: (x, y) in shares of width and height."""
-    view = _view(camera, height, width)
-    offset = [p - o for p, o in zip(point, view.position, strict=True)]
-    right, up, ahead = (
-        sum(o * a for o, a in zip(offset, axis, strict=True))
-        for axis in (view.right, view.up, view.forward)
-    )
-    return (
-        0.5 + view.focal_rays * right / ahead / width,
-        0.5 - view.focal_rays * up / ahead / height,
-    )
+    row, column, _ = _lens(camera, height, width).place(point)
+    return column / width, row / height
 
 
 def render(
@@ -156,9 +161,10 @@ def render(
     supersample: int = 2,
 ) -> Frame:
     """Cast height*width*supersample**2 rays and shade them; sizes in pixels."""
-    view = _view(camera, height * supersample, width * supersample)
-    distance_RC, part_RC, normal_3RC = _cast(parts, view)
-    linear_3RC = _shade(parts, light, view, distance_RC, part_RC, normal_3RC, supersample)
+    lens = _lens(camera, height * supersample, width * supersample)
+    direction_3RC, cos_RC = lens.rays()
+    hits = _cast(parts, lens, direction_3RC)
+    linear_3RC = _shade(parts, light, lens.position, direction_3RC, hits, supersample)
     linear_3HW = linear_3RC.reshape(3, height, supersample, width, supersample).mean((2, 4))
     srgb_3HW = np.where(
         linear_3HW < 0.0031308,
@@ -166,43 +172,50 @@ def render(
         1.055 * np.maximum(linear_3HW, 1e-6) ** (1 / 2.4) - 0.055,
     )
     colour_3HW = np.clip(srgb_3HW * 255 + 0.5, 0, 255).astype(np.uint8)
-    axes = np.array([view.right, view.up, [-f for f in view.forward]], np.float32)
+    right, up, ahead = lens.axes
+    axes = np.array([right, up, [-component for component in ahead]], np.float32)
     return Frame(
         colour_HW3=np.ascontiguousarray(colour_3HW.transpose(1, 2, 0)),
-        depth_RC=distance_RC * view.cos_RC,
-        normal_3RC=np.tensordot(axes, normal_3RC, 1),
-        part_RC=part_RC,
+        depth_RC=hits.distance_RC * cos_RC,
+        normal_3RC=np.tensordot(axes, hits.normal_3RC, 1),
+        part_RC=hits.part_RC,
         parts=tuple(parts),
         supersample=supersample,
     )
 
 
-def _cast(parts: list[Part], view: _View) -> tuple[Array, Array, Array]:
-    """Distance [R, C], index of the nearest part [R, C] and scene-axes normal [3, R, C]."""
-    direction = view.direction_3RC
+class _Hits(NamedTuple):
+    """What each ray met first: distance, part (or GROUND or SKY) and scene-axes normal."""
+
+    distance_RC: Array
+    part_RC: Array
+    normal_3RC: Array
+
+
+def _cast(parts: list[Part], lens: _Lens, direction: Array) -> _Hits:
     is_down = direction[2] < -1e-4
     fall = np.where(is_down, direction[2], -1)
-    distance_RC = np.where(is_down, -view.position[2] / fall, np.inf).astype(np.float32)
+    distance_RC = np.where(is_down, -lens.position[2] / fall, np.inf).astype(np.float32)
     part_RC = np.where(is_down, GROUND, SKY).astype(np.int16)
     normal_3RC = np.zeros_like(direction)
     normal_3RC[2] = is_down
     for index, part in enumerate(parts):
-        window = view.window(*part.solid.bound())
-        t = part.solid.hit(view.position, tuple(direction[(slice(None), *window)]))
+        window = lens.window(*part.solid.bound())
+        t = part.solid.hit(lens.position, tuple(direction[(slice(None), *window)]))
         closer = t < distance_RC[window]
         distance_RC[window][closer] = t[closer]
         part_RC[window][closer] = index
     for index, part in enumerate(parts):
-        window = view.window(*part.solid.bound())
+        window = lens.window(*part.solid.bound())
         mine = part_RC[window] == index
         t = distance_RC[window][mine]
         point = tuple(
             origin + t * axis[mine]
-            for origin, axis in zip(view.position, direction[(slice(None), *window)], strict=True)
+            for origin, axis in zip(lens.position, direction[(slice(None), *window)], strict=True)
         )
         for axis, component in zip(normal_3RC, part.solid.normal(point), strict=True):
             axis[window][mine] = component
-    return distance_RC, part_RC, normal_3RC
+    return _Hits(distance_RC, part_RC, normal_3RC)
 
 
 def _light_directions(light: Light, num: int) -> Array:
@@ -273,20 +286,19 @@ def _sky(up: Array) -> Array:
 def _shade(
     parts: list[Part],
     light: Light,
-    view: _View,
-    distance_RC: Array,
-    part_RC: Array,
-    normal_3RC: Array,
+    position: Point,
+    direction_3RC: Array,
+    hits: _Hits,
     supersample: int,
 ) -> Array:
     """[3, R, C] linear colour."""
-    direction_3RC = view.direction_3RC
+    distance_RC, part_RC, normal_3RC = hits
     rows, columns = part_RC.shape
     colour_3RC = _sky(direction_3RC[2])
     met = part_RC != SKY
     part_N, t_N = part_RC[met], distance_RC[met]
     normal_3N, direction_3N = normal_3RC[:, met], direction_3RC[:, met]
-    point_3N = np.array(view.position, np.float32)[:, None] + t_N * direction_3N
+    point_3N = np.array(position, np.float32)[:, None] + t_N * direction_3N
     towards = _light_directions(light, 1)[0]
     facing_N = np.tensordot(towards, normal_3N, 1)
     subpixel = np.arange(rows)[:, None] % supersample * supersample

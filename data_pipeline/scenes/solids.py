@@ -5,8 +5,8 @@ Every solid answers three questions about arrays of rays or points: where a ray 
 (`bound`). It knows nothing of colour, light or camera. Convexity is relied upon elsewhere: a
 convex solid never shadows its own lit side.
 
-Points and directions are triples `(x, y, z)` of float32 arrays of one shape (or scalars that
-broadcast); z is up, y points away from the viewer. Directions have unit length.
+Points and directions are triples (x, y, z) of float32 arrays of one shape, or of floats that
+broadcast; z is up, y points away from the viewer. Directions have unit length.
 
 Example:
     >>> import numpy as np
@@ -18,13 +18,14 @@ Example:
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 Array = np.ndarray
-Triple = tuple[Array, Array, Array]
 Point = tuple[float, float, float]
+# x, y, z, each a float32 array or a float.
+Triple = tuple[Any, Any, Any]
 
 _NEVER = np.float32(np.inf)
 _TINY = np.float32(1e-7)
@@ -33,7 +34,7 @@ _TINY = np.float32(1e-7)
 class Solid(Protocol):
     """What the renderer needs of a solid."""
 
-    def hit(self, origin: Triple | Point, direction: Triple) -> Array:
+    def hit(self, origin: Triple, direction: Triple) -> Array:
         """Distance to the first surface point in front of the origin, inf where missed."""
         ...
 
@@ -44,6 +45,11 @@ class Solid(Protocol):
     def bound(self) -> tuple[Point, float]:
         """Centre and radius of an enclosing sphere."""
         ...
+
+
+def _from(centre: Point, point: Triple) -> Triple:
+    """Coordinates relative to a centre."""
+    return point[0] - centre[0], point[1] - centre[1], point[2] - centre[2]
 
 
 def _front(t: Array, is_hit: Array) -> Array:
@@ -62,16 +68,16 @@ class Sphere:
     centre: Point
     radius: float
 
-    def hit(self, origin: Triple | Point, direction: Triple) -> Array:
-        x, y, z = (o - c for o, c in zip(origin, self.centre, strict=True))
+    def hit(self, origin: Triple, direction: Triple) -> Array:
+        x, y, z = _from(self.centre, origin)
         dx, dy, dz = direction
         b = x * dx + y * dy + z * dz
         disc = b * b - (x * x + y * y + z * z - self.radius**2)
         return _front(-b - np.sqrt(np.maximum(disc, 0)), disc > 0)
 
     def normal(self, point: Triple) -> Triple:
-        x, y, z = ((p - c) / self.radius for p, c in zip(point, self.centre, strict=True))
-        return x, y, z
+        x, y, z = _from(self.centre, point)
+        return x / self.radius, y / self.radius, z / self.radius
 
     def bound(self) -> tuple[Point, float]:
         return self.centre, self.radius
@@ -85,22 +91,22 @@ class Cube:
     half_edge: float
     yaw: float
 
-    def _local(self, v: Triple | Point) -> Triple:
+    def _local(self, v: Triple) -> Triple:
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
         return cos * v[0] + sin * v[1], cos * v[1] - sin * v[0], v[2]
 
-    def hit(self, origin: Triple | Point, direction: Triple) -> Array:
-        offset = tuple(o - c for o, c in zip(origin, self.centre, strict=True))
-        near, far = -_NEVER, _NEVER
-        for o, d in zip(self._local(offset), self._local(direction), strict=True):
+    def hit(self, origin: Triple, direction: Triple) -> Array:
+        local = self._local(_from(self.centre, origin))
+        near: Any = -_NEVER
+        far: Any = _NEVER
+        for o, d in zip(local, self._local(direction), strict=True):
             inverse = _inverse(d)
             middle, half = -o * inverse, self.half_edge * np.abs(inverse)
             near, far = np.maximum(near, middle - half), np.minimum(far, middle + half)
         return _front(near, near < far)
 
     def normal(self, point: Triple) -> Triple:
-        offset = tuple(p - c for p, c in zip(point, self.centre, strict=True))
-        local = np.stack(self._local(offset))
+        local = np.stack(self._local(_from(self.centre, point)))
         axis = np.abs(local).argmax(axis=0)[None]
         face = np.zeros_like(local)
         np.put_along_axis(face, axis, np.sign(np.take_along_axis(local, axis, 0)), 0)
@@ -119,8 +125,8 @@ class Cylinder:
     radius: float
     half_height: float
 
-    def hit(self, origin: Triple | Point, direction: Triple) -> Array:
-        x, y, z = (o - c for o, c in zip(origin, self.centre, strict=True))
+    def hit(self, origin: Triple, direction: Triple) -> Array:
+        x, y, z = _from(self.centre, origin)
         dx, dy, dz = direction
         a = np.maximum(dx * dx + dy * dy, _TINY)
         b = x * dx + y * dy
@@ -133,7 +139,7 @@ class Cylinder:
         return _front(near, (disc > 0) & (near < far))
 
     def normal(self, point: Triple) -> Triple:
-        x, y, z = (p - c for p, c in zip(point, self.centre, strict=True))
+        x, y, z = _from(self.centre, point)
         # A point lies on a cap when it is relatively closer to the cap's plane than to the side.
         is_cap = np.abs(z) / self.half_height > np.hypot(x, y) / self.radius
         side = np.where(is_cap, 0, 1 / self.radius)
@@ -151,8 +157,8 @@ class Cone:
     radius: float
     height: float
 
-    def hit(self, origin: Triple | Point, direction: Triple) -> Array:
-        x, y, z = (o - c for o, c in zip(origin, self.centre, strict=True))
+    def hit(self, origin: Triple, direction: Triple) -> Array:
+        x, y, z = _from(self.centre, origin)
         dx, dy, dz = direction
         slope2 = (self.radius / self.height) ** 2
         drop = z - self.height
@@ -170,7 +176,7 @@ class Cone:
         return best
 
     def normal(self, point: Triple) -> Triple:
-        x, y, z = (p - c for p, c in zip(point, self.centre, strict=True))
+        x, y, z = _from(self.centre, point)
         is_base = z < 1e-3 * self.height
         slant = math.hypot(self.radius, self.height)
         reach = np.maximum(np.hypot(x, y), _TINY)
@@ -195,10 +201,10 @@ class Capsule:
     end: Point
     radius: float
 
-    def hit(self, origin: Triple | Point, direction: Triple) -> Array:
-        x, y, z = (o - s for o, s in zip(origin, self.start, strict=True))
+    def hit(self, origin: Triple, direction: Triple) -> Array:
+        x, y, z = _from(self.start, origin)
         dx, dy, dz = direction
-        ax, ay, az = (e - s for e, s in zip(self.end, self.start, strict=True))
+        ax, ay, az = _from(self.start, self.end)
         length2 = ax * ax + ay * ay + az * az
         along, shift = ax * dx + ay * dy + az * dz, ax * x + ay * y + az * z
         dot = dx * x + dy * y + dz * z
@@ -213,12 +219,13 @@ class Capsule:
         return np.minimum(side, np.minimum(*caps))
 
     def normal(self, point: Triple) -> Triple:
-        x, y, z = (p - s for p, s in zip(point, self.start, strict=True))
-        ax, ay, az = (e - s for e, s in zip(self.end, self.start, strict=True))
+        x, y, z = _from(self.start, point)
+        ax, ay, az = _from(self.start, self.end)
         share = np.clip((x * ax + y * ay + z * az) / (ax * ax + ay * ay + az * az), 0, 1)
         inverse = 1 / self.radius
         return (x - share * ax) * inverse, (y - share * ay) * inverse, (z - share * az) * inverse
 
     def bound(self) -> tuple[Point, float]:
-        middle = tuple((s + e) / 2 for s, e in zip(self.start, self.end, strict=True))
+        (ax, ay, az), (bx, by, bz) = self.start, self.end
+        middle = ((ax + bx) / 2, (ay + by) / 2, (az + bz) / 2)
         return middle, math.dist(self.start, self.end) / 2 + self.radius

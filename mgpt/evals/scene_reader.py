@@ -31,6 +31,7 @@ from mgpt.tasks.scene_words import (
     LIMBS,
     SEGMENTATION_COLOURS,
     VIEW_SIZE,
+    line_width_px,
 )
 
 Array = np.ndarray
@@ -243,10 +244,6 @@ def read_normals(picture_HW3: Array) -> Array:
     return np.where(length_HW1 > 0.5, normal_HW3 / np.maximum(length_HW1, 1e-6), 0)
 
 
-def _line_width_px(height: int, width: int) -> int:
-    return max(1, round((height * width) ** 0.5 / 32))
-
-
 def read_box(picture_HW3: Array) -> Box | None:
     """What the drawn box encloses, without its line, in pixels; None where no box is drawn."""
     picture = picture_HW3.astype(np.float32)
@@ -263,21 +260,21 @@ def read_box(picture_HW3: Array) -> Box | None:
     if drawn[best] < 0.6:
         return None
     x0, y0, x1, y1 = _mask_box(candidates[best])
-    line = _line_width_px(*line_HW.shape)
+    line = line_width_px(*line_HW.shape)
     return x0 + line, y0 + line, x1 - line, y1 - line
 
 
 def _drawn_share(mask_HW: Array, lead_HW: Array) -> float:
     """How much of the least drawn of a frame's four sides is there; 0 for a filled patch."""
     x0, y0, x1, y1 = (int(side) for side in _mask_box(mask_HW))
-    band = _line_width_px(*mask_HW.shape) + 1
+    band = line_width_px(*mask_HW.shape) + 1
     hole_hw = lead_HW[y0 + band : y1 - band, x0 + band : x1 - band]
     lead = lead_HW[mask_HW].mean()
     if lead < _LEAST_BOX_LEAD or hole_hw.size == 0 or hole_hw.mean() > 0.75 * lead:
         return 0.0
     cut_hw = mask_HW[y0:y1, x0:x1]
-    sides = (cut_hw[:band].any(0), cut_hw[-band:].any(0))
-    sides += (cut_hw[:, :band].any(1), cut_hw[:, -band:].any(1))
+    sides = [cut_hw[:band].any(0), cut_hw[-band:].any(0)]
+    sides += [cut_hw[:, :band].any(1), cut_hw[:, -band:].any(1)]
     return float(min(side.mean() for side in sides))
 
 
@@ -289,7 +286,7 @@ def read_pose(picture_HW3: Array) -> dict[str, Place]:
     """
     picture = picture_HW3.astype(np.float32)
     height, width, _ = picture.shape
-    line = _line_width_px(height, width)
+    line = line_width_px(height, width)
     high = picture.max(-1)
     palette = np.array([limb.colour for limb in LIMBS], np.float32) / 255
     tint = picture / np.maximum(high, 1)[..., None]

@@ -183,3 +183,8 @@ def depth_level(depth: float) -> float:
     """Brightness in [0, 1] of a camera-axis depth: linear in inverse depth, near is bright."""
     level = (1 / depth - 1 / DEPTH_FAR) / (1 / DEPTH_NEAR - 1 / DEPTH_FAR)
     return min(max(level, 0.0), 1.0)
+
+
+def line_width_px(height: int, width: int) -> int:
+    """Width of drawn lines: 2 px in a picture of 64x64, in proportion elsewhere, at least 1."""
+    return max(1, round((height * width) ** 0.5 / 32))
