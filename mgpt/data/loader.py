@@ -22,12 +22,13 @@ import numpy as np
 from mgpt.data.mixer import Mixer, Window
 from mgpt.data.source import DataConfig, open_components
 from mgpt.errors import DataError
-from mgpt.tasks.registry import SampleView, task
+from mgpt.tasks.registry import DOCUMENTS, TASKS, SampleView, task
 from mgpt.tokens.chat import Tokens, tokenise
 from mgpt.tokens.vocab import Vocabulary
 
 IGNORED = -100
 NO_GROUP = -1
+TASK_NAMES = (*TASKS, *DOCUMENTS)
 PREFETCH_STEPS = 2
 KEPT_WINDOWS = 4
 KEPT_POSITIONS = 64
@@ -39,7 +40,7 @@ class Rows:
 
     `labels[t]` is the target of position t (the next id, where that is trained), else `IGNORED`.
     `positions` start at 0 in each document. `groups` is the place of a token's task in
-    `RowLoader.task_names`. Padding is one last document of pad ids that trains nothing.
+    `TASK_NAMES`, whatever the mix. Padding is one last document of pad ids that trains nothing.
     """
 
     ids: np.ndarray
@@ -99,8 +100,8 @@ class RowLoader:
         self.mixer = Mixer(
             components, seed, config.row_tokens, config.window_documents, config.guidance_drop
         )
-        self.task_names = sorted({part.task for part in components})
-        self._group = [self.task_names.index(part.task) for part in components]
+        self.task_names = list(TASK_NAMES)
+        self._group = [TASK_NAMES.index(part.task) for part in components]
         self._positions = {0: Position(0, 0)}
         self._windows: dict[int, Window] = {}
         self._lock = threading.RLock()

@@ -295,6 +295,7 @@ class ShardWriter:
             DataError: a code at or above `num_codes`.
         """
         extra = dict(manifest_extra)
+        assert extra["raw"].get("name"), "the raw shard's name is half of a sample's identity"
         if self._max_code >= extra["num_codes"]:
             raise DataError(
                 f"{self._tar_path}: holds code {self._max_code}, but the VQ model has "

@@ -90,6 +90,17 @@ def test_index_costs_less_than_fifty_bytes_a_sample(tmp_path: Path, write):
     assert (tmp_path / "0.index.npy").stat().st_size / 500 < 50
 
 
+@pytest.mark.parametrize(("side", "most"), [(32, 3.8), (48, 2.9), (64, 2.6)])
+def test_storage_stays_near_the_two_bytes_of_a_token(tmp_path: Path, write, side: int, most: float):
+    codes_HW = np.zeros((side, side), np.uint16)
+    meta = {"caption": "a caption of about thirty-five tokens " * 4, "size": [1024, 1024]}
+    write(
+        tmp_path, "0", [TokenisedSample(f"{n:09d}", meta, {"image": codes_HW}) for n in range(500)]
+    )
+    num_bytes = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert num_bytes / 500 / (side * (side + 1) + 4 + 35) < most
+
+
 def test_a_sample_costs_one_read(corpus, monkeypatch):
     import os
 
@@ -113,7 +124,7 @@ def test_nothing_appears_when_the_claim_is_lost(tmp_path: Path, sample, write):
         raise MachineError("claim taken over")
 
     with pytest.raises(MachineError), ShardWriter(tmp_path, "0") as writer:
-        extra = {"num_codes": 64, "raw": {}, "resolution_px": 64, "latent_px": 8}
+        extra = {"num_codes": 64, "raw": {"name": "0"}, "resolution_px": 64, "latent_px": 8}
         prints = {"vq_fingerprint": "", "settings_fingerprint": ""}
         writer.close({**extra, **prints}, before_publish=lost)
     assert read_manifest(tmp_path, "0") == before

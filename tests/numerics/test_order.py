@@ -173,7 +173,6 @@ def test_padding_is_one_last_document_that_trains_nothing(config, vocab):
 
 def test_groups_are_tasks_and_pictures_stay_whole(config, vocab):
     loader = RowLoader(config, vocab, seed=3)
-    assert loader.task_names == ["caption", "depth", "image_text", "text_to_image"]
     pictures = {"caption": 1, "depth": 2, "image_text": 1, "text_to_image": 1}
     seen = set()
     for step in range(4):
@@ -188,7 +187,7 @@ def test_groups_are_tasks_and_pictures_stay_whole(config, vocab):
                     context = ids[start] == vocab.bos
                     assert found == (pictures[name] if context else 1)
                     seen.add((name, bool(context)))
-    assert {name for name, _ in seen} == set(pictures)
+    assert {name for name, _ in seen} == set(pictures) < set(loader.task_names)
     assert ("text_to_image", False) in seen and ("image_text", False) not in seen
 
 
@@ -196,6 +195,14 @@ def test_another_seed_gives_another_order(config, vocab):
     first = global_rows(RowLoader(config, vocab, seed=1), 0, 1, 5)
     other = global_rows(RowLoader(config, vocab, seed=2), 0, 1, 5)
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_held_out_groups_mean_the_same_tasks_in_another_mix(config, vocab):
+    loader = RowLoader(config, vocab, seed=1)
+    sources = {"first": replace(config.sources["first"], tasks={"text_to_image": 1.0})}
+    groups = held_out_rows(replace(config, sources=sources), vocab, seed=0, num_rows=2).groups
+    found = {loader.task_names[group] for group in set(groups.flatten().tolist()) - {NO_GROUP}}
+    assert found == {"text_to_image"}
 
 
 def test_held_out_rows_are_fixed_and_see_each_sample_once(config, vocab):
