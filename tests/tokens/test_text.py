@@ -48,6 +48,13 @@ def test_a_tiny_corpus_gives_fewer_pieces(tmp_path: Path) -> None:
     assert text.decode(text.encode("two\tthree")) == "two\tthree"
 
 
+def test_rare_characters_are_left_to_the_bytes(tmp_path: Path) -> None:
+    corpus = ["a red cube"] * 3000 + ["a red ☂"]
+    text = SentencePieceText(train_sentencepiece(corpus, tmp_path / "m", 300))
+    assert len(text.encode("☂")) == 3
+    assert text.decode(text.encode("a ☂ é")) == "a ☂ é"
+
+
 def test_training_refuses(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no text"):
         train_sentencepiece(["", " \n"], tmp_path / "m", 400)
