@@ -80,6 +80,9 @@ class Mixer:
     def given_before(self, window: int) -> list[int]:
         """Documents that each component has given before `window`; exact, in closed form."""
         phase = next(p for p in reversed(self.phases) if p.first_window <= window)
+        return self._given(phase, window)
+
+    def _given(self, phase: Phase, window: int) -> list[int]:
         passed = (window - phase.first_window) * self.window_documents
         return [
             _at_most(given + _quota(passed, share), part.cap)
@@ -162,9 +165,8 @@ class Mixer:
             ]
             if not ends:
                 break
-            self.phases = phases
             first_window += min(ends)
-            given = self.given_before(first_window)
+            given = self._given(phases[-1], first_window)
         return phases
 
 
