@@ -23,6 +23,7 @@ from mgpt.launching.processes import (
     INTERRUPTED_STATUS,
     Interrupted,
     die_with_parent,
+    is_worker,
     report_failure,
 )
 
@@ -135,7 +136,14 @@ usage: mgpt <stage> [field=value | group=choice …]
 
 def console() -> None:
     """The `mgpt` command."""
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if is_worker():
+        # A finished rank has nothing left to do, and taking torch's process groups down with the
+        # interpreter aborts now and then ("terminate called without an active exception").
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str]) -> int:

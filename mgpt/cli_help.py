@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mgpt.config import group_choices
+from mgpt.config import compose, group_choices, schema_of, select
 from mgpt.settings import MISSING, Setting, settings_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
     if groups:
         lines += ["", "groups (group=choice)"]
         lines += [f"  {group:<12} {chosen} of {', '.join(all_)}" for group, (chosen, all_) in groups]
-    lines += ["", "fields (field=value; * must be given)", *_fields(settings_of(module.Config))]
+    lines += ["", "fields (field=value; * must be given)", *_fields(_settings(name, module.Config))]
     return "\n".join(lines)
 
 
@@ -45,6 +46,14 @@ def _paragraphs(doc: str) -> list[str]:
     """The module's words up to its example."""
     words = doc.split("\n\n    ")[0].strip()
     return [f"  {line}".rstrip() for line in words.splitlines()]
+
+
+def _settings(name: str, cls: type) -> Iterator[Setting]:
+    """The fields, with the values that the stage's yaml gives as their defaults."""
+    node = compose(name, schema_of(cls)).node
+    for setting in settings_of(cls):
+        given = setting.default if "<name>" in setting.path else select(node, setting.path)
+        yield replace(setting, default=given)
 
 
 def _fields(settings: Iterable[Setting]) -> list[str]:

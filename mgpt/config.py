@@ -63,13 +63,16 @@ class Schema:
 def schema_of(cls: type) -> Schema:
     """The schema of one configuration dataclass."""
     tree: dict[str, Any] = {}
+    names = [setting.path for setting in settings_of(cls)]
     for setting in settings_of(cls):
+        if "<name>" in setting.path:
+            continue
         *parents, leaf = setting.path.split(".")
         place = tree
         for parent in parents:
             place = place.setdefault(parent, {})
         place[leaf] = setting.default
-    return Schema(lambda path: type_at(cls, path), [s.path for s in settings_of(cls)], tree)
+    return Schema(lambda path: type_at(cls, path), names, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,15 @@ class Composed:
     def yaml(self) -> str:
         """The resolved configuration as yaml."""
         return OmegaConf.to_yaml(self.node, resolve=True)
+
+
+def select(node: DictConfig, path: str) -> Any:
+    """The plain value at a dotted path; `???` where it must be given."""
+    value = OmegaConf.select(node, path, throw_on_missing=False, default=None)
+    if OmegaConf.is_missing(OmegaConf.select(node, path.rpartition(".")[0]) if "." in path else node,
+                            path.rpartition(".")[2]):
+        return MISSING
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> Composed:
@@ -272,7 +284,7 @@ def convert(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return value if value in args else _wrong(path, value, describe(kind), problems)
     if origin in (list, tuple) or kind in (list, tuple):
         return _sequence(kind, value, path, problems)
-    if origin is dict or kind is dict or origin is typing.get_origin(Mapping[str, int]):
+    if origin is dict or kind is dict:
         return _mapping(args or (str, Any), value, path, problems)
     return _scalar(kind, value, path, problems)
 

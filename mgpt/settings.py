@@ -58,6 +58,9 @@ def settings_of(cls: type, prefix: str = "", example: Any = None) -> Iterator[Se
         else:
             plain = MISSING if default is dataclasses.MISSING else to_plain(default)
             yield Setting(path, describe(kind), plain, docs.get(field.name, ""))
+            named = _dataclass_in(typing.get_args(kind)[1]) if _is_mapping(kind) else None
+            if named is not None:
+                yield from settings_of(named, f"{path}.<name>.")
 
 
 def hints_of(cls: type) -> dict[str, Any]:
@@ -84,11 +87,15 @@ def _step_into(kind: Any, name: str) -> Any | None:
             found = hints_of(option).get(name) if name in field_names(option) else None
             if found is not None:
                 return found
-        elif typing.get_origin(option) in (dict, Mapping, typing.get_origin(Mapping)):
+        elif _is_mapping(option):
             return typing.get_args(option)[1]
         elif option in (dict, Any):
             return Any
     return None
+
+
+def _is_mapping(kind: Any) -> bool:
+    return typing.get_origin(kind) is dict
 
 
 def field_names(cls: Any) -> set[str]:

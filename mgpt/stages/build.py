@@ -20,10 +20,12 @@ import yaml
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, DataError, VocabularyError
+from mgpt.infer.engine import Engine
+from mgpt.infer.pipeline import Pipeline
 from mgpt.models.folder import load_model_config, read_weights, save_model
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, load_vqgan, vqgan_fingerprint
+from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.settings import to_plain
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary
@@ -39,20 +41,16 @@ class ModelConfig:
 
     size: str = "quickstart"
     """A name of mgpt.models.sizes: debug, quickstart, 1b, 7b, 34b."""
-    dropout: float = 0.0
-    """On the outputs of attention and MLP, before they are added; Lumina-mGPT 7B: 0.05."""
     max_positions: int | None = None
     """Longest document the rotary embedding is made for, in tokens; null: the size's own."""
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"size={self.size!r} is none of {', '.join(SIZES)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
 
     def transformer(self, vocabulary: Vocabulary) -> TransformerConfig:
         """The size with this vocabulary."""
-        chosen = replace(SIZES[self.size], vocab_size=vocabulary.size, dropout=self.dropout)
+        chosen = replace(SIZES[self.size], vocab_size=vocabulary.size)
         if self.max_positions is not None:
             chosen = replace(chosen, max_positions=self.max_positions)
         return chosen
@@ -127,9 +125,10 @@ class Weights:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight by name, in float32 on the CPU."""
-        found: Iterable[tuple[str, Tensor]]
-        found = export_weights(self.folder).items() if self.is_checkpoint else read_weights(self.folder)
-        for name, tensor in found:
+        named: Iterable[tuple[str, Tensor]] = (
+            export_weights(self.folder).items() if self.is_checkpoint else read_weights(self.folder)
+        )
+        for name, tensor in named:
             yield name, tensor.float()
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -166,27 +165,17 @@ def write_model_folder(
     save_model(folder, replace(cfg, dropout=0.0), weights)
 
 
-def load_matching_vqgan(vq: str, num_codes: int, fingerprint: str | None = None) -> Vqgan:
-    """The VQGAN, checked against the codes it is to read or write.
+def vq_input(vq: str | None) -> dict[str, str]:
+    """A VQGAN as a stage's input: its folder or shipped name → its fingerprint."""
+    return {} if vq is None else {vq: f"vq:{vqgan_fingerprint(load_vqgan(vq))}"}
 
-    Args:
-        num_codes: codes that the vocabulary has.
-        fingerprint: of the VQGAN that made the shards, where they are at hand.
 
-    Raises DataError naming both sides.
-    """
-    vqgan = load_vqgan(vq)
-    if vqgan.cfg.n_embed != num_codes:
-        raise DataError(
-            f"vq={vq} has {vqgan.cfg.n_embed} codes, the model's vocabulary {num_codes}; give the "
-            "VQGAN that tokenised its training pictures"
-        )
-    if fingerprint is not None and vqgan_fingerprint(vqgan) != fingerprint:
-        raise DataError(
-            f"vq={vq} has fingerprint {vqgan_fingerprint(vqgan)}, the shards were made with "
-            f"{fingerprint}; give the VQGAN that tokenised them"
-        )
-    return vqgan.eval()
+def build_pipeline(ckpt: str, vq: str, device: torch.device) -> Pipeline:
+    """A model for inference with the VQGAN that draws its pictures."""
+    weights = Weights.find(ckpt)
+    vocabulary = weights.vocabulary()
+    engine = Engine(weights.load(device), vocabulary)
+    return Pipeline(engine, load_vqgan(vq).to(device).eval(), vocabulary)
 
 
 def pick_device(device: str = "auto") -> torch.device:

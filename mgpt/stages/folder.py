@@ -7,7 +7,7 @@
 The fingerprint covers the resolved configuration and the inputs, each input by its own
 fingerprint, so a pipeline moved to another folder is still complete. Knows no stage.
 
-    folder = StageFolder.open("tokenize", cfg, inputs=[cfg.input, cfg.vq])
+    folder = StageFolder.open("tokenize", cfg, input_fingerprints(cfg.input, cfg.vq))
     if folder.is_complete:
         return
     folder.finish(tokenize(cfg, tracker))
@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
 FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers"})
 # Fields that may change while a stage is unfinished: it goes on from its newest checkpoint.
 RESUMABLE_FIELDS = frozenset(
-    {"parallel", "train.steps", "train.save_every", "train.log_every", "train.keep"}
+    {"parallel", "steps", "save_every", "log_every", "keep"}
 )
 _HASHED_BYTES = 1 << 22  # larger input files are told apart by name and size
 
@@ -59,14 +59,15 @@ class StageFolder:
         cls,
         stage: str,
         cfg: Any,
-        inputs: Sequence[str | Path | None] = (),
+        inputs: Mapping[str, str],
         min_free_mb: float = 200.0,
     ) -> StageFolder:
         """Checks the machine and what is there; prints when the stage is complete.
 
         Args:
             cfg: the stage's dataclass, with `output: str` and `redo: bool`.
-            inputs: paths the result depends on; their value in `cfg` is replaced by what they hold.
+            inputs: values in `cfg` that name inputs (paths, mostly) → what they hold
+                (`input_fingerprints`).
             min_free_mb: free disk space without which the stage does not start.
 
         Raises:
@@ -74,24 +75,24 @@ class StageFolder:
             MachineError: it cannot be written, or the disk is nearly full.
         """
         path = Path(cfg.output)
-        given = {str(item): input_fingerprint(item) for item in inputs if item}
         config = to_plain(cfg)
-        print_ = fingerprint_of(stage, config, given)
-        here = cls(path, stage, print_, _done_fingerprint(path) == print_, time.monotonic())
+        fingerprint = fingerprint_of(stage, config, inputs)
+        is_complete = _done_fingerprint(path) == fingerprint
+        here = cls(path, stage, fingerprint, is_complete, time.monotonic())
         if is_worker() and os.environ.get("RANK") != "0":
             return here
         if here.is_complete:
             print(f"{stage}: {path} is complete", flush=True)
             return here
         check_machine(path, min_free_mb)
-        problem = _conflict(path, stage, config, given, print_)
+        problem = _conflict(path, stage, config, inputs, fingerprint)
         if problem and not cfg.redo:
             raise ConfigError(
                 f"{path} holds {problem}; set redo=true to make it anew, or give another output="
             )
         if problem:
             _clear(path)
-        here._begin(config, given)
+        here._begin(config, inputs)
         return here
 
     def _begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
@@ -122,6 +123,17 @@ def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, s
     """16 hex digits over a stage's configuration, with each input path replaced by what it holds."""
     record = {"stage": stage, "config": _comparable(config, inputs)}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_complete(stage: str, cfg: Any, inputs: Mapping[str, str]) -> bool:
+    """Whether this stage has nothing left to do; looks only."""
+    fingerprint = fingerprint_of(stage, to_plain(cfg), inputs)
+    return _done_fingerprint(Path(cfg.output)) == fingerprint
+
+
+def input_fingerprints(*paths: str | Path | None) -> dict[str, str]:
+    """Each path that is given → what it holds."""
+    return {str(path): input_fingerprint(path) for path in paths if path is not None}
 
 
 def input_fingerprint(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from data_pipeline.build_shards import PackConfig, pack
 from mgpt.stages.build import open_tracker
-from mgpt.stages.folder import StageFolder, flatten
+from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
 from mgpt.tracking.tracker import TrackingConfig
 
 
@@ -23,8 +23,12 @@ class Config(PackConfig):
     """Make the output anew where it holds another configuration."""
 
 
+def inputs(cfg: Config) -> dict[str, str]:
+    return input_fingerprints(cfg.input)
+
+
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("pack", cfg, [cfg.input])
+    folder = StageFolder.open("pack", cfg, inputs(cfg))
     if folder.is_complete:
         return
     with open_tracker(cfg, "pack") as tracker:

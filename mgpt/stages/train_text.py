@@ -16,7 +16,7 @@ from pathlib import Path
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.errors import ConfigError
 from mgpt.stages.build import open_tracker, resolution_folders
-from mgpt.stages.folder import StageFolder
+from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.tasks.registry import DOCUMENTS, TASKS, SampleView, can_serve
 from mgpt.tokens.chat import Conversation, Document
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
@@ -46,12 +46,15 @@ class Config:
     """Make the output anew where it holds another configuration."""
 
 
+def inputs(cfg: Config) -> dict[str, str]:
+    return input_fingerprints(*_paths(cfg))
+
+
 def main(cfg: Config) -> None:
-    inputs = [cfg.input] if isinstance(cfg.input, str) else cfg.input
-    folder = StageFolder.open("train_text", cfg, inputs)
+    folder = StageFolder.open("train_text", cfg, inputs(cfg))
     if folder.is_complete:
         return
-    datasets = [open_dataset(path) for path in resolution_folders(inputs)]
+    datasets = [open_dataset(path) for path in resolution_folders(_paths(cfg))]
     num_codes = {dataset.num_codes for dataset in datasets}
     if len(num_codes) > 1:
         raise ConfigError(f"input: codebooks of {sorted(num_codes)} codes; give one VQGAN's shards")
@@ -78,6 +81,10 @@ def main(cfg: Config) -> None:
         tracker.log(0, figures)
         tracker.finish(figures)
     folder.finish(figures)
+
+
+def _paths(cfg: Config) -> list[str]:
+    return [cfg.input] if isinstance(cfg.input, str) else cfg.input
 
 
 def _texts(datasets: list[TokenisedDataset], max_samples: int, advance) -> Iterator[str]:  # type: ignore[no-untyped-def]

@@ -22,7 +22,7 @@ from mgpt.errors import DataError
 from mgpt.images.pixels import open_image, whiten
 from mgpt.models.vqgan import VqganConfig
 from mgpt.stages.build import open_tracker, pick_device
-from mgpt.stages.folder import StageFolder
+from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import BatchConfig, VqTrainConfig, picture_batches, train_vqgan
 
@@ -51,8 +51,12 @@ class Config:
     """Make the output anew where it holds another configuration."""
 
 
+def inputs(cfg: Config) -> dict[str, str]:
+    return input_fingerprints(cfg.input)
+
+
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("train_vq", cfg, [cfg.input])
+    folder = StageFolder.open("train_vq", cfg, inputs(cfg))
     if folder.is_complete:
         return
     with open_tracker(cfg, "train_vq") as tracker:

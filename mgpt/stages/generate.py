@@ -1,0 +1,210 @@
+r"""mgpt generate: pictures or answers from a prompt.
+
+The prompt is put into the form of a task: a caption for text_to_image, a question for vqa, an
+instruction for edit. `task=free` takes it word for word, with `<|image|>` where a picture stands.
+
+    mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a large red matte sphere" output=pictures
+    mgpt generate ckpt=omni_sft vq=scenes_f8 task=depth image=cube.png output=depth
+    mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a blue cone" size=80x56 n=4 output=four
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mgpt.data.atomic import atomic_write
+from mgpt.errors import ConfigError
+from mgpt.images.pixels import open_image
+from mgpt.infer.pipeline import Answer, Pipeline
+from mgpt.infer.sampling import SamplingConfig
+from mgpt.stages.build import build_pipeline, open_tracker, pick_device, vq_input
+from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.tasks.registry import TASKS, SampleView
+from mgpt.tokens.chat import Conversation, ImageSlot, Turn, split_parts
+from mgpt.tokens.unirep import LATENTS_PER_GRID
+from mgpt.tracking.tracker import TrackingConfig
+
+FREE = "free"
+_LARGEST_DEFAULT_GRIDS = 16  # 512 px with a 16x VQGAN: the first rung of the published model
+_FILLED_IN = "."  # stands in an answer's place while a task builds the question
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt generate` can be given."""
+
+    ckpt: str
+    """Weights: a model folder, a step folder, or the output of a training stage."""
+    vq: str
+    """The VQGAN that tokenised their training pictures: a folder, or a shipped name."""
+    output: str
+    """Folder for the PNGs and answers.json."""
+    prompt: str | list[str] = ""
+    """What to draw, ask or do; a list for several."""
+    task: str = "text_to_image"
+    """A task's name, or free for the prompt word for word."""
+    image: str | list[str] = field(default_factory=list)
+    """Pictures that the question shows, in order."""
+    size: str | None = None
+    """WIDTHxHEIGHT of the drawn picture in pixels; null: the square of the trained resolution."""
+    views: int = 4
+    """Pictures of a multi_view answer."""
+    n: int = 1
+    """Answers to each prompt."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """`sampling.seed` decides the draws; modality and num_images follow from the task."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+    def __post_init__(self) -> None:
+        if self.task not in (*TASKS, FREE):
+            raise ValueError(f"task={self.task!r} is none of {', '.join(TASKS)}, {FREE}")
+        if self.n < 1 or self.views < 1:
+            raise ValueError(f"n={self.n} and views={self.views} must be at least 1")
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def images(self) -> list[str]:
+        return [self.image] if isinstance(self.image, str) else self.image
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    return {**input_fingerprints(cfg.ckpt, *cfg.images), **vq_input(cfg.vq)}
+
+
+def main(cfg: Config) -> None:
+    folder = StageFolder.open("generate", cfg, inputs(cfg), min_free_mb=20)
+    if folder.is_complete:
+        return
+    with open_tracker(cfg, "generate") as tracker:
+        pipeline = build_pipeline(cfg.ckpt, cfg.vq, pick_device(cfg.device))
+        width_px, height_px = picture_size(cfg.size, pipeline)
+        grids = pipeline.grids(width_px, height_px)
+        target_px = round((width_px * height_px) ** 0.5)
+        encoded = [pipeline.encode_image(open_image(path), target_px) for path in cfg.images]
+        asked = [question(cfg, prompt, encoded, grids, pipeline) for prompt in cfg.prompts]
+        jobs = [(number, sample) for number in range(len(asked)) for sample in range(cfg.n)]
+        answers = pipeline.answer(
+            [asked[number].conversation for number, _ in jobs],
+            [asked[number].codes for number, _ in jobs],
+            [asked[number].sampling for number, _ in jobs],
+            [f"{number}/{sample}" for number, sample in jobs],
+            [grids if asked[number].draws else None for number, _ in jobs],
+        )
+        records = []
+        for (number, sample), answer in zip(jobs, answers):
+            record = {"prompt": cfg.prompts[number], "sample": sample, **_saved(
+                answer, folder.path, f"{number:03d}_{sample}"
+            )}
+            records.append(record)
+            words = [answer.text.strip(), *(str(folder.path / name) for name in record["images"])]
+            tracker.print("  ".join(word for word in words if word))
+        atomic_write(folder.path / "answers.json", json.dumps(records, indent=1).encode())
+        shown = [(r["prompt"], a.images[0]) for r, a in zip(records, answers) if a.images]
+        tracker.images(0, "answers", shown)
+        tracker.finish({"answers": len(records)})
+    folder.finish({"answers": len(records)})
+    print(f"answers in {folder.path / 'answers.json'}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as the model sees it; `draws`: the answer is pictures of the size asked for."""
+
+    conversation: Conversation
+    codes: dict[str, np.ndarray]
+    sampling: SamplingConfig
+    draws: bool
+
+
+def question(
+    cfg: Config,
+    prompt: str,
+    encoded: list[np.ndarray],
+    grids: tuple[int, int],
+    pipeline: Pipeline,
+) -> Question:
+    """A prompt in the form of its task, with its pictures' codes.
+
+    Args:
+        encoded: codes [h, w] of the pictures given, in order.
+        grids: (height, width) of a drawn picture in grids.
+
+    Raises ConfigError where the task shows another number of pictures than were given.
+    """
+    if cfg.task == FREE:
+        fields = [f"image_{number}" for number in range(len(encoded))]
+        turn = Turn(split_parts(prompt, tuple(fields)), ())
+        conversation, sampling, draws = Conversation((turn,)), cfg.sampling, False
+    else:
+        drawn = (grids[0] * LATENTS_PER_GRID, grids[1] * LATENTS_PER_GRID)
+        whole = _task_item(cfg, prompt, drawn, pipeline.vqgan.cfg.downsample)
+        slots = [part for part in whole.turns[0].answer if isinstance(part, ImageSlot)]
+        modality = "image" if slots else "text"
+        conversation, draws = whole.ask(0), bool(slots)
+        sampling = replace(cfg.sampling, modality=modality, num_images=max(1, len(slots)))
+    shown = [p.field for turn in conversation.turns for p in turn.question if not isinstance(p, str)]
+    if len(shown) != len(encoded):
+        raise ConfigError(
+            f"task={cfg.task} with prompt={prompt!r} shows {len(shown)} pictures and image= names "
+            f"{len(encoded)}; give image=FILE, or image=[A,B] for two"
+        )
+    return Question(conversation, dict(zip(shown, encoded)), sampling, draws)
+
+
+def _task_item(
+    cfg: Config, prompt: str, drawn: tuple[int, int], latent_px: int
+) -> Conversation:
+    """The task's whole conversation about a sample that has everything, answers included."""
+    meta: dict[str, Any] = {
+        "caption": prompt or _FILLED_IN,
+        "qa": [[prompt or _FILLED_IN, _FILLED_IN]],
+        "other_qa": [[prompt or _FILLED_IN, _FILLED_IN]],
+        "dialog": [[prompt or _FILLED_IN, _FILLED_IN]],
+        "edits": [prompt or _FILLED_IN],
+        "object": prompt or _FILLED_IN,
+    }
+    fields = ("image", "other", "depth", "normals", "segmentation", "pose", "detection", "edit_1")
+    shapes = dict.fromkeys(fields, drawn)
+    if cfg.task == "multi_view":
+        shapes = {f"view_{number:02d}": drawn for number in range(cfg.views)}
+    item = TASKS[cfg.task].build(SampleView(meta, shapes, latent_px), 0)
+    assert isinstance(item, Conversation), cfg.task
+    return item
+
+
+def picture_size(size: str | None, pipeline: Pipeline) -> tuple[int, int]:
+    """(width, height) in pixels of `WIDTHxHEIGHT`, or the square that the model was trained at."""
+    if size is None:
+        side = min(pipeline.vocab.max_grids // 2, _LARGEST_DEFAULT_GRIDS) * pipeline.grid_px
+        return side, side
+    width, x, height = size.lower().partition("x")
+    if not (x and width.isdigit() and height.isdigit()):
+        raise ConfigError(f"size={size!r}: write WIDTHxHEIGHT in pixels, such as 64x48")
+    return int(width), int(height)
+
+
+def _saved(answer: Answer, folder: Any, stem: str) -> dict[str, Any]:
+    """Writes an answer's pictures; its record for answers.json."""
+    names = []
+    for number, picture_HW3 in enumerate(answer.images):
+        several = f"_{number:02d}" if len(answer.images) > 1 else ""
+        names.append(f"{stem}{several}.png")
+        Image.fromarray(picture_HW3).save(folder / names[-1])
+    return {
+        "text": answer.text,
+        "images": names,
+        "tokens": len(answer.ids),
+        "finished": answer.finished,
+    }

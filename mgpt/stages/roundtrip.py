@@ -1,0 +1,54 @@
+"""mgpt roundtrip: tokenised pictures decoded back, beside the originals, with their PSNR.
+
+    mgpt roundtrip input=tokens raw=raw vq=photos_f16 output=roundtrip
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from data_pipeline.roundtrip import RoundtripConfig, roundtrip
+from mgpt.data.atomic import atomic_write
+from mgpt.stages.build import open_tracker, vq_input
+from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.tracking.tracker import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RoundtripConfig):
+    """What `mgpt roundtrip` can be given."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    raw = [cfg.raw] if isinstance(cfg.raw, str) else cfg.raw
+    return {**input_fingerprints(cfg.input, *raw), **vq_input(cfg.vq)}
+
+
+def main(cfg: Config) -> None:
+    folder = StageFolder.open("roundtrip", cfg, inputs(cfg))
+    if folder.is_complete:
+        return
+    with open_tracker(cfg, "roundtrip") as tracker:
+        rows = roundtrip(cfg, tracker)
+        for row in rows:
+            for role in ("original", "decoded"):
+                row[role] = str(Path(row[role]).relative_to(folder.path))
+        atomic_write(folder.path / "roundtrip.json", json.dumps(rows, indent=1).encode())
+        by_resolution = {
+            f"psnr_db/{px}": fmean(
+                row["psnr_db"]
+                for row in rows
+                if row["resolution_px"] == px and row["psnr_db"] is not None
+            )
+            for px in sorted({row["resolution_px"] for row in rows if row["psnr_db"] is not None})
+        }
+        tracker.log(0, by_resolution)
+        tracker.finish({"pictures": len(rows), **by_resolution})
+    folder.finish({"pictures": len(rows), **by_resolution})

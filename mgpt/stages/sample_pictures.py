@@ -1,0 +1,75 @@
+"""Pictures while training: a few fixed prompts, drawn with the weights of the moment.
+
+The trainer hands over the full weights at a step; what comes back are captioned pictures for the
+tracker. Equal steps give equal pictures.
+
+    samples = SamplePictures(SamplesConfig(prompts=("a red cube",), vq="scenes_f8"), shape, vocab)
+    tracker.images(step, "samples", samples.draw(weights))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgpt.infer.engine import Engine
+from mgpt.infer.pipeline import Pipeline
+from mgpt.infer.sampling import SamplingConfig
+from mgpt.models.transformer import Transformer, TransformerConfig
+from mgpt.models.vqgan import load_vqgan
+from mgpt.tasks.registry import SampleView, task
+from mgpt.tokens.chat import Conversation
+from mgpt.tokens.vocab import Vocabulary
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Which pictures are drawn every `pictures_every` steps."""
+
+    prompts: tuple[str, ...] = ("a large red matte sphere", "a small blue shiny cube")
+    """Captions to draw."""
+    size_px: int = 64
+    """Side of the square pictures."""
+    vq: str | None = None
+    """The VQGAN that decodes them: a folder, or the name of a shipped one."""
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(modality="image"))
+
+
+class SamplePictures:
+    """The prompts, ready to be drawn by any weights of one shape."""
+
+    def __init__(self, cfg: SamplesConfig, shape: TransformerConfig, vocabulary: Vocabulary):
+        assert cfg.vq is not None
+        self._cfg, self._shape, self._vocabulary = cfg, shape, vocabulary
+        self._vqgan = load_vqgan(cfg.vq).eval()
+
+    def draw(self, weights: dict[str, Tensor]) -> list[tuple[str, np.ndarray]]:
+        """(prompt, uint8 [H, W, 3]) for every prompt."""
+        with torch.random.fork_rng():
+            model = Transformer(self._shape)
+        model.load_state_dict(weights)
+        pipeline = Pipeline(Engine(model, self._vocabulary), self._vqgan, self._vocabulary)
+        cfg, grids = self._cfg, pipeline.grids(self._cfg.size_px, self._cfg.size_px)
+        answers = pipeline.answer(
+            [self._ask(prompt) for prompt in cfg.prompts],
+            [{} for _ in cfg.prompts],
+            cfg.sampling,
+            list(cfg.prompts),
+            [grids for _ in cfg.prompts],
+        )
+        return [
+            (prompt, answer.images[0])
+            for prompt, answer in zip(cfg.prompts, answers)
+            if answer.images
+        ]
+
+    def _ask(self, prompt: str) -> Conversation:
+        latent_px = self._vqgan.cfg.downsample
+        side = self._cfg.size_px // latent_px
+        view = SampleView({"caption": prompt}, {"image": (side, side)}, latent_px)
+        item = task("text_to_image").build(view, 0)
+        assert isinstance(item, Conversation)
+        return item.ask()
