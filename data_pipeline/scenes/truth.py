@@ -25,7 +25,7 @@ from data_pipeline.scenes.scene import (
     sample_attributes,
     widest_free_slot,
 )
-from mgpt.tasks.scene_words import COLOURS, MATERIALS, SHAPES, SIZES, mannequin_phrase
+from mgpt.tasks.scene_words import COLOURS, MATERIALS, SHAPES, SIZES, article, mannequin_phrase
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SIDE_WORDS = {1: ("",), 2: (" on the left", " on the right")}
@@ -88,7 +88,7 @@ def _object_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
             Question("material", f"Is the {name} matte or shiny?", one.material),
         ]
         if side:
-            pool.append(Question("place", f"What is{side}?", f"a {name}"))
+            pool.append(Question("place", f"What is{side}?", f"{article(name)} {name}"))
     for left, right in pairwise(objects):
         first, second = (left, right) if rng.random() < 0.5 else (right, left)
         where = str(rng.choice(["left", "right"]))
