@@ -183,12 +183,16 @@ def test_the_crop_lies_inside(width: int, height: int, size: tuple[int, int]) ->
     assert Crop(**crop.to_json()) == crop
 
 
-def test_the_offset_is_a_pure_uniform_function_of_seed_and_key() -> None:
-    image = Image.new("L", (40, 20))
-    offsets = [fit(image, (20, 20), f"{n}", seed=0)[1].x for n in range(420)]
-    assert offsets == [fit(image, (20, 20), f"{n}", seed=0)[1].x for n in range(420)]
-    assert offsets != [fit(image, (20, 20), f"{n}", seed=1)[1].x for n in range(420)]
-    counts = np.bincount(offsets, minlength=21)
+@pytest.mark.parametrize(("axis", "size"), [("x", (40, 20)), ("y", (20, 40))])
+def test_the_offset_is_a_pure_uniform_function_of_seed_and_key(
+    axis: str, size: tuple[int, int]
+) -> None:
+    def offsets(seed: int) -> list[int]:
+        crops = (fit(Image.new("L", size), (20, 20), f"{n}", seed)[1] for n in range(420))
+        return [getattr(crop, axis) for crop in crops]
+
+    assert offsets(0) == offsets(0) != offsets(1)
+    counts = np.bincount(offsets(0), minlength=21)
     assert len(counts) == 21 and counts.min() >= 5 and counts.max() <= 40
 
 
