@@ -1,8 +1,8 @@
 """Training runs over real gloo processes, for the tests of backends, resuming and checkpoints.
 
-Imported, it makes a small corpus (`make_corpus`) and starts runs (`start_ranks`, `run_ranks`); run
-as a script, it is one rank, which does the given runs one after another with the real loader,
-model, backends and trainer.
+Imported, it makes a small corpus (`make_corpus`) and does runs (`run_ranks`). Run as a script, it is
+one rank, which does the given runs one after another with the real loader, model, backends and
+trainer.
 
     corpus = make_corpus(folder)
     run_ranks([Run(corpus, folder / "a", backend="fsdp2", steps=4)], size=2)
@@ -11,6 +11,8 @@ model, backends and trainer.
 import dataclasses
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,16 +53,15 @@ class Run:
     seed: int = 0
     init_from: str = ""
     """A step folder to take weights from."""
-    save_init: bool = False
-    """Publish a checkpoint of the untrained weights as step 0 of folder/fresh."""
+    continue_from: str = ""
+    """A step folder that is copied into `folder` before the start, as if it had been made there."""
     poison: tuple[int, ...] = ()
     """Steps in which the last rank's loss is not a number."""
     max_skipped: int = 8
     die_in_save: int = 0
     """Step in whose save rank 0 kills itself, after the state is written."""
     signal_at: int = 0
-    """Step before which rank 0 sends itself SIGTERM."""
-    step_pause_s: float = 0.0
+    """Step during which rank 0 sends itself SIGTERM."""
 
 
 def make_corpus(folder: Path) -> str:
@@ -94,13 +95,33 @@ def make_corpus(folder: Path) -> str:
     return str(folder)
 
 
-def start_ranks(runs: list[Run], size: int) -> list[subprocess.Popen]:
-    """Starts the ranks and returns; each writes its output to its standard error."""
+def run_ranks(runs: list[Run], size: int = 1) -> None:
+    """Does the runs on `size` processes, in this one where that is enough.
+
+    Fails with the ranks' output where one of them fails.
+    """
+    if size == 1 and not any(run.die_in_save for run in runs):
+        from mgpt.parallel.dist import World
+
+        for run in runs:
+            train(run, World())
+        return
+    specs = json.dumps([dataclasses.asdict(run) for run in runs])
+    codes, logs = start_ranks([__file__, specs], size)
+    assert codes == [0] * size, f"exit codes {codes}\n" + "\n".join(logs)
+
+
+def start_ranks(
+    arguments: list[str], size: int, timeout_s: float = 100.0
+) -> tuple[list[int], list[str]]:
+    """Runs `python *arguments` on `size` ranks; returns their exit codes and what they wrote.
+
+    Ranks that are late are killed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    specs = json.dumps([dataclasses.asdict(run) for run in runs])
-    processes = []
+    processes, logs = [], []
     for rank in range(size):
         environment = {
             **os.environ,
@@ -111,38 +132,22 @@ def start_ranks(runs: list[Run], size: int) -> list[subprocess.Popen]:
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
         }
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - read in finish_ranks
-        process = subprocess.Popen(
-            [sys.executable, __file__, specs], env=environment, stdout=log, stderr=log
-        )
-        process.log = log  # type: ignore[attr-defined]
-        processes.append(process)
-    return processes
-
-
-def finish_ranks(processes: list[subprocess.Popen], timeout_s: float = 60.0) -> list[str]:
-    """Waits for all ranks; returns what each wrote. Ranks that are late are killed."""
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        command = [sys.executable, *arguments]
+        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        logs.append(log)
     deadline = time.monotonic() + timeout_s
-    for process in processes:
+    texts = []
+    for process, log in zip(processes, logs, strict=True):
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    logs = []
-    for process in processes:
-        process.log.seek(0)  # type: ignore[attr-defined]
-        logs.append(process.log.read().decode(errors="replace"))  # type: ignore[attr-defined]
-        process.log.close()  # type: ignore[attr-defined]
-    return logs
-
-
-def run_ranks(runs: list[Run], size: int = 1) -> None:
-    """Does the runs on `size` processes; fails with their output where one of them fails."""
-    processes = start_ranks(runs, size)
-    logs = finish_ranks(processes)
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * size, f"exit codes {codes}\n" + "\n".join(logs)
+        log.seek(0)
+        texts.append(log.read().decode(errors="replace"))
+        log.close()
+    return [process.returncode for process in processes], texts
 
 
 def metrics_of(folder: str | Path) -> list[dict[str, Any]]:
@@ -155,7 +160,8 @@ def metrics_of(folder: str | Path) -> list[dict[str, Any]]:
     ]
 
 
-def _train(run: Run, world: Any) -> None:
+def train(run: Run, world: Any) -> None:
+    """One run on this rank; rank 0 leaves `outcome.json` in its folder."""
     from mgpt.data.loader import RowLoader, held_out_rows
     from mgpt.data.source import DataConfig, SourceConfig
     from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
@@ -209,9 +215,10 @@ def _train(run: Run, world: Any) -> None:
     backend = build_backend(
         parallel, lambda: Transformer(model), optim, world, cfg.z_loss, run.seed, sharding_plan
     )
-    if run.save_init:
-        fresh = CheckpointStore(Path(run.folder) / "fresh", world)
-        fresh.save(0, backend, {}, {}, "", vocab)
+    if run.continue_from and world.is_main:
+        source = Path(run.continue_from)
+        shutil.copytree(source, Path(run.folder) / source.name)
+    world.barrier()
     store = CheckpointStore(Path(run.folder), world, cfg.keep)
     _misbehave(run, backend, store, world)
     init_from = None
@@ -244,8 +251,6 @@ def _train(run: Run, world: Any) -> None:
 
 def _misbehave(run: Run, backend: Any, store: Any, world: Any) -> None:
     """Puts the faults that a run asks for around the real methods."""
-    import signal
-
     forward_backward, step, save = backend.forward_backward, backend.step, backend.save
     done = 0
 
@@ -258,7 +263,6 @@ def _misbehave(run: Run, backend: Any, store: Any, world: Any) -> None:
         done += 1
         if done == run.signal_at and world.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(run.step_pause_s)
         return step(lr, max_norm)
 
     def deadly(folder: Path) -> None:
@@ -274,7 +278,7 @@ def main() -> None:
 
     world = init_distributed(timeout_s=40.0)
     for spec in json.loads(sys.argv[1]):
-        _train(Run(**{**spec, "poison": tuple(spec["poison"])}), world)
+        train(Run(**{**spec, "poison": tuple(spec["poison"])}), world)
     world.shutdown()
 
 

@@ -1,0 +1,138 @@
+"""Building backends, their settings, and weights given by name."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mgpt.errors import CheckpointError, ConfigError
+from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.parallel.backend import (
+    BACKENDS,
+    Backend,
+    MicroBatch,
+    ParallelConfig,
+    build_backend,
+    check_weights,
+)
+from mgpt.parallel.dist import World
+from mgpt.train.optim import OptimConfig
+
+SIZE = TransformerConfig(
+    hidden=32, ffn=48, layers=2, heads=2, kv_heads=1, head_dim=16, vocab_size=50
+)
+
+
+def build(name: str = "single", seed: int = 0, **settings: object) -> Backend:
+    cfg = ParallelConfig(name=name, **settings)
+    world = World()
+    return build_backend(
+        cfg, lambda: Transformer(SIZE), OptimConfig(), world, 0, seed, sharding_plan
+    )
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    yield build(request.param)
+    World().shutdown()
+
+
+def batch(seed: int = 0) -> MicroBatch:
+    ids_BT = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(seed))
+    positions_BT = torch.arange(12).repeat(2, 1)
+    return MicroBatch(ids_BT, ids_BT.roll(-1, 1), positions_BT)
+
+
+def test_every_backend_runs_in_one_process(backend: Backend) -> None:
+    before = backend.evaluate(batch())
+    for _ in range(3):
+        sums = backend.forward_backward(batch(), 1 / 24, last=True)
+        norm, finite = backend.step(lr=1e-2, max_norm=1.0)
+        assert finite and norm > 0
+        assert sums.token_nll_BT.shape == (2, 12) and not sums.nll_sum.requires_grad
+    after = backend.evaluate(batch())
+    assert float(after.nll_sum) < float(before.nll_sum) - 1
+    assert float(after.token_nll_BT.sum()) == pytest.approx(float(after.nll_sum), rel=1e-6)
+
+
+def test_weights_can_be_given(backend: Backend) -> None:
+    other = build(seed=1)
+    assert backend.weights_checksum() != other.weights_checksum()
+    backend.evaluate(batch())  # what it gathered must not survive the new weights
+    backend.load_weights(other.full_weights().items())
+    assert backend.weights_checksum() == other.weights_checksum()
+    assert backend.num_parameters == other.num_parameters == Transformer(SIZE).num_parameters
+    for name, weight in backend.full_weights().items():
+        assert torch.equal(weight, other.full_weights()[name]), name
+    got, want = (b.evaluate(batch()).nll_sum for b in (backend, other))
+    assert float(got) == pytest.approx(float(want), abs=1e-5)
+
+
+def test_unfit_weights_are_all_named() -> None:
+    shapes = {"a": torch.Size([2]), "b": torch.Size([3]), "c": torch.Size([4])}
+    given: list[tuple[str, Tensor]] = [
+        ("a", torch.zeros(2)),
+        ("b", torch.zeros(5)),
+        ("d", torch.zeros(1)),
+    ]
+    passed = []
+    with pytest.raises(CheckpointError) as error:
+        passed.extend(check_weights(given, shapes))
+    message = str(error.value)
+    assert "b is [5], the model has [3]" in message
+    assert "c is missing" in message and "d is not in this model" in message
+    assert "a " not in message
+
+
+def test_a_checksum_sees_one_bit() -> None:
+    backend = build()
+    before = backend.weights_checksum()
+    weights = backend.full_weights()
+    weights["lm_head.weight"][3, 5] = torch.nextafter(
+        weights["lm_head.weight"][3, 5], torch.tensor(1.0)
+    )
+    backend.load_weights(weights.items())
+    assert backend.weights_checksum() != before
+
+
+def test_bfloat16_keeps_float32_weights(backend: Backend) -> None:
+    low = build(type_name(backend), dtype="bfloat16", recompute="full")
+    for one in (backend, low):
+        one.forward_backward(batch(), 1 / 24, last=True)
+        one.step(lr=1e-4, max_norm=0.0)
+    want, got = backend.full_weights(), low.full_weights()
+    moved = max(float((want[name] - got[name]).abs().max()) for name in want)
+    # Adam's first update has the size of the rate, with a sign that bf16 may turn over; weights
+    # that were themselves bf16 would be off by 0.4 % of their size, 1 for the norms'.
+    assert moved <= 2.1e-4
+    assert all(weight.dtype == torch.float32 for weight in got.values())
+
+
+def type_name(backend: Backend) -> str:
+    return next(name for name, path in BACKENDS.items() if path.endswith(type(backend).__name__))
+
+
+def test_single_refuses_several_processes() -> None:
+    with pytest.raises(ConfigError, match="started in 2"):
+        cfg, several = ParallelConfig(), World(size=2)
+        build_backend(cfg, lambda: Transformer(SIZE), OptimConfig(), several, 0, 0, sharding_plan)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"micro_rows": 0}, "micro_rows=0"),
+        ({"name": "fsdp2", "procs": 0}, "procs=0"),
+        ({"name": "single", "procs": 2}, "take fsdp2 or zero3"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ParallelConfig(**settings)
+
+
+def test_unknown_backend() -> None:
+    make: Callable[[], nn.Module] = lambda: Transformer(SIZE)  # noqa: E731
+    with pytest.raises(ConfigError, match="ddp: unknown; it is one of single, fsdp2, zero3"):
+        build_backend(ParallelConfig(name="ddp"), make, OptimConfig(), World(), 0, 0, sharding_plan)
