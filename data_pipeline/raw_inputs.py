@@ -25,11 +25,13 @@ def find_raw_shards(source: str | Sequence[str]) -> dict[str, Path]:
     """Raw shards by name, sorted: of a folder (with its subfolders), a glob, a tar, or a list.
 
     Raises:
-        DataError: nothing found, or two shards of one name.
+        DataError: nothing found, something that is no file, or two shards of one name.
     """
     found: dict[str, Path] = {}
     for one in [source] if isinstance(source, str) else source:
         for name, path in _expand(one):
+            if not path.is_file():
+                raise DataError(f"{path}: no file (a link to nowhere?); remove or restore it")
             if found.setdefault(name, path) != path:
                 raise DataError(
                     f"{found[name]} and {path} would both be shard {name!r} of the output; rename "
