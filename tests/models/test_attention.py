@@ -1,0 +1,103 @@
+"""Borders read from positions, both ways of attending inside them, and the rotary embedding."""
+
+import pytest
+import torch
+
+from mgpt.models.attention import (
+    Documents,
+    HeadNorm,
+    _attend_plain,
+    _block_mask,
+    attend_causal,
+    rotary_angles,
+    rotate,
+)
+
+POSITIONS_BT = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 1]])
+
+
+def _qkv(heads: int, kv_heads: int, shape_BT: tuple[int, int], dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(*shape_BT, count, 16, dtype=dtype, generator=generator)
+        for count in (heads, kv_heads, kv_heads)
+    )
+
+
+def test_documents_are_grouped_by_length_and_put_back():
+    documents = Documents.from_positions(POSITIONS_BT)
+    assert documents.runs == ((1, 1), (2, 2), (1, 3), (1, 4))
+    assert documents.gather(POSITIONS_BT).tolist() == [[0, 0, 1, 0, 1, 0, 1, 2, 0, 1, 2, 3]]
+    marks_BT = torch.arange(12).view(2, 6)
+    assert torch.equal(documents.scatter(documents.gather(marks_BT), (2, 6)), marks_BT)
+
+
+def test_documents_without_a_needed_token_are_left_out():
+    needed_BT = torch.zeros(2, 6, dtype=torch.bool)
+    needed_BT[0, 4] = needed_BT[1, 0] = True
+    documents = Documents.from_positions(POSITIONS_BT, needed_BT)
+    assert documents.runs == ((1, 2), (1, 4))
+    ones = torch.ones(1, 6, 3)
+    assert documents.scatter(ones, (2, 6))[..., 0].tolist() == [
+        [0, 0, 0, 1, 1, 0],
+        [1] * 4 + [0] * 2,
+    ]
+    nothing = Documents.from_positions(POSITIONS_BT, torch.zeros(2, 6, dtype=torch.bool))
+    assert nothing.runs == ((1, 3),)
+
+
+def test_a_row_that_does_not_start_a_document_is_refused():
+    with pytest.raises(AssertionError, match="position 0"):
+        Documents.from_positions(torch.tensor([[0, 1], [2, 3]]))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_grouped_and_masked_attention_agree(kv_heads: int):
+    # The masked form is what a GPU runs; here FlexAttention runs it uncompiled.
+    q, k, v = _qkv(4, kv_heads, (2, 6), torch.float32)
+    masked = Documents(order_N=None, block_mask=_block_mask(POSITIONS_BT))
+    grouped = Documents.from_positions(POSITIONS_BT)
+    gathered = (t.flatten(0, 1)[grouped.order_N][None] for t in (q, k, v))
+    expected = grouped.scatter(grouped.attend(*gathered), (2, 6))
+    torch.testing.assert_close(masked.attend(q, k, v), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_plain_products_equal_the_fused_kernel(kv_heads: int):
+    q, k, v = _qkv(4, kv_heads, (3, 10), torch.float32)
+    torch.testing.assert_close(_attend_plain(q, k, v), attend_causal(q, k, v))
+    low = (t.bfloat16() for t in (q, k, v))
+    torch.testing.assert_close(
+        attend_causal(*low).float(), attend_causal(q, k, v), rtol=0.05, atol=0.05
+    )
+
+
+def test_rotation_turns_pairs_half_a_head_apart():
+    x_BTHK = torch.zeros(1, 3, 1, 4, dtype=torch.float64)
+    x_BTHK[..., 1] = 1.0  # pairs with dimension 3; frequency 10000^(-2/4)
+    rotary = rotary_angles(torch.tensor([[0, 1, 7]]), 4, 10_000.0, torch.float64)
+    turned = rotate(x_BTHK, rotary)[0, :, 0]
+    angle_T = torch.tensor([0.0, 0.01, 0.07], dtype=torch.float64)
+    torch.testing.assert_close(turned[:, 1], angle_T.cos(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(turned[:, 3], angle_T.sin(), rtol=1e-6, atol=1e-8)
+    assert not turned[:, [0, 2]].any()
+
+
+def test_rotation_has_the_gradient_of_its_formula():
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64, requires_grad=True)
+    rotary = rotary_angles(torch.arange(10).view(2, 5), 8, 10_000.0, torch.float64)
+    assert torch.autograd.gradcheck(lambda t: rotate(t, rotary), (x,))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_head_norm_gives_each_group_its_own_weight_and_bias(groups: int):
+    norm = HeadNorm(groups, 8, 1e-5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1.0, groups + 1)[:, None].expand(groups, 8))
+        norm.bias.copy_(10 * torch.arange(groups)[:, None].expand(groups, 8))
+    out_BTHK = norm(torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0)))
+    group_H = torch.arange(4) // (4 // groups)
+    torch.testing.assert_close(out_BTHK.mean(-1), (10.0 * group_H).expand(2, 3, 4))
+    spread = out_BTHK.std(-1, unbiased=False)
+    torch.testing.assert_close(spread, (1.0 + group_H).expand(2, 3, 4), rtol=1e-3, atol=0)
