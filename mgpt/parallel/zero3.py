@@ -73,6 +73,7 @@ class Zero3Backend:
         self._shapes = {name: p.shape for name, p in module.named_weights()}
         self.num_parameters = sum(shape.numel() for shape in self._shapes.values())
         optimizer = optim_cfg.build(module.named_weights())
+        full_precision = [(name, p.detach()) for name, p in module.named_weights()]
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -82,6 +83,9 @@ class Zero3Backend:
         self._named = module.named_weights()
         self._adam: torch.optim.AdamW = self._engine.optimizer.optimizer
         prepare_adam(self._adam, self._engine.optimizer.fp32_partitioned_groups_flat)
+        if cfg.dtype != "float32":
+            # DeepSpeed makes the float32 masters from weights that it has cast before.
+            self.load_weights(full_precision)
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
         self._engine.train()
@@ -214,7 +218,7 @@ def _import_deepspeed(device: torch.device) -> ModuleType:
     """DeepSpeed, quiet, on this device, without compiling anything."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")  # a launcher sets it; DeepSpeed insists on it
     try:
         import deepspeed
     except ImportError as error:

@@ -1,8 +1,7 @@
 """Training runs over real gloo processes, for the tests of backends, resuming and checkpoints.
 
-Imported, it makes a small corpus (`make_corpus`) and does runs (`run_ranks`). Run as a script, it is
-one rank, which does the given runs one after another with the real loader, model, backends and
-trainer.
+Imported, it makes a small corpus (`make_corpus`) and does runs (`run_ranks`). As a script it is one
+rank, which does the given runs one after another with the real loader, model, backends and trainer.
 
     corpus = make_corpus(folder)
     run_ranks([Run(corpus, folder / "a", backend="fsdp2", steps=4)], size=2)

@@ -1,6 +1,6 @@
 """Building backends, their settings, and weights given by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -32,10 +32,17 @@ def build(name: str = "single", seed: int = 0, **settings: object) -> Backend:
     )
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    yield build(request.param)
+@pytest.fixture(scope="module")
+def group() -> Iterator[None]:
+    """One process group for the file: DeepSpeed keeps the first one it meets."""
+    World().require_process_group()
+    yield
     World().shutdown()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, group: None) -> Backend:
+    return build(request.param)
 
 
 def batch(seed: int = 0) -> MicroBatch:
