@@ -25,8 +25,9 @@ from data_pipeline.scenes.pictures import (
     segmentation_picture,
     skeleton_picture,
 )
-from data_pipeline.scenes.render import Array, Frame, project, render
+from data_pipeline.scenes.render import Frame, project, render
 from data_pipeline.scenes.scene import KINDS, Kind, Scene, Split, draws, sample_scene
+from data_pipeline.scenes.solids import Array
 
 OBJECT_TASKS = (
     "text_dialog",

@@ -11,7 +11,8 @@ Example:
 
 import numpy as np
 
-from data_pipeline.scenes.render import Array, Frame
+from data_pipeline.scenes.render import Frame, pixel_mean
+from data_pipeline.scenes.solids import Array
 from mgpt.tasks.scene_words import (
     BOX_COLOUR,
     DEPTH_FAR,
@@ -22,24 +23,23 @@ from mgpt.tasks.scene_words import (
 )
 
 
-def _box_filter(values_3RC: Array, supersample: int) -> Array:
-    """Mean over the subpixels of each pixel of values in 0..1, as uint8 [H, W, 3]."""
-    _, rows, columns = values_3RC.shape
-    height, width = rows // supersample, columns // supersample
-    mean_3HW = values_3RC.reshape(3, height, supersample, width, supersample).mean((2, 4))
-    return np.ascontiguousarray((mean_3HW * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
+def _as_picture(values_XRC: Array, supersample: int) -> Array:
+    """Values [X, R, C] in 0..1 as uint8 [H, W, X]."""
+    levels_XHW = (pixel_mean(values_XRC, supersample) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(levels_XHW.transpose(1, 2, 0))
 
 
 def depth_picture(frame: Frame) -> Array:
     """Grey by inverse camera-axis depth, `scene_words.depth_level`: near white, sky black."""
     far = 1 / DEPTH_FAR
     level_RC = np.clip((1 / frame.depth_RC - far) / (1 / DEPTH_NEAR - far), 0, 1)
-    return _box_filter(np.broadcast_to(level_RC, (3, *level_RC.shape)), frame.supersample)
+    grey = _as_picture(level_RC[None], frame.supersample)
+    return np.repeat(grey, 3, axis=-1)
 
 
 def normals_picture(frame: Frame) -> Array:
     """(n + 1) / 2 of the camera-axes normal (right, up, towards the camera); sky mid-grey."""
-    return _box_filter(frame.normal_3RC * 0.5 + 0.5, frame.supersample)
+    return _as_picture(frame.normal_3RC * 0.5 + 0.5, frame.supersample)
 
 
 def segmentation_picture(frame: Frame) -> Array:

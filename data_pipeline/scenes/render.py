@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.scenes.scene import Camera, Light
-from data_pipeline.scenes.solids import Array, Point, Solid, Triple
+from data_pipeline.scenes.solids import Array, Point, Solid
 from mgpt.tasks.scene_words import Rgb
 
 # As indices they point behind the last part, to where lists of per-part values end with these two.
@@ -165,7 +165,7 @@ def render(
     direction_3RC, cos_RC = lens.rays()
     hits = _cast(parts, lens, direction_3RC)
     linear_3RC = _shade(parts, light, lens.position, direction_3RC, hits, supersample)
-    linear_3HW = linear_3RC.reshape(3, height, supersample, width, supersample).mean((2, 4))
+    linear_3HW = pixel_mean(linear_3RC, supersample)
     srgb_3HW = np.where(
         linear_3HW < 0.0031308,
         12.92 * linear_3HW,
@@ -182,6 +182,16 @@ def render(
         parts=tuple(parts),
         supersample=supersample,
     )
+
+
+def pixel_mean(values_XRC: Array, supersample: int) -> Array:
+    """[X, H, W]: mean over the subpixels of each pixel."""
+    total = sum(
+        values_XRC[:, row::supersample, column::supersample]
+        for row in range(supersample)
+        for column in range(supersample)
+    )
+    return np.asarray(total) / supersample**2
 
 
 class _Hits(NamedTuple):
@@ -218,24 +228,23 @@ def _cast(parts: list[Part], lens: _Lens, direction: Array) -> _Hits:
     return _Hits(distance_RC, part_RC, normal_3RC)
 
 
+def _towards(light: Light) -> Point:
+    """Unit vector towards the middle of the light."""
+    azimuth, elevation = math.radians(light.azimuth_deg), math.radians(light.elevation_deg)
+    level = math.cos(elevation)
+    return -math.sin(azimuth) * level, -math.cos(azimuth) * level, math.sin(elevation)
+
+
 def _light_directions(light: Light, num: int) -> Array:
     """[num, 3] unit vectors towards the light, spread evenly over its disc (a sunflower)."""
-    azimuth, elevation = math.radians(light.azimuth_deg), math.radians(light.elevation_deg)
-    towards = np.array(
-        [
-            -math.sin(azimuth) * math.cos(elevation),
-            -math.cos(azimuth) * math.cos(elevation),
-            math.sin(elevation),
-        ]
-    )
-    side = np.cross(towards, [0, 0, 1])
-    side /= np.linalg.norm(side)
-    over = np.cross(side, towards)
+    x, y, z = _towards(light)
+    level = math.hypot(x, y)
+    side, over = (y / level, -x / level, 0.0), (-x * z / level, -y * z / level, level)
     place = np.arange(num) + 0.5
     reach = math.tan(math.radians(light.radius_deg)) * np.sqrt(place / num)
     angle = place * math.pi * (3 - math.sqrt(5))
     offsets = np.outer(reach * np.cos(angle), side) + np.outer(reach * np.sin(angle), over)
-    directions = towards + offsets
+    directions = np.array([x, y, z]) + offsets
     return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -255,7 +264,7 @@ def _sunlit(
     """
     tries = max(1, _SHADOW_SAMPLES // num_groups) if light.radius_deg > 0 else 1
     directions = _light_directions(light, tries * num_groups if light.radius_deg > 0 else 1)
-    middle = directions.mean(0)
+    middle = _towards(light)
     spread = math.tan(math.radians(light.radius_deg))
     is_blocked = np.zeros((tries, len(part_N)), bool)
     for index, part in enumerate(parts):
@@ -292,34 +301,32 @@ def _shade(
     supersample: int,
 ) -> Array:
     """[3, R, C] linear colour."""
-    distance_RC, part_RC, normal_3RC = hits
-    rows, columns = part_RC.shape
-    colour_3RC = _sky(direction_3RC[2])
-    met = part_RC != SKY
-    part_N, t_N = part_RC[met], distance_RC[met]
-    normal_3N, direction_3N = normal_3RC[:, met], direction_3RC[:, met]
+    rows, columns = hits.part_RC.shape
+    part_N = hits.part_RC.ravel()
+    is_sky, is_ground = part_N == SKY, part_N == GROUND
+    t_N = np.where(is_sky, np.float32(0), hits.distance_RC.ravel())
+    normal_3N, direction_3N = hits.normal_3RC.reshape(3, -1), direction_3RC.reshape(3, -1)
     point_3N = np.array(position, np.float32)[:, None] + t_N * direction_3N
-    towards = _light_directions(light, 1)[0]
-    facing_N = np.tensordot(towards, normal_3N, 1)
+    towards = np.array(_towards(light), np.float32)
+    facing_N = towards @ normal_3N
     subpixel = np.arange(rows)[:, None] % supersample * supersample
-    group_N = (subpixel + np.arange(columns) % supersample)[met]
+    group_N = (subpixel + np.arange(columns) % supersample).ravel()
     sunlit_N = _sunlit(
         parts, light, point_3N + 2e-3 * normal_3N, part_N, facing_N, group_N, supersample**2
     )
     sun_N = _SUN * np.maximum(facing_N, 0) * sunlit_N
     # Light from all sides is weaker from below, and is kept off the ground beside a foot.
     ambient_N = _AMBIENT * (0.75 + 0.25 * normal_3N[2])
-    is_ground = part_N == GROUND
-    ambient_N[is_ground] *= _open_sky(parts, point_3N[0, is_ground], point_3N[1, is_ground])
-    albedo_3P = np.array([_linear(part.rgb) for part in parts] + [(0, 0, 0), _GROUND_ALBEDO])
-    lit_3N = np.take(albedo_3P.T.astype(np.float32), part_N, axis=1) * (sun_N + ambient_N)
+    ambient_N *= np.where(is_ground, _open_sky(parts, point_3N[0], point_3N[1]), 1)
+    albedo_P3 = np.array([_linear(part.rgb) for part in parts] + [(0, 0, 0), _GROUND_ALBEDO])
+    lit_3N = albedo_P3.T.astype(np.float32)[:, part_N] * (sun_N + ambient_N)
     # The ground melts into the horizon, as in a photographer's cove.
-    haze_N = np.clip((t_N[is_ground] - 8) / 14, 0, 1)
-    horizon = np.array(_HORIZON, np.float32)[:, None]
-    lit_3N[:, is_ground] += haze_N * (horizon - lit_3N[:, is_ground])
+    haze_N = np.where(is_ground, np.clip((t_N - 8) / 14, 0, 1), 0)
+    lit_3N += haze_N * (np.array(_HORIZON, np.float32)[:, None] - lit_3N)
+    lit_3N[:, is_sky] = _sky(direction_3N[2, is_sky])
     for index, part in enumerate(parts):
         if part.is_shiny:
-            mine = part_N == index
+            mine = np.flatnonzero(part_N == index)
             lit_3N[:, mine] = _gloss(
                 part,
                 lit_3N[:, mine],
@@ -329,8 +336,7 @@ def _shade(
                 towards,
                 sunlit_N[mine],
             )
-    colour_3RC[:, met] = lit_3N
-    return colour_3RC
+    return lit_3N.reshape(3, rows, columns)
 
 
 def _linear(rgb: Rgb) -> tuple[float, float, float]:
@@ -357,7 +363,7 @@ def _gloss(
     lit_3M: Array,
     point_3M: Array,
     normal_3M: Array,
-    view_3M: Triple | Array,
+    view_3M: Array,
     towards: Array,
     sunlit_M: Array,
 ) -> Array:
@@ -368,7 +374,7 @@ def _gloss(
     bent_3M /= np.sqrt((bent_3M**2).sum(0))
     cosine_M = -(view_3M * bent_3M).sum(0)
     mirrored_3M = view_3M + 2 * cosine_M * bent_3M
-    highlight_M = np.maximum(np.tensordot(towards, mirrored_3M, 1), 0) ** 12
+    highlight_M = np.maximum(towards @ mirrored_3M, 0) ** 12
     fresnel_M = 0.03 + 0.5 * (1 - np.clip(cosine_M, 0, 1)) ** 5
     sky_3M = _sky(mirrored_3M[2])
     mixed_3M = lit_3M + fresnel_M * (sky_3M - lit_3M)

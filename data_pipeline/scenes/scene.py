@@ -15,6 +15,8 @@ Example:
 
 import zlib
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
@@ -165,18 +167,24 @@ def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
     return Scene(kind, camera, light, objects=(turntable,), ball=ball)
 
 
+@lru_cache(maxsize=2)
+def _combinations(split: Split) -> tuple[scene_words.WordedObject, ...]:
+    every = product(
+        scene_words.SHAPES, scene_words.COLOURS, scene_words.SIZES, scene_words.MATERIALS
+    )
+    return tuple(
+        words for words in map(scene_words.WordedObject._make, every) if in_split(words, split)
+    )
+
+
 def sample_attributes(
     rng: np.random.Generator, split: Split, taken_colours: tuple[str, ...], size: str | None = None
 ) -> SceneObject:
     """An object of the split at the origin, of a colour that is not taken."""
     choices = [
         words
-        for shape in scene_words.SHAPES
-        for colour in scene_words.COLOURS
-        for a_size in ([size] if size else scene_words.SIZES)
-        for material in scene_words.MATERIALS
-        if colour not in taken_colours
-        and in_split(words := scene_words.WordedObject(shape, colour, a_size, material), split)
+        for words in _combinations(split)
+        if words.colour not in taken_colours and size in (None, words.size)
     ]
     words = choices[rng.integers(len(choices))]
     turn = rng.uniform(14, 30) * rng.choice([-1, 1])
