@@ -99,6 +99,11 @@ class Claims:
             return None
         except FileNotFoundError:  # the job ended and its folder went
             return None
+        except OSError as error:
+            raise MachineError(
+                f"{path}: cannot be written ({error.strerror}); the output folder needs a file "
+                "system with free space and hard links"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         self._held[path] = None
@@ -135,8 +140,10 @@ class Claims:
             silent_s = self._now_of_folder() - path.stat().st_mtime
         except FileNotFoundError:
             return True
+        except ValueError:  # damaged: who holds it is unknown, and only silence frees it
+            return self._now_of_folder() - path.stat().st_mtime > self._lease_s
         here = _this_process()
-        same_machine = all(holder[name] == here[name] for name in ("host", "boot", "pids"))
+        same_machine = all(holder.get(name) == here[name] for name in ("host", "boot", "pids"))
         if same_machine and _started(holder["pid"]) != holder["started"]:
             return True
         return silent_s > self._lease_s

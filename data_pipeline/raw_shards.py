@@ -39,6 +39,7 @@ from mgpt.data.atomic import disk_errors, publish, remove_leftovers, temporary_p
 from mgpt.data.shards import canonical_json
 from mgpt.errors import DataError
 
+MAX_SAMPLE_BYTES = 2 * MAX_MEMBER_BYTES
 MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes
 
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -58,6 +59,7 @@ REASONS = {
     "name_not_utf8": "a member name that is not UTF-8",
     "name_too_long": f"a key above {MAX_KEY_BYTES} bytes",
     "not_a_file": "a link or device where a file should be",
+    "sample_too_large": f"members of more than {MAX_SAMPLE_BYTES} bytes in all",
     "text_not_utf8": "a text that is not UTF-8",
     "unsafe_name": "an absolute name, one with '..', or one without a key",
 }
@@ -99,11 +101,7 @@ class MemberName(NamedTuple):
 
 
 def split_name(name: str) -> MemberName:
-    """Key, field and extension of a member; only a known field or extension ends the key.
-
-    >>> split_name("a.b.jpg"), split_name("a.b.json"), split_name("a.b.pkl")  # doctest: +SKIP
-    (('a.b', 'image', 'jpg'), ('a.b', 'json', 'json'), ('a.b', '', 'pkl'))
-    """
+    """Key, field and extension of a member; only a known field or extension ends the key."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, _, extension = file.rpartition(".")
     extension = extension.lower() if stem else ""
@@ -129,14 +127,25 @@ class _Group:
     key: str
     pictures: dict[str, Picture] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
+    suffixes: set[str] = field(default_factory=set)
+    num_bytes: int = 0
     problem: Rejected | None = None
-
-    @property
-    def suffixes(self) -> frozenset[str]:
-        return frozenset(self.pictures) | frozenset(self.texts)
 
     def refuse(self, reason: str, detail: str = "") -> None:
         self.problem = self.problem or Rejected(self.key, reason, detail)
+        self.pictures.clear()
+        self.texts.clear()
+
+    def keep(self, name: MemberName, data: bytes) -> None:
+        """Take a member's content, unless the sample is refused already."""
+        self.suffixes.add(name.field)
+        self.num_bytes += len(data)
+        if self.num_bytes > MAX_SAMPLE_BYTES:
+            self.refuse("sample_too_large")
+        elif self.problem is None and name.extension in TEXT_EXTENSIONS:
+            self.texts[name.field] = data
+        elif self.problem is None:
+            self.pictures[name.field] = Picture(data, name.extension)
 
 
 class RawShardReader:
@@ -161,7 +170,7 @@ class RawShardReader:
         self._stream = stream
         self._tar = TarStream(stream)
         self._seen: set[str] = set()
-        self._last_suffixes: frozenset[str] = frozenset()
+        self._last_suffixes: set[str] = set()
 
     @classmethod
     def open(cls, path: str | Path) -> "RawShardReader":
@@ -234,15 +243,14 @@ class RawShardReader:
         elif not member.is_file:
             group.refuse("not_a_file", member.name)
         elif not name.field:
-            self.ignored[name.extension] = self.ignored.get(name.extension, 0) + 1
+            kind = name.extension[:16]
+            self.ignored[kind] = self.ignored.get(kind, 0) + 1
         elif member.data is None:
             group.refuse("member_too_large", f"{member.name}: {member.num_bytes} bytes")
         elif name.field in group.suffixes:
             group.refuse("duplicate_member", member.name)
-        elif name.extension in TEXT_EXTENSIONS:
-            group.texts[name.field] = member.data
         else:
-            group.pictures[name.field] = Picture(member.data, name.extension)
+            group.keep(name, member.data)
 
     def _finish(self, group: _Group) -> RawSample | Rejected:
         self.inputs += 1

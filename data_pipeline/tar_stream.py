@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK_BYTES = 512
 CHUNK_BYTES = 1 << 20
-MAX_MEMBER_BYTES = 256 << 20
+MAX_MEMBER_BYTES = 64 << 20
 MAX_HEADER_BYTES = 1 << 16  # a pax record or long name; a real one holds a path
 
 _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)

@@ -87,3 +87,11 @@ def test_overtaken_holder_does_not_release_its_successor(tmp_path):
         assert quick.take("u") is not None
         claim.release()
         assert third.take("u") is None
+
+
+def test_damaged_claim_is_freed_by_silence_only(tmp_path):
+    with Claims(tmp_path) as claims:
+        (tmp_path / "u.3").write_text("{")
+        assert claims.take("u") is None
+        age(tmp_path / "u.3", 100)
+        assert claims.take("u").number == 4

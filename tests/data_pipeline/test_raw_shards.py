@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_pipeline import tar_stream
+from data_pipeline import raw_shards, tar_stream
 from data_pipeline.raw_shards import (
     Picture,
     RawSample,
@@ -178,6 +178,13 @@ def test_a_member_above_the_limit_is_passed_over(tmp_path, write_tar, monkeypatc
     monkeypatch.setattr(tar_stream, "MAX_MEMBER_BYTES", 1000)
     write_tar(tmp_path / "a.tar", {"1.jpg": b"x" * 1001, "2.jpg": b"y"})
     assert outcomes(tmp_path / "a.tar") == {"1": "member_too_large", "2": "written"}
+
+
+def test_a_sample_above_the_limit_is_refused(tmp_path, write_tar, monkeypatch):
+    monkeypatch.setattr(raw_shards, "MAX_SAMPLE_BYTES", 1000)
+    members = {f"1.view_{n:02d}.jpg": b"x" * 400 for n in range(3)}
+    write_tar(tmp_path / "a.tar", {**members, "2.jpg": b"y"})
+    assert outcomes(tmp_path / "a.tar") == {"1": "sample_too_large", "2": "written"}
 
 
 def test_every_cut_is_reported_and_whole_samples_survive(tmp_path, write_tar):
