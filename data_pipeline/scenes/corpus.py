@@ -7,7 +7,7 @@ Example:
     >>> cfg = CorpusConfig(num_scenes=100, split="train", seed=0, area_px=64)
     >>> sample = make_sample(cfg, index=3)
     >>> sample.json["caption"], sample.images["image"].shape
-    ('a large pink shiny cone left of a small blue matte cone', (64, 64, 3))
+    ('a large yellow shiny sphere left of a small orange matte cone', (64, 64, 3))
 """
 
 from collections.abc import Iterator

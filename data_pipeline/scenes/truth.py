@@ -6,7 +6,7 @@ that the caller passes in.
 
 Example:
     >>> caption(sample_scene(seed=7, split="train", kind="objects"))
-    'a small orange matte cylinder'
+    'a small cyan matte cylinder'
 """
 
 from collections.abc import Callable

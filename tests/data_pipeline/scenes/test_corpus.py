@@ -1,10 +1,12 @@
 """Samples are pure functions of (config, index), whole, and true to their pictures."""
 
+import doctest
 import json
 
 import numpy as np
 import pytest
 
+from data_pipeline.scenes import corpus, scene, solids
 from data_pipeline.scenes.corpus import CorpusConfig, iter_samples, make_sample, picture_size
 from mgpt.tasks.scene_words import (
     BOX_COLOUR,
@@ -27,6 +29,12 @@ def samples():
         kind: list(iter_samples(_config(kind, aspect_weights={"1:1": 1.0})))
         for kind in ("objects", "mannequin", "views")
     }
+
+
+@pytest.mark.parametrize("module", [corpus, scene, solids])
+def test_the_worked_examples_are_true(module):
+    failed, tried = doctest.testmod(module)
+    assert tried and not failed
 
 
 def test_any_range_gives_the_same_bytes():
