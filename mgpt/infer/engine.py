@@ -18,7 +18,7 @@ Shape suffixes: N sequences of one draw, R rows of the cache, D hidden, V candid
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class _Sequence:
     ids: list[int]
     num_prompt: int
     grammar: AnswerGrammar
-    main: Branch | None = None
+    main: Branch = field(init=False)
     free: Branch | None = None
     """The unconditional branch, while an image is under way and guidance is on."""
 

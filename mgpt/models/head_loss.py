@@ -97,13 +97,17 @@ class _ChunkedLoss(torch.autograd.Function):
         need_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_tokens, vocab_size = len(hidden_ND), len(weight_VD)
-        chunk = max(1, _CHUNK_LOGITS.get(hidden_ND.device.type, 1 << 24) // vocab_size)
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         nll_N = torch.empty(num_tokens, dtype=wide, device=hidden_ND.device)
         z_sum = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
-        grad_hidden = torch.empty_like(hidden_ND) if need_grad else None
-        # Sums over many chunks need fp32 even where the weight is bf16.
-        grad_weight = torch.zeros_like(weight_VD, dtype=wide) if need_grad else None
+        if need_grad:
+            grad_hidden = torch.empty_like(hidden_ND)
+            # Sums over many chunks need fp32 even where the weight is bf16.
+            grad_weight = torch.zeros_like(weight_VD, dtype=wide)
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.weight_dtype = weight_VD.dtype
+        device_type = "cpu" if hidden_ND.device.type == "cpu" else "cuda"
+        chunk = max(1, _CHUNK_LOGITS[device_type] // vocab_size)
         for start in range(0, num_tokens, chunk):
             part = slice(start, start + chunk)
             hidden_CD, labels_C1 = hidden_ND[part], labels_N[part, None]
@@ -122,9 +126,6 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_weight.addmm_(grad_CV.T, hidden_CD)
             else:
                 grad_weight += grad_CV.T @ hidden_CD
-        if need_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.weight_dtype = weight_VD.dtype
         loss_sum = (nll_N.double().sum() + z_loss * z_sum).to(wide)
         ctx.mark_non_differentiable(nll_N, z_sum)
         return loss_sum, nll_N, z_sum

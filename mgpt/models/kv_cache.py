@@ -36,6 +36,15 @@ _PLACES = 64
 class KvCache:
     """Storage for `rows` sequences; places grow as they are needed."""
 
+    _keys: list[Tensor]
+    _values: list[Tensor]
+    # Of the forward under way, set by `begin`.
+    _rows_B1: Tensor
+    _positions_BT: Tensor
+    _length: int
+    _mask_B1TL: Tensor | None
+    _fresh: bool
+
     def __init__(
         self,
         cfg: TransformerConfig,
@@ -49,10 +58,6 @@ class KvCache:
             torch.zeros(shape_RJCK, dtype=dtype, device=device) for _ in range(cfg.layers)
         ]
         self._values = [torch.zeros_like(keys) for keys in self._keys]
-        self._positions_BT: Tensor | None = None
-        self._length = 0
-        self._mask_B1TL: Tensor | None = None
-        self._fresh = False
 
     @property
     def rows(self) -> int:

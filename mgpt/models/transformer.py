@@ -142,15 +142,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(cfg.hidden, cfg.kv_heads * cfg.head_dim, bias=False)
         self.v_proj = nn.Linear(cfg.hidden, cfg.kv_heads * cfg.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.heads * cfg.head_dim, cfg.hidden, bias=False)
-        by_head = cfg.qk_norm == "head"
-        if cfg.qk_norm == "none":
-            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
-        else:
-            q_groups = cfg.heads if by_head else cfg.qk_norm_groups
-            k_groups = cfg.kv_heads if by_head else cfg.qk_norm_groups
-            # transformers' qk-norm has this epsilon whatever `rms_norm_eps` says.
-            self.q_norm = HeadNorm(q_groups, cfg.head_dim, eps=1e-5)
-            self.k_norm = HeadNorm(k_groups, cfg.head_dim, eps=1e-5)
+        self.q_norm = _qk_norm(cfg, cfg.heads)
+        self.k_norm = _qk_norm(cfg, cfg.kv_heads)
 
     def forward(
         self, x_BTD: Tensor, rotary: Rotary, documents: Documents | None, cache: KvCache | None
@@ -166,6 +159,14 @@ class Attention(nn.Module):
         else:
             out_BTHK = attend_causal(q_BTHK, k_BTJK, v_BTJK)
         return self.o_proj(out_BTHK.flatten(-2))
+
+
+def _qk_norm(cfg: TransformerConfig, heads: int) -> nn.Module:
+    if cfg.qk_norm == "none":
+        return nn.Identity()
+    groups = heads if cfg.qk_norm == "head" else cfg.qk_norm_groups
+    # transformers' qk-norm has this epsilon whatever its `rms_norm_eps` says.
+    return HeadNorm(groups, cfg.head_dim, eps=1e-5)
 
 
 class Mlp(nn.Module):
