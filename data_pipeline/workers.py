@@ -204,7 +204,8 @@ def die_with_parent(parent_pid: int) -> None:
     """From here on this process ends when the one that started it does, however that ends.
 
     A child of a process that is killed with SIGKILL otherwise lives on, and writes. Linux kills it
-    by itself; elsewhere a thread looks four times a second.
+    by itself, already when the thread that started it ends; elsewhere a thread looks four times a
+    second.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
