@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from mgpt.errors import ConfigError, MachineError, MgptError
 from mgpt.launching.processes import (
@@ -26,6 +27,9 @@ from mgpt.launching.processes import (
     is_worker,
     report_failure,
 )
+
+if TYPE_CHECKING:
+    from mgpt.config import Composed
 
 
 @dataclass(frozen=True)
@@ -189,19 +193,29 @@ def _run(arguments: list[str]) -> None:
     if file is not None:
         _run_again(module, Path(file), rest)
         return
-    composed = module.compose(rest) if hasattr(module, "compose") else _compose(name, module, rest)
+    composed = compose_stage(name, module, rest)
     if show is not None:
         print(composed.yaml(), end="")
         return
-    from mgpt.config import from_hydra
-
-    module.main(from_hydra(module.Config, composed.node))
+    module.main(configure(module, composed))
 
 
-def _compose(name: str, module: ModuleType, overrides: list[str]):  # type: ignore[no-untyped-def]
+def compose_stage(name: str, module: ModuleType, overrides: Sequence[str]) -> Composed:
+    """The stage's composed configuration; a pipeline composes its own from its recipe."""
     from mgpt.config import compose, schema_of
 
+    if hasattr(module, "compose"):
+        return module.compose(overrides)
     return compose(name, schema_of(module.Config), overrides)
+
+
+def configure(module: ModuleType, composed: Composed) -> Any:
+    """The stage's dataclass from its composed configuration."""
+    from mgpt.config import from_hydra
+
+    if hasattr(module, "configure"):
+        return module.configure(composed)
+    return from_hydra(module.Config, composed.node)
 
 
 def _run_again(module: ModuleType, file: Path, rest: list[str]) -> None:

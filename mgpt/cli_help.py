@@ -1,8 +1,8 @@
 """The text of `mgpt <stage> --help`, from the stage's dataclasses and configuration groups.
 
-    >>> print(stage_help("pack", STAGES["pack"], importlib.import_module("mgpt.stages.pack")))
-    mgpt pack: pictures and captions into raw shards
-    …
+>>> print(stage_help("pack", STAGES["pack"], importlib.import_module("mgpt.stages.pack")))
+mgpt pack: pictures and captions into raw shards
+…
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
     groups = group_choices(name)
     if groups:
         lines += ["", "groups (group=choice)"]
-        lines += [f"  {group:<12} {chosen} of {', '.join(all_)}" for group, (chosen, all_) in groups]
+        lines += [
+            f"  {group:<12} {chosen} of {', '.join(all_)}" for group, (chosen, all_) in groups
+        ]
     lines += ["", "fields (field=value; * must be given)", *_fields(_settings(name, module.Config))]
     return "\n".join(lines)
 

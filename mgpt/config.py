@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -48,6 +49,7 @@ from mgpt.settings import (
 )
 
 CONFIG_MODULE = "mgpt.conf"
+_HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 _INVALID = object()  # stands for a value whose mistake is already on the list
 
 
@@ -90,8 +92,10 @@ class Composed:
 def select(node: DictConfig, path: str) -> Any:
     """The plain value at a dotted path; `???` where it must be given."""
     value = OmegaConf.select(node, path, throw_on_missing=False, default=None)
-    if OmegaConf.is_missing(OmegaConf.select(node, path.rpartition(".")[0]) if "." in path else node,
-                            path.rpartition(".")[2]):
+    if OmegaConf.is_missing(
+        OmegaConf.select(node, path.rpartition(".")[0]) if "." in path else node,
+        path.rpartition(".")[2],
+    ):
         return MISSING
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
@@ -113,7 +117,7 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
             for path in [word[1:] for word in overrides if word.startswith("~")]:
                 _remove(node, path)
             OmegaConf.resolve(node)
-        except (HydraException, OmegaConfBaseException) as error:
+        except _HYDRA_ERRORS as error:
             raise ConfigError(f"conf/{config_name}.yaml: {error}") from error
     assert isinstance(node, DictConfig)
     return Composed(node, choices)
@@ -157,7 +161,7 @@ def _groups(config_name: str) -> dict[str, tuple[str, list[str]]]:
     """Short name of each group in the stage's defaults list → (its full key, its choices)."""
     try:
         composed = hydra_compose(config_name, return_hydra_config=True)
-    except HydraException as error:
+    except _HYDRA_ERRORS as error:
         raise ConfigError(f"conf/{config_name}.yaml: {error}") from error
     loader = GlobalHydra.instance().config_loader()
     groups = {}
@@ -183,7 +187,7 @@ def _to_hydra(
             full_key, choices = groups[key]
             if value not in choices:
                 problems.append(f"{key}={value}: {key} is one of {', '.join(choices)}")
-            words.append(f"{full_key}={value}")
+            words.append(f"{full_key}={quote(value, str)}")
         elif kind is None:
             hint = nearest(key.lstrip("~"), [*schema.names, *groups])
             problems.append(f"{key.lstrip('~')}: no such field{hint}")

@@ -9,6 +9,7 @@ was called becomes the launcher. Knows no stage: it is given the command's argum
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -68,8 +69,12 @@ def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    # What it would log about a failed rank is in the error raised below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     own_children()
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Passed on to the ranks, which save and end; SIGUSR1 is what schedulers send ahead of time.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={procs}"]
     try:
         run(get_args_parser().parse_args([*options, "--module", "mgpt", *arguments]))

@@ -38,9 +38,7 @@ DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
 # Fields that say where and how fast, not what: another value is the same stage.
 FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers"})
 # Fields that may change while a stage is unfinished: it goes on from its newest checkpoint.
-RESUMABLE_FIELDS = frozenset(
-    {"parallel", "steps", "save_every", "log_every", "keep"}
-)
+RESUMABLE_FIELDS = frozenset({"parallel", "steps", "save_every", "log_every", "keep"})
 _HASHED_BYTES = 1 << 22  # larger input files are told apart by name and size
 
 

@@ -104,9 +104,11 @@ def main(cfg: Config) -> None:
         )
         records = []
         for (number, sample), answer in zip(jobs, answers):
-            record = {"prompt": cfg.prompts[number], "sample": sample, **_saved(
-                answer, folder.path, f"{number:03d}_{sample}"
-            )}
+            record = {
+                "prompt": cfg.prompts[number],
+                "sample": sample,
+                **_saved(answer, folder.path, f"{number:03d}_{sample}"),
+            }
             records.append(record)
             words = [answer.text.strip(), *(str(folder.path / name) for name in record["images"])]
             tracker.print("  ".join(word for word in words if word))
@@ -154,7 +156,9 @@ def question(
         modality = "image" if slots else "text"
         conversation, draws = whole.ask(0), bool(slots)
         sampling = replace(cfg.sampling, modality=modality, num_images=max(1, len(slots)))
-    shown = [p.field for turn in conversation.turns for p in turn.question if not isinstance(p, str)]
+    shown = [
+        p.field for turn in conversation.turns for p in turn.question if not isinstance(p, str)
+    ]
     if len(shown) != len(encoded):
         raise ConfigError(
             f"task={cfg.task} with prompt={prompt!r} shows {len(shown)} pictures and image= names "
@@ -163,9 +167,7 @@ def question(
     return Question(conversation, dict(zip(shown, encoded)), sampling, draws)
 
 
-def _task_item(
-    cfg: Config, prompt: str, drawn: tuple[int, int], latent_px: int
-) -> Conversation:
+def _task_item(cfg: Config, prompt: str, drawn: tuple[int, int], latent_px: int) -> Conversation:
     """The task's whole conversation about a sample that has everything, answers included."""
     meta: dict[str, Any] = {
         "caption": prompt or _FILLED_IN,

@@ -1,7 +1,7 @@
 """mgpt pack: samples of a source become raw shards, ordinary webdataset tars.
 
-    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 workers=2
-    mgpt pack source=folder input=my_pictures output=raw/mine
+mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 workers=2
+mgpt pack source=folder input=my_pictures output=raw/mine
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
 """mgpt roundtrip: tokenised pictures decoded back, beside the originals, with their PSNR.
 
-    mgpt roundtrip input=tokens raw=raw vq=photos_f16 output=roundtrip
+mgpt roundtrip input=tokens raw=raw vq=photos_f16 output=roundtrip
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 
 from data_pipeline.roundtrip import RoundtripConfig, roundtrip
-from mgpt.data.atomic import atomic_write
 from mgpt.stages.build import open_tracker, vq_input
 from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.tracking.tracker import TrackingConfig
@@ -37,17 +34,9 @@ def main(cfg: Config) -> None:
         return
     with open_tracker(cfg, "roundtrip") as tracker:
         rows = roundtrip(cfg, tracker)
-        for row in rows:
-            for role in ("original", "decoded"):
-                row[role] = str(Path(row[role]).relative_to(folder.path))
-        atomic_write(folder.path / "roundtrip.json", json.dumps(rows, indent=1).encode())
         by_resolution = {
-            f"psnr_db/{px}": fmean(
-                row["psnr_db"]
-                for row in rows
-                if row["resolution_px"] == px and row["psnr_db"] is not None
-            )
-            for px in sorted({row["resolution_px"] for row in rows if row["psnr_db"] is not None})
+            f"psnr_db/{px}": fmean(row["psnr_db"] for row in rows if row["resolution_px"] == px)
+            for px in sorted({row["resolution_px"] for row in rows})
         }
         tracker.log(0, by_resolution)
         tracker.finish({"pictures": len(rows), **by_resolution})

@@ -1,6 +1,6 @@
 """mgpt tokenize: raw shards become shards of picture codes, one folder a resolution.
 
-    mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
+mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.errors import ConfigError

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image, whiten
@@ -31,8 +32,8 @@ from mgpt.train.train_vqgan import BatchConfig, VqTrainConfig, picture_batches, 
 class Config:
     """What `mgpt train_vq` can be given."""
 
-    input: str
-    """Folder of raw shards (webdataset tars)."""
+    input: str | list[str]
+    """Raw shards: a folder, a glob, a tar, or a list of these."""
     output: str
     """Folder for the checkpoint and, at the end, model/."""
     model: VqganConfig = field(default_factory=VqganConfig)
@@ -52,7 +53,8 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return input_fingerprints(cfg.input)
+    paths = [cfg.input] if isinstance(cfg.input, str) else cfg.input
+    return input_fingerprints(*paths)
 
 
 def main(cfg: Config) -> None:
@@ -91,9 +93,7 @@ def _logger(
 
 def _read(cfg: Config, tracker: Tracker) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """uint8 pictures [H, W, 3] to train on, and held-out ones by field."""
-    shards = sorted(Path(cfg.input).glob("*.tar"))
-    if not shards:
-        raise DataError(f"input={cfg.input}: no .tar here; give the output of mgpt pack")
+    shards = list(find_raw_shards(cfg.input).values())
     budget = -(-cfg.max_pictures // len(shards))
     pictures: list[np.ndarray] = []
     held_out: dict[str, list[np.ndarray]] = defaultdict(list)

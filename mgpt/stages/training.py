@@ -236,9 +236,7 @@ def _pictures(
     return show
 
 
-def _print_plan(
-    tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader: RowLoader
-) -> None:
+def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader: RowLoader) -> None:
     """What the run is, before it starts: model, batch, and each part of the mix."""
     tokens = cfg.data.step_rows * cfg.data.row_tokens
     tracker.print(
@@ -256,4 +254,3 @@ def _print_plan(
 
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in ("steps", "loss", "val/loss") if name in metrics}
-

@@ -1,0 +1,106 @@
+"""mgpt evaluate: measures of every task on held-out samples, beside chance and ceiling.
+
+The checker looks at pixels and words, never at the model. Each task has a folder with its
+measures and a gallery; a task that is finished is not measured again.
+
+    mgpt evaluate ckpt=omni_sft vq=scenes_f8 input=held_out/tokens raw=held_out/raw \
+        resolution_px=64 output=evaluate
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mgpt.data.dataset import open_dataset
+from mgpt.errors import DataError
+from mgpt.evals.evaluate import EvaluateConfig, evaluate
+from mgpt.launching.processes import is_worker, num_processes, run_workers
+from mgpt.models.vqgan import vqgan_fingerprint
+from mgpt.parallel.dist import World, init_distributed
+from mgpt.stages.build import build_pipeline, open_tracker, vq_input
+from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.truth import TruthPictures
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(EvaluateConfig):
+    """What `mgpt evaluate` can be given."""
+
+    ckpt: str
+    """Weights: a model folder, a step folder, or the output of a training stage."""
+    vq: str
+    """The VQGAN that tokenised the pictures."""
+    input: str
+    """Tokenised held-out samples: the output of mgpt tokenize."""
+    raw: str | list[str]
+    """The raw shards they were made of, for the true pictures."""
+    resolution_px: int
+    """Which of the resolutions in input is measured."""
+    output: str
+    """Folder for measures and galleries."""
+    procs: int | Literal["auto"] = "auto"
+    """Processes that share the cases; auto: one a GPU, else 2. Their number changes no figure."""
+    threads: int = 1
+    """torch's threads a process on a CPU."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    raw = [cfg.raw] if isinstance(cfg.raw, str) else cfg.raw
+    return {**input_fingerprints(cfg.ckpt, cfg.input, *raw), **vq_input(cfg.vq)}
+
+
+def main(cfg: Config) -> None:
+    folder = StageFolder.open("evaluate", cfg, inputs(cfg))
+    if folder.is_complete:
+        return
+    procs = num_processes("evaluate", cfg.procs)
+    if procs > 1 and not is_worker():
+        run_workers(["evaluate", "--config", str(folder.path / CONFIG)], procs, cfg.threads)
+        return
+    world = init_distributed()
+    try:
+        torch.set_num_threads(cfg.threads)
+        with open_tracker(cfg, "evaluate", world.is_main) as tracker:
+            measures = _evaluate_here(cfg, folder.path, world, tracker)
+            if world.is_main:
+                folder.finish({"tasks": len(measures)})
+        world.barrier()
+    finally:
+        world.shutdown()
+
+
+def _evaluate_here(cfg: Config, folder: Path, world: World, tracker: Tracker) -> dict[str, Any]:
+    dataset = open_dataset(Path(cfg.input) / str(cfg.resolution_px))
+    pipeline = build_pipeline(cfg.ckpt, cfg.vq, world.device)
+    if vqgan_fingerprint(pipeline.vqgan) != dataset.vq_fingerprint:
+        raise DataError(
+            f"vq={cfg.vq} has fingerprint {vqgan_fingerprint(pipeline.vqgan)}, {cfg.input} was made "
+            f"with {dataset.vq_fingerprint}; give the VQGAN that tokenised it"
+        )
+    truth = TruthPictures(cfg.input, cfg.raw, dataset)
+    done = sum((folder / name / "measures.json").exists() for name in cfg.tasks)
+    with tracker.progress(len(cfg.tasks), "tasks", "evaluate", done=done) as bar:
+
+        def on_task(name: str, measured: dict[str, Any]) -> None:
+            figures = {key: figure["model"] for key, figure in measured["figures"].items()}
+            tracker.log(0, {f"{name}/{key}": value for key, value in figures.items()})
+            bar.advance(1, task=name, **dict(list(figures.items())[:1]))
+
+        measures = evaluate(cfg, dataset, pipeline, pipeline.vqgan, folder, truth, world, on_task)
+    rows = [
+        [name, key, figure["model"], figure["constant"], figure["ceiling"], figure["cases"]]
+        for name, measured in measures.items()
+        for key, figure in measured["figures"].items()
+    ]
+    columns = ["task", "figure", "model", "best constant", "ceiling", "cases"]
+    tracker.table("measures on held-out samples", columns, rows)
+    tracker.finish({"tasks": len(measures)})
+    return measures

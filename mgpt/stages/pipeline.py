@@ -1,0 +1,236 @@
+"""mgpt pipeline: every stage of a recipe in order, skipping what is complete.
+
+Each stage runs as a process of its own whose command is printed, so that it can be run again
+alone; weights are handed on from stage to stage. Kill it at any time: the same command goes on.
+A stage's fields stand under its name in the recipe, one rung's under the rung's.
+
+    mgpt pipeline recipe=quickstart fp_sft.steps=20 fp_sft.64.lr=1e-4 parallel=zero3
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mgpt.config import Composed
+from mgpt.data.atomic import atomic_write
+from mgpt.errors import MachineError, MgptError
+from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted, own_children
+from mgpt.stages.folder import check_machine, is_complete
+from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
+
+RECORD = "pipeline.json"
+_RECORD_EVERY_S = 10.0
+_VERSIONS = (
+    "mgpt",
+    "torch",
+    "numpy",
+    "deepspeed",
+    "hydra-core",
+    "wandb",
+    "sentencepiece",
+    "Pillow",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mgpt pipeline` can be given, beside the fields of the recipe's stages."""
+
+    output: str
+    """Folder of the whole pipeline; a folder a stage, and report.html."""
+    seed: int = 0
+    """Seed of every stage that has one."""
+    redo: bool = False
+    """Make stages anew whose output holds another configuration."""
+    recipe: str = "quickstart"
+    """A yaml of conf/recipe."""
+    group: str = ""
+    """Name of the tracker's group; made at the first start."""
+    entries: list[Entry] = field(default_factory=list)
+    """The recipe's stages; their fields stand under their names, `fp_sft.steps`."""
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """The recipe with the overrides in it."""
+    return compose_recipe(overrides)
+
+
+def configure(composed: Composed) -> Config:
+    """The pipeline, every entry checked against its stage before anything starts."""
+    node = composed.node
+    recipe = composed.choices["recipe"]
+    group = _group(Path(node.output), recipe)
+    entries = read_recipe(composed, group)
+    return Config(str(node.output), int(node.seed), bool(node.redo), recipe, group, entries)
+
+
+def main(cfg: Config) -> None:
+    output = Path(cfg.output)
+    check_machine(output, min_free_mb=500)
+    record = Record(output / RECORD, cfg)
+    own_children()
+    for number, entry in enumerate(cfg.entries, start=1):
+        title = f"[{number}/{len(cfg.entries)}] {entry.name}"
+        if is_complete(entry.stage, entry.config, entry.module.inputs(entry.config)):
+            print(f"{title}: complete", flush=True)
+            continue
+        print(f"\n{title}\n$ {shlex.join(['mgpt', entry.stage, *entry.overrides])}", flush=True)
+        run_stage(entry, record)
+    record.print_summary()
+    page = output / "report.html"
+    if page.exists():
+        print(f"report: {page}")
+
+
+def run_stage(entry: Entry, record: Record) -> None:
+    """One stage as a process of its own; its time goes to the record while it runs.
+
+    Raises MgptError where it fails; what failed has been printed by the stage itself.
+    """
+    record.begin(entry.name)
+    command = [sys.executable, "-m", "mgpt", entry.stage, *entry.overrides]
+    with subprocess.Popen(command) as child, _passing_signals(child):
+        try:
+            while True:
+                try:
+                    status = child.wait(timeout=_RECORD_EVERY_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    record.tick()
+        except KeyboardInterrupt:  # the terminal has told the stage too
+            child.wait()
+            raise
+    record.tick()
+    if status == INTERRUPTED_STATUS:
+        raise Interrupted(f"{entry.name} stopped in order; the same command goes on")
+    if status < 0:
+        raise MachineError(
+            f"{entry.name} was ended by {signal.Signals(-status).name}"
+            f"{' (out of memory?)' if status == -signal.SIGKILL else ''}; the same command goes on"
+        )
+    if status:
+        raise MgptError(f"{entry.name} failed, as said above; mend it and the same command goes on")
+
+
+@contextmanager
+def _passing_signals(child: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
+    """SIGTERM and SIGUSR1 to the pipeline go on to its stage, which saves and ends."""
+    passed = (signal.SIGTERM, signal.SIGUSR1)
+    before = {
+        name: signal.signal(name, lambda number, frame: child.send_signal(number))
+        for name in passed
+    }
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+class Record:
+    """pipeline.json: what ran, how long over all starts, on which machine and versions."""
+
+    def __init__(self, path: Path, cfg: Config) -> None:
+        self._path = path
+        kept = {one["name"]: one for one in _read(path).get("stages", [])}
+        fresh = {"seconds": 0.0, "starts": 0}
+        self._content: dict[str, Any] = {
+            "recipe": cfg.recipe,
+            "group": cfg.group,
+            "stages": [
+                {"name": entry.name, "stage": entry.stage, **fresh, **kept.get(entry.name, {})}
+                for entry in cfg.entries
+            ],
+            **conditions(),
+        }
+        self._current: dict[str, Any] | None = None
+        self._ticked_s = time.monotonic()
+        self._write()
+
+    def begin(self, name: str) -> None:
+        """The stage `name` starts."""
+        self._current = next(one for one in self._content["stages"] if one["name"] == name)
+        self._current["starts"] += 1
+        self._ticked_s = time.monotonic()
+        self._write()
+
+    def tick(self) -> None:
+        """Adds the time since the last call to the current stage."""
+        assert self._current is not None
+        now = time.monotonic()
+        self._current["seconds"] = round(self._current["seconds"] + now - self._ticked_s, 1)
+        self._ticked_s = now
+        self._write()
+
+    def _write(self) -> None:
+        atomic_write(self._path, json.dumps(self._content, indent=1).encode())
+
+    def print_summary(self) -> None:
+        """A table of the stages with their times."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("stage", "seconds", "starts")
+        for one in self._content["stages"]:
+            table.add_row(one["name"], f"{one['seconds']:,.0f}", str(one["starts"]))
+        table.add_row("all", f"{sum(one['seconds'] for one in self._content['stages']):,.0f}", "")
+        Console().print(table)
+
+
+def conditions() -> dict[str, Any]:
+    """The machine and the versions that figures were made with."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "gpu": torch.cuda.get_device_name(0) if has_gpu else "none",
+        "python": platform.python_version(),
+        "versions": ", ".join(f"{name} {_version(name)}" for name in _VERSIONS),
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """The checkout's commit, where this runs from one and git is at hand."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return "not from a checkout"
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+
+
+def _group(output: Path, recipe: str) -> str:
+    """The tracker's group: the same for every start in one output folder."""
+    return str(_read(output / RECORD).get("group") or f"{recipe}-{uuid.uuid4().hex[:6]}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
