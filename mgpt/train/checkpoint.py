@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,20 @@ class CheckpointStore:
         """
         final = StepFolder(self.run_folder / _step_name(step), step)
         work = self.run_folder / f".{_step_name(step)}.attempt_{self.attempt}"
-        self._on_main(lambda: self._begin(work))
-        backend.save(work / "state")
-        self._on_main(lambda: _write_texts(work, loader_state, trainer_state, config_yaml, vocab))
-        files = _hashes(work, _files(work) if self._world.is_main else None, self._world)
-        self._on_main(lambda: self._publish(work, final, files))
+        try:
+            self._on_main(lambda: self._begin(work))
+            backend.save(work / "state")
+            texts = (loader_state, trainer_state, config_yaml)
+            self._on_main(lambda: _write_texts(work, *texts, vocab))
+            files = _hashes(work, _files(work) if self._world.is_main else None, self._world)
+            self._on_main(lambda: self._publish(work, final, files))
+        except (CheckpointError, MachineError):
+            # A later start clears unfinished saves away, perhaps this one while it was written.
+            self._on_main(self._refuse_if_superseded)
+            raise
         return final
 
-    def _on_main(self, action: Any) -> None:
+    def _on_main(self, action: Callable[[], None]) -> None:
         """Runs on rank 0; what it raises is raised on all ranks."""
         error: MgptError | None = None
         if self._world.is_main:

@@ -1,0 +1,103 @@
+"""The record and the sums behind it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mgpt.errors import DataError
+from mgpt.train.metrics import LossTally, MetricsRecord, memory_mb
+
+
+class TenIds:
+    """Ids 0-3 are codes, 4-6 text, 7-9 layout."""
+
+    size, fingerprint = 10, "f" * 16
+
+    def is_code(self, ids: np.ndarray) -> np.ndarray:
+        return ids < 4
+
+    def is_text(self, ids: np.ndarray) -> np.ndarray:
+        return (ids >= 4) & (ids < 7)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+
+
+def record(tmp_path: Path, steps: int) -> MetricsRecord:
+    made = MetricsRecord(tmp_path / "metrics.jsonl", is_main=True)
+    for step in range(1, steps + 1):
+        made.write({"step": step, "loss": 1.0 / step})
+    return made
+
+
+def test_cut_drops_what_came_after(tmp_path: Path) -> None:
+    made = record(tmp_path, 5)
+    made.cut(3)
+    assert [row["step"] for row in made.rows()] == [1, 2, 3]
+    made.write({"step": 4, "loss": 9.0})
+    made.sync()
+    assert made.rows()[-1] == {"step": 4, "loss": 9.0}
+
+
+def test_a_line_cut_short_is_dropped(tmp_path: Path) -> None:
+    made = record(tmp_path, 2)
+    with open(made.path, "a") as file:
+        file.write('{"step": 3, "lo')
+    assert [row["step"] for row in made.rows()] == [1, 2]
+    made.cut(2)
+    made.write({"step": 3})
+    assert [row["step"] for row in made.rows()] == [1, 2, 3]
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    made = record(tmp_path, 1)
+    with open(made.path, "a") as file:
+        file.write("what?\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
+        made.rows()
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    made = record(tmp_path, 0)
+    made.write({"step": 1, "grad_norm": math.nan, "loss": math.inf})
+    assert json.loads(made.path.read_text()) == {"step": 1, "grad_norm": None, "loss": None}
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    made = MetricsRecord(tmp_path / "metrics.jsonl", is_main=False)
+    made.write({"step": 1})
+    made.cut(0)
+    made.sync()
+    assert not made.path.exists()
+
+
+def test_tally_by_task_and_modality() -> None:
+    tally = LossTally(["caption", "edit", "pose"], TenIds(), torch.device("cpu"))
+    labels_BT = torch.tensor([[4, 5, -100, 0], [1, 9, 2, -100]])
+    nll_BT = torch.tensor([[1.0, 2.0, 99.0, 4.0], [5.0, 6.0, 7.0, 99.0]])
+    groups_BT = torch.tensor([[0, 0, 0, 1], [1, 1, 1, -1]])
+    tally.add(nll_BT, labels_BT, groups_BT)
+    tally.add(nll_BT, labels_BT, groups_BT)
+    values = tally.take()
+    assert LossTally.trained(values) == 12
+    assert tally.figures(values) == {
+        "loss/task/caption": 1.5,
+        "tokens/task/caption": 4,
+        "loss/task/edit": 5.5,
+        "tokens/task/edit": 8,
+        "loss/modality/text": 1.5,
+        "tokens/modality/text": 4,
+        "loss/modality/image": 16 / 3,
+        "tokens/modality/image": 6,
+        "loss/modality/layout": 6.0,
+        "tokens/modality/layout": 2,
+    }
+    assert set(tally.take()) == {0.0}
+
+
+def test_memory_is_that_of_a_process_with_torch() -> None:
+    assert 50 < memory_mb(torch.device("cpu")) < 100_000
