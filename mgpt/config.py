@@ -91,12 +91,11 @@ class Composed:
 
 def select(node: DictConfig, path: str) -> Any:
     """The plain value at a dotted path; `???` where it must be given."""
-    value = OmegaConf.select(node, path, throw_on_missing=False, default=None)
-    if OmegaConf.is_missing(
-        OmegaConf.select(node, path.rpartition(".")[0]) if "." in path else node,
-        path.rpartition(".")[2],
-    ):
+    parent, _, name = path.rpartition(".")
+    mapping = OmegaConf.select(node, parent) if parent else node
+    if OmegaConf.is_missing(mapping, name):
         return MISSING
+    value = OmegaConf.select(node, path)
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 

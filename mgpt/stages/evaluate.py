@@ -82,8 +82,8 @@ def _evaluate_here(cfg: Config, folder: Path, world: World, tracker: Tracker) ->
     pipeline = build_pipeline(cfg.ckpt, cfg.vq, world.device)
     if vqgan_fingerprint(pipeline.vqgan) != dataset.vq_fingerprint:
         raise DataError(
-            f"vq={cfg.vq} has fingerprint {vqgan_fingerprint(pipeline.vqgan)}, {cfg.input} was made "
-            f"with {dataset.vq_fingerprint}; give the VQGAN that tokenised it"
+            f"vq={cfg.vq} has fingerprint {vqgan_fingerprint(pipeline.vqgan)}, {cfg.input} was "
+            f"made with {dataset.vq_fingerprint}; give the VQGAN that tokenised it"
         )
     truth = TruthPictures(cfg.input, cfg.raw, dataset)
     done = sum((folder / name / "measures.json").exists() for name in cfg.tasks)

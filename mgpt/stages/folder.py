@@ -118,7 +118,7 @@ class StageFolder:
 
 
 def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """16 hex digits over a stage's configuration, with each input path replaced by what it holds."""
+    """16 hex digits over a stage's configuration, each input path replaced by what it holds."""
     record = {"stage": stage, "config": _comparable(config, inputs)}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 

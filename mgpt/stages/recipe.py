@@ -203,7 +203,7 @@ def _word(value: Any) -> str:
 
 
 def _item(item: Any) -> str:
-    """An element of a list. Lists reach Hydra as they are, so text that is no plain word is quoted."""
+    """An element of a list, quoted where it is no plain word: lists reach Hydra as they are."""
     if not isinstance(item, str):
         return _word(item)
     is_plain = _PLAIN_WORD.fullmatch(item) and item not in ("null", "true", "false")
