@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgpt.data.shards import TokenisedDataset
+from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import DataError
 from mgpt.tasks.registry import SampleView, can_serve, task
-from mgpt.tokens.chat import IMAGE_SYMBOL, Conversation, ImageSlot, Part, Turn
+from mgpt.tokens.chat import IMAGE_SYMBOL, Conversation, ImageSlot, Part
 
 TruthPicture = Callable[[int, str], np.ndarray]
 """(index of the sample in its data set, field) -> uint8 [H, W, 3] as it was tokenised."""
@@ -40,7 +40,7 @@ class Case:
     """One question put to an answerer, with its truth.
 
     `key` names it for every random draw; `codes` are the VQ codes [h, w] of all the sample's
-    pictures by field; `grids_hw` the latents (h, w) of each true answer picture.
+    pictures by field. `question_images` is the last picture before the answer, if there is one.
     """
 
     key: str
@@ -49,22 +49,16 @@ class Case:
     conversation: Conversation
     codes: Mapping[str, np.ndarray]
     question: str
-    question_fields: tuple[str, ...]
     answer_fields: tuple[str, ...]
     question_images: tuple[np.ndarray, ...]
     truth: Reply
 
     @property
-    def grids_hw(self) -> tuple[tuple[int, int], ...]:
-        """Latents (h, w) of each picture in the true answer."""
-        return tuple(self.codes[field].shape for field in self.answer_fields)
-
-    @property
     def group(self) -> str:
-        """Cases of one group may share a constant answer: same question text, or same objects and sizes."""
+        """Cases that share a constant answer: same question text, or same picture sizes."""
         if not self.answer_fields:
             return self.question
-        sizes = " ".join(f"{height}x{width}" for height, width in self.grids_hw)
+        sizes = " ".join(str(self.codes[field].shape) for field in self.answer_fields)
         return f"{len(true_objects(self.meta))} objects, {sizes}"
 
 
@@ -77,21 +71,21 @@ def build_cases(
 ) -> list[Case]:
     """The cases of one task: every turn of `num_samples` held-out samples, in a keyed order.
 
-    The order is that of sha256(seed, task, sample key), so that a larger `num_samples` only adds.
+    The order is that of sha256(seed, task, sample identity): a larger `num_samples` only adds.
     Raises DataError when the data set serves the task with no sample at all.
     """
-    chosen = [
-        index
-        for index in range(len(dataset))
-        if can_serve(task_name, dataset.meta(index), dataset.shapes(index))
-        and is_measurable(task_name, dataset.meta(index))
-    ]
+    chosen = []
+    for index in range(len(dataset)):
+        shard, number = dataset.locate(index)
+        meta = shard.meta(number)
+        if can_serve(task_name, meta, shard.shapes(number)) and is_measurable(task_name, meta):
+            chosen.append(index)
     if not chosen:
         raise DataError(
             f"{dataset.folder}: no held-out sample serves the task {task_name!r}; "
             "pack more of them, or leave the task out of evaluate.tasks"
         )
-    chosen.sort(key=lambda index: _rank(seed, task_name, dataset.key(index)))
+    chosen.sort(key=lambda index: _rank(seed, task_name, dataset.identity(index)))
     cases: list[Case] = []
     for index in chosen[:num_samples]:
         cases.extend(_cases_of_sample(dataset, index, task_name, truth_picture))
@@ -112,31 +106,33 @@ def true_objects(meta: Mapping[str, object]) -> list[Mapping[str, str]]:
     return list(objects)
 
 
-def _rank(seed: int, task_name: str, key: str) -> bytes:
-    return hashlib.sha256(f"evaluate/{seed}/{task_name}/{key}".encode()).digest()
+def _rank(seed: int, task_name: str, identity: tuple[str, str]) -> bytes:
+    return hashlib.sha256(f"evaluate/{seed}/{task_name}/{identity}".encode()).digest()
 
 
 def _cases_of_sample(
     dataset: TokenisedDataset, index: int, task_name: str, truth_picture: TruthPicture
 ) -> list[Case]:
     sample = dataset.sample(index)
-    view = SampleView(sample.meta, dataset.shapes(index), dataset.latent_px)
-    turns = task(task_name).build(view, 0).turns
+    shapes = {field: codes_HW.shape for field, codes_HW in sample.codes.items()}
+    whole = task(task_name).build(SampleView(sample.meta, shapes, dataset.latent_px), 0)
+    assert isinstance(whole, Conversation), f"{task_name} is no conversation"
     cases = []
-    for number, turn in enumerate(turns):
-        asked = (*turns[:number], Turn(turn.question, ()))
-        question_fields = tuple(_fields(turn.question)) or tuple(
-            field for earlier in asked[:-1] for field in _fields(earlier.answer)
-        )
+    for number, turn in enumerate(whole.turns):
+        asked = whole.ask(number)
+        question_fields = tuple(
+            field
+            for earlier in asked.turns
+            for field in _fields(earlier.question) + _fields(earlier.answer)
+        )[-1:]
         cases.append(
             Case(
                 key=f"{sample.key}/{task_name}/{number}",
                 task=task_name,
                 meta=sample.meta,
-                conversation=Conversation(asked),
+                conversation=asked,
                 codes=sample.codes,
                 question=_as_text(turn.question),
-                question_fields=question_fields,
                 answer_fields=tuple(_fields(turn.answer)),
                 question_images=tuple(truth_picture(index, field) for field in question_fields),
                 truth=Reply(

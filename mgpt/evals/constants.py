@@ -1,10 +1,10 @@
 """The best constant answer: what a model is measured against that never looks at its input.
 
-For each group of cases (same question text, or same number of objects and picture sizes) a handful of constant replies is
-made from the held-out truths themselves, which favours the constant: the commonest true texts; the
-mean and median of the true pictures and some of the true pictures as they are. The one with the
-best average main figure is the constant answer of the group. For edits the unchanged input is put
-beside it, because copying is the laziest answer there.
+For each group of cases (`Case.group`) some constant replies are made from the held-out truths
+themselves, which favours the constant: the commonest true texts; the mean and median of the true
+pictures and some of the true pictures as they are. The one with the best average main figure is the
+constant answer of the group. For edits the unchanged input is put beside it, because copying is the
+laziest answer there.
 
     replies = best_constant_replies(cases)       # one Reply a case, in the order of the cases
 """

@@ -13,6 +13,8 @@ A finished task is a folder with its `measures.json`; a second start takes it fr
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mgpt.data.shards import TokenisedDataset, atomic_write
+from mgpt.data.atomic import atomic_write
+from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import ConfigError
 from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
@@ -118,8 +121,25 @@ def _answer(
             [case.key for case in batch],
         )
         replies += [Reply(answer.text, tuple(answer.images)) for answer in answers]
-    shares = world.gather_objects(replies)
-    return [shares[index % world.size][index // world.size] for index in range(len(cases))]
+    shares = world.gather_objects([_packed(reply) for reply in replies])
+    return [
+        _unpacked(shares[index % world.size][index // world.size]) for index in range(len(cases))
+    ]
+
+
+def _packed(reply: Reply) -> list[str]:
+    """A reply as JSON-able texts: what it says, then each picture as base64 of a PNG."""
+    packed = [reply.text]
+    for image in reply.images:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, format="PNG")
+        packed.append(base64.b64encode(stream.getvalue()).decode())
+    return packed
+
+
+def _unpacked(packed: list[str]) -> Reply:
+    images = (Image.open(io.BytesIO(base64.b64decode(each))) for each in packed[1:])
+    return Reply(packed[0], tuple(np.asarray(image) for image in images))
 
 
 def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConfig:

@@ -165,7 +165,9 @@ def _views(case: Case, reply: Reply) -> dict[str, float]:
     pairs = list(zip(case.truth.images, reply.images, strict=True))
     return {
         "pixel_error": float(np.mean([_mean_difference(truth, given) for truth, given in pairs])),
-        "views_right": float(np.mean([_objects(truth) == _objects(given) for truth, given in pairs])),
+        "views_right": float(
+            np.mean([_objects(truth) == _objects(given) for truth, given in pairs])
+        ),
     }
 
 

@@ -125,15 +125,20 @@ def curve(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
             f"{10 + (high_y - y) / (high_y - low_y or 1) * (CURVE_HEIGHT - 35):.1f}"
             for x, y in points
         )
-        lines.append(f"<polyline fill='none' stroke='{colour}' stroke-width='1.6' points='{path}'/>")
-        legend.append(f"<span style='color:{colour}'>{html.escape(name)} {points[-1][1]:.3g}</span>")
+        lines.append(
+            f"<polyline fill='none' stroke='{colour}' stroke-width='1.6' points='{path}'/>"
+        )
+        legend.append(
+            f"<span style='color:{colour}'>{html.escape(name)} {points[-1][1]:.3g}</span>"
+        )
     bottom = CURVE_HEIGHT - 25
     axes = (
         f"<path d='M40 10V{bottom}H{CURVE_WIDTH - 10}' fill='none' stroke='#cbd5e0'/>"
         f"<text x='36' y='16' text-anchor='end'>{high_y:.3g}</text>"
         f"<text x='36' y='{bottom}' text-anchor='end'>{low_y:.3g}</text>"
         f"<text x='40' y='{CURVE_HEIGHT - 8}'>{low_x:g}</text>"
-        f"<text x='{CURVE_WIDTH - 10}' y='{CURVE_HEIGHT - 8}' text-anchor='end'>{high_x:g} steps</text>"
+        f"<text x='{CURVE_WIDTH - 10}' y='{CURVE_HEIGHT - 8}' text-anchor='end'>"
+        f"{high_x:g} steps</text>"
     )
     return (
         f"<div><h3>{html.escape(title)}</h3>"

@@ -1,0 +1,90 @@
+"""Scorers against answers whose worth is known, and the constant answer against its alternatives."""
+
+import numpy as np
+import pytest
+
+from mgpt.evals.cases import Case, Reply
+from mgpt.evals.constants import best_constant_replies
+from mgpt.evals.measures import FIGURES, SCORERS, box_iou, score
+from mgpt.tasks.registry import TASKS
+from mgpt.tokens.chat import Conversation
+
+
+def case(task: str, truth: Reply, question: str = "", question_images: tuple = ()) -> Case:
+    fields = tuple(f"field_{number}" for number in range(len(truth.images)))
+    return Case(
+        key=task,
+        task=task,
+        meta={},
+        conversation=Conversation(()),
+        codes={field: np.zeros((4, 4), np.uint16) for field in fields},
+        question=question,
+        answer_fields=fields,
+        question_images=question_images,
+        truth=truth,
+    )
+
+
+def grey(level: int) -> np.ndarray:
+    return np.full((8, 8, 3), level, np.uint8)
+
+
+def test_every_task_has_scorer_and_figures() -> None:
+    assert set(SCORERS) == set(FIGURES) == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("a large red matte sphere left of a small blue shiny cone", 1.0),
+        ("a large red matte sphere left of a small blue matte cone", 0.0),
+        ("a small blue shiny cone left of a large red matte sphere", 0.0),
+        ("a large red matte sphere", 0.0),
+    ],
+)
+def test_caption_needs_every_attribute_in_order(given: str, right: float) -> None:
+    truth = Reply("a large red matte sphere left of a small blue shiny cone")
+    assert score(case("caption", truth), Reply(given)) == {"attributes_right": right}
+
+
+def test_text_answers_ignore_case_and_full_stop_only() -> None:
+    asked = case("vqa", Reply("red"))
+    assert score(asked, Reply("Red."))["answer_right"] == 1.0
+    assert score(asked, Reply("dark red"))["answer_right"] == 0.0
+
+
+def test_depth_error_is_a_share_of_the_range() -> None:
+    asked = case("depth", Reply("", (grey(100),)))
+    assert score(asked, Reply("", (grey(151),)))["depth_error"] == pytest.approx(0.2)
+    assert score(asked, Reply(""))["depth_error"] == pytest.approx(100 / 255), "missing is black"
+    wrong_size = Reply("", (grey(100)[:4],))
+    assert score(asked, wrong_size)["depth_error"] == pytest.approx(100 / 255)
+
+
+def test_normals_error_is_the_angle() -> None:
+    towards_x, towards_y = grey(128).copy(), grey(128).copy()
+    towards_x[..., 0], towards_y[..., 1] = 255, 255
+    asked = case("normals", Reply("", (towards_x,)))
+    assert score(asked, Reply("", (towards_x,)))["angle_error"] == pytest.approx(0, abs=1e-3)
+    assert score(asked, Reply("", (towards_y,)))["angle_error"] == pytest.approx(90, abs=1)
+
+
+def test_box_iou_of_known_boxes() -> None:
+    assert box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
+    assert box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
+
+
+def test_constant_answer_is_the_commonest_text_of_each_question() -> None:
+    answers = [("colour?", "red"), ("colour?", "red"), ("colour?", "blue"), ("shape?", "cone")]
+    cases = [case("vqa", Reply(truth), question) for question, truth in answers]
+    assert [reply.text for reply in best_constant_replies(cases)] == ["red", "red", "red", "cone"]
+
+
+def test_constant_picture_is_the_best_average_one() -> None:
+    cases = [case("depth", Reply("", (grey(level),))) for level in (0, 100, 110)]
+    errors = [
+        score(each, reply)["depth_error"]
+        for each, reply in zip(cases, best_constant_replies(cases), strict=True)
+    ]
+    # The median (100) is the constant with the least mean absolute difference.
+    assert np.mean(errors) == pytest.approx((100 + 0 + 10) / 3 / 255)

@@ -1,0 +1,55 @@
+"""The report says what fell short, holds its pictures, and keeps conditions out of the measures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mgpt.evals.report import ReportInputs, build_report
+
+
+def write_inputs(root: Path) -> ReportInputs:
+    task = root / "evaluate" / "caption"
+    task.mkdir(parents=True)
+    figure = {
+        "unit": "share of answers",
+        "higher_is_better": True,
+        "cases": 4,
+        "model": 0.5,
+        "constant": 0.1,
+        "ceiling": 1.0,
+        "gain_low": 0.2,
+        "gain_high": 0.6,
+        "better_than_constant": True,
+        "goal": 0.7,
+        "goal_reached": False,
+    }
+    measures = {"cases": 4, "figures": {"attributes_right": figure}}
+    (task / "measures.json").write_text(json.dumps(measures))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(task / "00_question_0.png")
+    images = {"question": ["00_question_0.png"], "model": [], "truth": []}
+    entry = {"question": "Describe <b>this</b>", "model": "a", "truth": "b", "images": images}
+    (task / "gallery.json").write_text(json.dumps([entry]))
+    record = root / "metrics.jsonl"
+    rows = [{"step": step, "loss": 5.0 / step, "loss/task/caption": 1.0} for step in range(1, 9)]
+    record.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    conditions = {"stages": [{"name": "pretrain", "seconds": 12}], "torch": "2.13"}
+    return ReportInputs("quickstart", root / "evaluate", {"pretrain": record}, None, conditions)
+
+
+def test_page_names_shortfalls_and_is_self_contained(tmp_path: Path) -> None:
+    page = build_report(write_inputs(tmp_path), tmp_path).read_text()
+    assert "Fell short: caption: attributes_right 0.50 of 0.70" in page
+    assert "data:image/png;base64," in page
+    assert "Describe &lt;b&gt;this&lt;/b&gt;" in page, "text of samples must be escaped"
+    assert "<polyline" in page
+    assert "src='http" not in page and "<script" not in page
+
+
+def test_json_keeps_conditions_apart(tmp_path: Path) -> None:
+    build_report(write_inputs(tmp_path), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["measures"]["training"] == {"pretrain": 5.0 / 8}
+    assert report["measures"]["tasks"]["caption"]["figures"]["attributes_right"]["model"] == 0.5
+    assert report["conditions"]["torch"] == "2.13"
