@@ -21,7 +21,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,20 @@ class LossSums(Protocol):
     loss_sum: Tensor
 
 
+class TrainableModel(Protocol):
+    """What a backend asks of a model, which is an nn.Module (mgpt.models.transformer)."""
+
+    def init_weights(self, seed: int) -> None: ...
+
+    def training_sums(
+        self, ids_BT: Tensor, positions_BT: Tensor, labels_BT: Tensor, z_loss: float
+    ) -> LossSums: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+
 class OptimizerRecipe(Protocol):
     """Builds the optimiser over named parameters (mgpt.train.optim.OptimConfig)."""
 
@@ -119,7 +133,7 @@ class OptimizerRecipe(Protocol):
 class TrainingModule(nn.Module):
     """A model with its loss as `forward`, which is where every sharding library puts its hooks."""
 
-    def __init__(self, model: nn.Module, z_loss: float) -> None:
+    def __init__(self, model: TrainableModel, z_loss: float) -> None:
         super().__init__()
         self.model = model
         self.z_loss = z_loss
@@ -194,12 +208,12 @@ BACKENDS: dict[str, str] = {
 
 def build_backend(
     cfg: ParallelConfig,
-    model_fn: Callable[[], nn.Module],
+    model_fn: Callable[[], Any],
     optim_cfg: OptimizerRecipe,
     world: World,
     z_loss: float,
     seed: int,
-    sharding_plan: Callable[[nn.Module], Sequence[str]],
+    sharding_plan: Callable[[Any], Sequence[str]],
 ) -> Backend:
     """A freshly initialised model on this world's ranks, ready to train.
 
@@ -215,7 +229,7 @@ def build_backend(
         raise ConfigError(f"parallel={cfg.name}: unknown; it is one of {', '.join(BACKENDS)}")
     if world.device.type == "cpu":
         torch.set_num_threads(cfg.threads)
-    model = model_fn()
+    model: TrainableModel = model_fn()
     model.init_weights(seed)
     module_name, class_name = BACKENDS[cfg.name].split(":")
     backend_class = getattr(importlib.import_module(module_name), class_name)

@@ -141,5 +141,7 @@ def _collectives(device: torch.device) -> str:
 
 
 def _error_kind(name: str) -> type[MgptError]:
-    kinds = {kind.__name__: kind for kind in [MgptError, *MgptError.__subclasses__()]}
-    return kinds.get(name, MgptError)
+    for kind in MgptError.__subclasses__():
+        if kind.__name__ == name:
+            return kind
+    return MgptError

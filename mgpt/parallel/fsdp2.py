@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mgpt.parallel.backend import (
     DTYPES,
@@ -56,21 +56,27 @@ class Fsdp2Backend(SingleBackend):
                 submodule.set_force_sum_reduction_for_comms(True)
         return module
 
+    @property
+    def _sharded(self) -> FSDPModule:
+        assert isinstance(self._module, FSDPModule)
+        return self._module
+
     def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
         return self._pass(batch.to(self.device), loss_scale)
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
-        self._module.set_requires_gradient_sync(last or self._reduce_each)
+        self._sharded.set_requires_gradient_sync(last or self._reduce_each)
         return super().forward_backward(batch, loss_scale, last)
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         sums = super().evaluate(batch)
         # Without a backward pass the outermost group would stay gathered, and go stale when the
         # weights are set.
-        self._module.reshard()
+        self._sharded.reshard()
         return sums
 
     def _set_weight(self, parameter: Tensor, value: Tensor) -> None:
+        assert isinstance(parameter, DTensor)
         whole = value.to(self.device, parameter.dtype)
         parameter.copy_(
             distribute_tensor(

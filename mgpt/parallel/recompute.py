@@ -9,13 +9,14 @@ draws the same numbers in both runs, since the generator's state is put back.
 import functools
 from collections.abc import Iterable
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from mgpt.parallel.backend import TrainableModel
 
 __all__ = ["recompute_blocks"]
 
 
-def recompute_blocks(model: nn.Module, names: Iterable[str], *, reentrant: bool) -> None:
+def recompute_blocks(model: TrainableModel, names: Iterable[str], *, reentrant: bool) -> None:
     """Makes each named submodule recompute itself; parameter names stay as they are.
 
     A module without submodules is left alone: the head makes its gradients in its forward pass and

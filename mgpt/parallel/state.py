@@ -21,7 +21,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.tensor import DTensor
 
 from mgpt.errors import CheckpointError
@@ -108,9 +115,7 @@ def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int
     error, count = None, 0
     try:
         reader = dcp.HuggingFaceStorageReader(str(folder))
-        found = {
-            name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()
-        }
+        found = {name: entry.size for name, entry in _tensors(reader.read_metadata()).items()}
         _check_same_shapes(folder, found, {name: t.shape for name, t in targets.items()})
         count = int(json.loads((folder / _UPDATES_FILE).read_text())["num_updates"])
     except CheckpointError as mismatch:
@@ -127,19 +132,29 @@ def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The full weights of a state folder one by one, in float32, in one process without a group."""
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    for name, entry in reader.read_metadata().state_dict_metadata.items():
+    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    for name, entry in _tensors(metadata).items():
         if not name.startswith(f"{WEIGHTS}."):
             continue
-        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
-            dcp.load(
-                {name: tensor},
-                storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
-                no_dist=True,
-            )
-        yield name.removeprefix(f"{WEIGHTS}."), tensor
+        whole = torch.empty(entry.size, dtype=entry.properties.dtype)
+        for chunk in entry.chunks:
+            stored = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            with safe_open(stored.relative_path, framework="pt") as file:
+                part = file.get_tensor(name)
+            whole[_slices(chunk)] = part
+        yield name.removeprefix(f"{WEIGHTS}."), whole
+
+
+def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    found = metadata.state_dict_metadata.items()
+    return {name: entry for name, entry in found if isinstance(entry, TensorStorageMetadata)}
+
+
+def _slices(chunk: ChunkStorageMetadata) -> tuple[slice, ...]:
+    return tuple(
+        slice(start, start + length)
+        for start, length in zip(chunk.offsets, chunk.sizes, strict=True)
+    )
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

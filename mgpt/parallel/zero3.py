@@ -114,7 +114,7 @@ class Zero3Backend:
 
         parameters = dict(self._named)
         for name, value in check_weights(weights, self._shapes):
-            safe_set_local_fp32_param(parameters[name], self._piece(value, parameters[name]))
+            safe_set_local_fp32_param(parameters[name], self._piece(value))
         self._refresh()
 
     def save(self, folder: Path) -> None:
@@ -130,10 +130,10 @@ class Zero3Backend:
         }
         set_num_updates(self._adam, read_state(folder, tensors, self._world))
         for name, parameter in self._named:
-            piece = self._piece(tensors.pop(f"{WEIGHTS}.{name}").full_tensor(), parameter)
+            piece = self._piece(tensors.pop(f"{WEIGHTS}.{name}").full_tensor())
             safe_set_local_fp32_param(parameter, piece)
             for key in MOMENTS:
-                piece = self._piece(tensors.pop(f"{key}.{name}").full_tensor(), parameter)
+                piece = self._piece(tensors.pop(f"{key}.{name}").full_tensor())
                 safe_set_local_optimizer_state(parameter, piece, key)
         self._refresh()
 
@@ -178,9 +178,9 @@ class Zero3Backend:
     def _empty(self, shape: torch.Size) -> DTensor:
         return empty(shape, dtype=torch.float32, device_mesh=self._mesh, placements=[Shard(0)])
 
-    def _piece(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+    def _piece(self, whole: Tensor) -> Tensor:
         """This rank's flat piece of a whole tensor, padded with zeros at the end."""
-        numel = parameter.ds_tensor.numel()
+        numel = -(-whole.numel() // self.dp_size)
         flat = whole.detach().to(self.device, torch.float32).flatten()
         start = min(numel * self.dp_rank, flat.numel())
         piece = torch.zeros(numel, dtype=torch.float32, device=self.device)

@@ -44,7 +44,8 @@ class OptimConfig:
 
         The learning rate starts at 0: it is set before each update.
         """
-        matrices, vectors = [], []
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
         for name, parameter in named_parameters:
             (matrices if is_decayed(name, parameter.ndim) else vectors).append(parameter)
         groups = [
@@ -54,7 +55,7 @@ class OptimConfig:
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=0.0,
-            betas=tuple(self.betas),
+            betas=(self.betas[0], self.betas[1]),
             eps=self.eps,
             fused=True,
         )
