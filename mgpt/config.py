@@ -30,6 +30,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,12 +108,14 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
     """
     with _hydra():
         groups = _groups(config_name)
-        words = _to_hydra(overrides, schema, groups)
+        words, values = _read_overrides(overrides, schema, groups)
         try:
             composed = hydra_compose(config_name, overrides=words, return_hydra_config=True)
             choices = _choices(composed)
             del_hydra = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
             node = OmegaConf.merge(OmegaConf.create(to_plain(schema.defaults)), del_hydra)
+            for path, value in values:
+                OmegaConf.update(node, path, value, force_add=True)
             for path in [word[1:] for word in overrides if word.startswith("~")]:
                 _remove(node, path)
             OmegaConf.resolve(node)
@@ -170,11 +173,18 @@ def _groups(config_name: str) -> dict[str, tuple[str, list[str]]]:
     return groups
 
 
-def _to_hydra(
+def _read_overrides(
     overrides: Sequence[str], schema: Schema, groups: Mapping[str, tuple[str, list[str]]]
-) -> list[str]:
-    """The overrides in Hydra's grammar, text quoted; all mistakes in one ConfigError."""
-    words, problems = [], []
+) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Group choices in Hydra's grammar, and (path, value) of fields, in order.
+
+    Values are parsed by Hydra; paths are not, since its grammar has no place for a key such as
+    `1:1`. All mistakes come in one ConfigError.
+    """
+    parser = OverridesParser.create()
+    words: list[str] = []
+    values: list[tuple[str, Any]] = []
+    problems: list[str] = []
     for override in overrides:
         key, equals, value = override.partition("=")
         key = key.lstrip("+")
@@ -191,10 +201,13 @@ def _to_hydra(
             hint = nearest(key.lstrip("~"), [*schema.names, *groups])
             problems.append(f"{key.lstrip('~')}: no such field{hint}")
         elif not removal:
-            words.append(f"++{key}={quote(value, kind)}")
+            try:
+                values.append((key, parser.parse_override(f"x={quote(value, kind)}").value()))
+            except HydraException as error:
+                problems.append(f"{override}: {str(error).splitlines()[0]}; put it in quotes")
     if problems:
         raise ConfigError("\n  ".join(["the configuration has mistakes:", *problems]))
-    return words
+    return words, values
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -156,7 +156,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """A configuration value as plain data for yaml and JSON: dataclasses as dicts, paths as text."""
+    """A configuration value as plain data for yaml and JSON: dataclasses are dicts, paths text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

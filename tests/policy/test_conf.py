@@ -1,0 +1,66 @@
+"""Every yaml of conf/ is used and composes; every stage shows its help and its configuration."""
+
+from pathlib import Path
+
+import pytest
+
+from mgpt import cli
+from mgpt.cli import STAGES, compose_stage, configure, load_stage
+from mgpt.config import group_choices
+from mgpt.errors import ConfigError
+from mgpt.stages.recipe import compose_recipe, read_recipe
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+RECIPES = sorted(file.stem for file in (CONF / "recipe").glob("*.yaml"))
+STAGE_NAMES = [name for name in STAGES if name != "pipeline"]
+
+
+def test_every_yaml_stands_where_it_is_found() -> None:
+    reachable = {f"{name}.yaml" for name in STAGES}
+    for name in STAGES:
+        for group, (_, choices) in group_choices(name):
+            folders = [group, f"{name}/{group}"]
+            reachable |= {f"{folder}/{choice}.yaml" for folder in folders for choice in choices}
+    found = {str(file.relative_to(CONF)) for file in CONF.rglob("*.yaml")}
+    assert found <= reachable, found - reachable
+    assert {f"{name}.yaml" for name in STAGES} <= found
+
+
+@pytest.mark.parametrize("name", STAGE_NAMES)
+def test_every_choice_of_every_group_composes(name: str) -> None:
+    module = load_stage(name)
+    for group, (_, choices) in group_choices(name):
+        for choice in choices:
+            composed = compose_stage(name, module, [f"{group}={choice}"])
+            try:
+                configure(module, composed)
+            except ConfigError as error:  # fields that a person must give, and nothing else
+                problems = str(error).splitlines()[1:]
+                assert all("missing; give" in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_accepted_by_its_stages(recipe: str, tmp_path: Path) -> None:
+    composed = compose_recipe([f"recipe={recipe}", f"output={tmp_path}"])
+    entries = read_recipe(composed)
+    assert [entry.stage for entry in entries][-1] == "report"
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_help_names_every_field(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"mgpt {name}" in shown and "output" in shown and "example" in shown
+
+
+def test_help_lists_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown and stage.what in shown for name, stage in STAGES.items())
+
+
+def test_cfg_job_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pack", "--cfg", "job", "source=photos", "output=it's (a), b"]) == 0
+    shown = capsys.readouterr().out
+    assert "output: it's (a), b" in shown and "mode: auto" in shown

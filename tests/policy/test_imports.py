@@ -1,0 +1,156 @@
+"""Who may import whom: the table of rooms, held against the code's own imports.
+
+A module may import its own room and what stands in its row. Imports under `if TYPE_CHECKING` do
+not count: they are not run.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BASE = {"torch", "numpy", "safetensors", "PIL"}
+OPEN_TO_ALL = {"mgpt.errors", "mgpt.tracking"}
+EVERYTHING = {"mgpt", "data_pipeline"}
+
+# room: (rooms of ours, third party at import, third party inside functions)
+ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "mgpt.errors": (set(), set(), set()),
+    "mgpt.tracking": (set(), set(), {"wandb", "rich"}),
+    "mgpt.settings": (set(), set(), set()),
+    "mgpt.config": ({"mgpt.settings"}, {"hydra", "omegaconf", "yaml"}, set()),
+    "mgpt.tokens": (set(), set(), {"sentencepiece", "tokenizers"}),
+    "mgpt.images": (set(), set(), set()),
+    "mgpt.models": (set(), set(), {"yaml"}),
+    "mgpt.parallel": ({"mgpt.data.atomic"}, set(), {"deepspeed"}),
+    "mgpt.tasks": ({"mgpt.tokens"}, set(), set()),
+    "mgpt.data": ({"mgpt.tokens", "mgpt.tasks"}, set(), {"fsspec"}),
+    "mgpt.train": ({"mgpt.models", "mgpt.data", "mgpt.parallel"}, set(), set()),
+    "mgpt.infer": ({"mgpt.tokens", "mgpt.images", "mgpt.models"}, set(), set()),
+    "mgpt.evals": (
+        {
+            "mgpt.tokens",
+            "mgpt.images",
+            "mgpt.models",
+            "mgpt.tasks",
+            "mgpt.infer",
+            "mgpt.data",
+            "mgpt.parallel.dist",
+        },
+        set(),
+        {"skimage"},
+    ),
+    "mgpt.launching": ({"mgpt.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
+    "mgpt.cli": ({"mgpt.config", "mgpt.launching", "mgpt.cli_help"}, set(), {"yaml"}),
+    "mgpt.cli_help": ({"mgpt.config", "mgpt.settings", "mgpt.cli"}, set(), set()),
+    "mgpt.__main__": ({"mgpt.cli"}, set(), set()),
+    "mgpt.stages": (EVERYTHING, {"hydra", "omegaconf", "yaml"}, {"rich"}),
+    "data_pipeline": (
+        {
+            "mgpt.tokens",
+            "mgpt.images",
+            "mgpt.tasks",
+            "mgpt.models.vqgan",
+            "mgpt.data",
+            "mgpt.parallel.dist",
+            "mgpt.config",
+        },
+        {"webdataset", "fsspec"},
+        {"skimage"},
+    ),
+}
+
+FILES = sorted([*(ROOT / "mgpt").rglob("*.py"), *(ROOT / "data_pipeline").rglob("*.py")])
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str | None:
+    """The longest row that the module stands in."""
+    rows = [room for room in ROOMS if module == room or module.startswith(f"{room}.")]
+    return max(rows, key=len, default=None)
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """(module imported, whether inside a function) of every import that can run."""
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, lazy) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{file}: relative import"
+                yield from ((f"{child.module}.{alias.name}", lazy) for alias in child.names)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from (found for part in child.orelse for found in walk(part, lazy))
+            else:
+                is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+                yield from walk(child, lazy or is_function)
+
+    yield from walk(ast.parse(file.read_text()), False)
+
+
+def is_in(module: str, rooms: set[str]) -> bool:
+    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_follow_the_table(file: Path) -> None:
+    module = module_name(file)
+    if module == "mgpt":
+        return
+    room = room_of(module)
+    assert room is not None, f"{module} stands in no row of the table"
+    ours, at_import, lazily = ROOMS[room]
+    for imported, lazy in imports(file):
+        top = imported.split(".")[0]
+        if top in ("mgpt", "data_pipeline"):
+            allowed = ours | OPEN_TO_ALL | {room}
+            assert is_in(imported, allowed), f"{module} imports {imported}, which its row has not"
+        elif top not in sys.stdlib_module_names:
+            allowed = BASE | at_import | (lazily if lazy else set())
+            assert top in allowed, f"{module} imports {top}{' lazily' if lazy else ''}"
+
+
+def test_the_models_are_single_device_code() -> None:
+    for file in (ROOT / "mgpt" / "models").glob("*.py"):
+        assert all(not name.startswith("torch.distributed") for name, _ in imports(file)), file
+
+
+def test_training_and_inference_do_not_know_each_other() -> None:
+    for room, other in (("train", "mgpt.infer"), ("infer", "mgpt.train")):
+        for file in (ROOT / "mgpt" / room).glob("*.py"):
+            assert all(not is_in(name, {other}) for name, _ in imports(file)), file
+
+
+def test_only_known_rooms_need_more_than_the_base() -> None:
+    """Importing every module outside stages, data_pipeline and config pulls in no optional package
+    and starts nothing: no thread, no environment write, no logging handler."""
+    names = [module_name(file) for file in FILES]
+    names = [
+        name
+        for name in names
+        if not is_in(name, {"mgpt.stages", "mgpt.config", "mgpt.cli_help", "data_pipeline"})
+        and name != "mgpt.__main__"
+    ]
+    code = f"""
+import importlib, logging, os, sys, threading
+import torch, numpy, safetensors, PIL
+before = dict(os.environ), list(logging.getLogger().handlers), threading.active_count()
+for name in {names!r}:
+    importlib.import_module(name)
+assert (dict(os.environ), list(logging.getLogger().handlers), threading.active_count()) == before
+optional = ("hydra", "omegaconf", "wandb", "rich", "deepspeed", "sentencepiece", "tokenizers",
+            "skimage", "webdataset")
+loaded = [name for name in optional if name in sys.modules]
+assert not loaded, loaded
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]

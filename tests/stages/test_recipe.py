@@ -1,0 +1,73 @@
+"""What a recipe makes of its entries: order, rungs, weights handed on, shared groups."""
+
+from pathlib import Path
+
+import pytest
+
+from mgpt.errors import ConfigError
+from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
+
+
+def entries(*overrides: str) -> dict[str, Entry]:
+    composed = compose_recipe(["recipe=tiny", *overrides])
+    return {entry.name: entry for entry in read_recipe(composed, group="g")}
+
+
+def test_weights_are_handed_on(tmp_path: Path) -> None:
+    found = entries(f"output={tmp_path}")
+    assert found["pretrain"].config.init_from is None
+    assert found["fp_sft/32"].config.init_from == f"{tmp_path}/pretrain"
+    assert found["fp_sft/64"].config.init_from == f"{tmp_path}/fp_sft/32"
+    assert found["omni_sft"].config.init_from == f"{tmp_path}/fp_sft/64"
+    assert found["generate"].config.ckpt == f"{tmp_path}/omni_sft"
+    assert found["evaluate"].config.ckpt == f"{tmp_path}/omni_sft"
+
+
+def test_fields_stand_under_the_entry_and_the_rung() -> None:
+    found = entries("fp_sft.steps=7", "fp_sft.64.steps=9", "fp_sft.64.optim.lr=1e-3")
+    assert (found["fp_sft/32"].config.steps, found["fp_sft/64"].config.steps) == (7, 9)
+    assert found["fp_sft/64"].config.optim.lr == 1e-3
+    assert found["fp_sft/64"].config.resolution_px == 64
+    assert found["fp_sft/32"].config.optim.lr != 1e-3
+
+
+def test_shared_groups_reach_the_stages_that_have_them() -> None:
+    found = entries("parallel=zero3", "parallel.procs=3", "model=quickstart", "seed=5")
+    for name in ("pretrain", "fp_sft/32", "omni_sft"):
+        cfg = found[name].config
+        assert (cfg.parallel.name, cfg.parallel.procs) == ("zero3", 3)
+        assert (cfg.model.size, cfg.seed) == ("quickstart", 5)
+    assert found["scenes_tokens"].config.seed == 5
+    assert found["pretrain"].config.tracking.group == "g"
+
+
+def test_an_entry_may_choose_its_own_group() -> None:
+    found = entries("omni_sft.parallel=single")
+    assert found["omni_sft"].config.parallel.name == "single"
+    assert found["pretrain"].config.parallel.name == "fsdp2"
+
+
+def test_the_printed_command_gives_the_same_configuration() -> None:
+    from mgpt.cli import compose_stage, configure
+
+    for entry in entries("title=it's (a), b").values():
+        again = configure(
+            entry.module, compose_stage(entry.stage, entry.module, list(entry.overrides))
+        )
+        assert again == entry.config
+
+
+def test_unknown_fields_of_all_entries_come_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_recipe(["recipe=tiny", "fp_sft.stps=1", "fp_sft.64.lr=1", "nothing.steps=1"])
+    message = str(caught.value)
+    assert "fp_sft.stps: no such field; did you mean 'fp_sft.steps'" in message
+    assert "fp_sft.64.lr: no such field" in message and "nothing.steps: no such field" in message
+
+
+def test_wrong_values_of_all_entries_come_together() -> None:
+    composed = compose_recipe(["recipe=tiny", "pretrain.steps=0", "text.num_pieces=many"])
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(composed)
+    assert "steps=0 must be at least 1" in str(caught.value)
+    assert "num_pieces: 'many' (str) where int belongs" in str(caught.value)
