@@ -67,7 +67,7 @@ def open_run(
         "disable_git": True,
         "save_code": False,
     }
-    chosen = _has_key() if mode == "auto" else mode
+    chosen = choose_mode(mode)
     if chosen == "online":
         try:
             run = wandb.init(mode="online", settings=wandb.Settings(**settings), **options)
@@ -81,9 +81,11 @@ def open_run(
     return run
 
 
-def _has_key() -> Mode:
-    """online where WANDB_API_KEY or a login in ~/.netrc is found, else offline; WANDB_MODE wins."""
+def choose_mode(mode: Mode) -> Mode:
+    """auto as WANDB_MODE says, else online where WANDB_API_KEY or ~/.netrc has a key."""
     asked = os.environ.get("WANDB_MODE")
+    if mode != "auto":
+        return mode
     if asked in ("online", "offline", "disabled"):
         return asked  # type: ignore[return-value]
     if os.environ.get("WANDB_API_KEY"):
