@@ -152,7 +152,7 @@ def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConf
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,
         modality="image" if num_images else "text",
-        num_images=num_images,
+        num_images=max(1, num_images),
     )
 
 
