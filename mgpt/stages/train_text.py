@@ -9,7 +9,7 @@ together make the vocabulary, whose fingerprint the weights carry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from mgpt.data.dataset import TokenisedDataset, open_dataset
@@ -21,6 +21,8 @@ from mgpt.tokens.chat import Conversation, Document
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import scratch_vocabulary
 from mgpt.tracking.tracker import TrackingConfig
+
+_MEASURED_TEXTS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class Config:
     max_grids: int | None = None
     """Largest side of a picture in grids of two latents; null: what an aspect of 4 at the largest
     resolution needs."""
-    max_samples: int = 20_000
-    """Samples read of each resolution, evenly spaced; more would only cost time."""
+    max_samples: int = 2_000
+    """Samples read of each resolution, evenly spaced; each gives all texts of all its tasks."""
     num_threads: int = 1
     """SentencePiece's threads; its result depends on their number."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -68,14 +70,14 @@ def main(cfg: Config) -> None:
         max_grids = cfg.max_grids or max(d.resolution_px // d.latent_px for d in datasets)
         vocabulary = scratch_vocabulary(text, num_codes.pop(), max_grids)
         vocabulary.save(folder.path)
-        characters = sum(map(len, texts))
-        pieces = sum(len(text.encode(words)) for words in texts[:: max(1, len(texts) // 2000)])
-        sampled = sum(len(words) for words in texts[:: max(1, len(texts) // 2000)])
+        measured = texts[:: -(-len(texts) // _MEASURED_TEXTS)]
+        pieces = sum(len(text.encode(words)) for words in measured)
         figures = {
             "vocabulary": vocabulary.size,
             "text_pieces": text.num_pieces,
-            "characters": characters,
-            "characters_per_piece": round(sampled / max(pieces, 1), 3),
+            "texts": len(texts),
+            "characters": sum(map(len, texts)),
+            "characters_per_piece": round(sum(map(len, measured)) / max(pieces, 1), 3),
         }
         tracker.log(0, figures)
         tracker.finish(figures)
@@ -86,17 +88,16 @@ def _paths(cfg: Config) -> list[str]:
     return [cfg.input] if isinstance(cfg.input, str) else cfg.input
 
 
-def _texts(datasets: list[TokenisedDataset], max_samples: int, advance) -> Iterator[str]:  # type: ignore[no-untyped-def]
-    """Every text part of every task and document that the samples serve, each text once."""
-    seen: set[str] = set()
+def _texts(
+    datasets: list[TokenisedDataset], max_samples: int, advance: Callable[[], None]
+) -> Iterator[str]:
+    """Every text part of every task and document that the samples serve, as often as it stands
+    there: what is frequent in training gets whole pieces."""
     for dataset in datasets:
         for index in range(0, len(dataset), -(-len(dataset) // max_samples)):
             shard, number = dataset.locate(index)
             view = SampleView(shard.meta(number), shard.shapes(number), dataset.latent_px)
-            for words in _texts_of(view):
-                if words not in seen:
-                    seen.add(words)
-                    yield words
+            yield from _texts_of(view)
             advance()
 
 

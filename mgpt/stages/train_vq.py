@@ -121,7 +121,7 @@ def _pictures(shard: Path, held_out_percent: int) -> Iterator[tuple[str, bool, n
                     image = whiten(open_image(picture.data))
                 except DataError:  # pack and tokenize count these; here one less is no loss
                     continue
-                yield name.rstrip("0123456789_"), draw < held_out_percent, np.asarray(image)
+                yield name.rstrip("0123456789_"), draw < held_out_percent, np.array(image)
 
 
 def _whole(picture_HW3: np.ndarray, downsample: int) -> np.ndarray:

@@ -138,7 +138,7 @@ def test_every_mistake_is_in_one_message() -> None:
 
 
 def test_a_refusal_of_the_dataclass_has_its_path() -> None:
-    with pytest.raises(ConfigError, match="optim: lr=-1.0 must be above 0"):
+    with pytest.raises(ConfigError, match=r"optim: lr=-1\.0 must be above 0"):
         from_hydra(Config, {"name": "x", "optim": {"lr": -1.0}})
 
 
