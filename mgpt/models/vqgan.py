@@ -23,7 +23,6 @@ N codebook entries, D their width, P positions (any number of latents in one axi
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -37,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError, MachineError
+from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, group_norm
 
 __all__ = [
     "Vqgan",
@@ -53,7 +53,6 @@ _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _SHIPPED = Path(__file__).parent / "pretrained"
 _PROBLEMS_SHOWN = 8
-_GROUP_NORM_EPS = 1e-6
 # Positions compared with the codebook at once: 8192 entries then take 256 MB of distances.
 _POSITIONS_PER_CHUNK = 8192
 
@@ -121,110 +120,6 @@ class VqganConfig:
         return 2 ** (len(self.ch_mult) - 1)
 
 
-class ResnetBlock(nn.Module):
-    """norm, swish, conv, twice, added to the input (through a 1x1 convolution at a new width)."""
-
-    def __init__(self, config: VqganConfig, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm1 = _group_norm(config, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _group_norm(config, out_channels)
-        self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-        )
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
-        skip_BCHW = x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW)
-        return skip_BCHW + h_BCHW
-
-
-class AttnBlock(nn.Module):
-    """One head of unmasked attention over all positions, added to the input."""
-
-    def __init__(self, config: VqganConfig, channels: int) -> None:
-        super().__init__()
-        self.norm = _group_norm(config, channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.norm(x_BCHW)
-        q_B1PC, k_B1PC, v_B1PC = (
-            layer(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1)
-            for layer in (self.q, self.k, self.v)
-        )
-        out_B1PC = F.scaled_dot_product_attention(q_B1PC, k_B1PC, v_B1PC)
-        out_BCHW = out_B1PC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape)
-        return x_BCHW + self.proj_out(out_BCHW)
-
-
-class Downsample(nn.Module):
-    """Halves height and width: a strided convolution padded at the right and the bottom only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Doubles height and width: every value four times, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
-
-
-class Level(nn.Module):
-    """The blocks of one resolution; `downsample` or `upsample` is there where the level has it."""
-
-    def __init__(self, config: VqganConfig, widths: list[int], has_attention: bool) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(config, before, after)
-            for before, after in itertools.pairwise(widths)
-        )
-        self.attn = nn.ModuleList(
-            AttnBlock(config, width) for width in (widths[1:] if has_attention else [])
-        )
-        self.downsample: Downsample | None = None
-        self.upsample: Upsample | None = None
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        for index, block in enumerate(self.block):
-            x_BCHW = block(x_BCHW)
-            if len(self.attn):
-                x_BCHW = self.attn[index](x_BCHW)
-        for resample in (self.downsample, self.upsample):
-            if resample is not None:
-                x_BCHW = resample(x_BCHW)
-        return x_BCHW
-
-
-class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
-
-    def __init__(self, config: VqganConfig, channels: int) -> None:
-        super().__init__()
-        self.block_1 = ResnetBlock(config, channels, channels)
-        self.attn_1 = AttnBlock(config, channels)
-        self.block_2 = ResnetBlock(config, channels, channels)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x_BCHW)))
-
-
 class Encoder(nn.Module):
     """[B, in_channels, H, W] to [B, z_channels, h, w]."""
 
@@ -235,13 +130,15 @@ class Encoder(nn.Module):
         width = config.ch
         for index, multiple in enumerate(config.ch_mult):
             widths = [width] + [config.ch * multiple] * config.num_res_blocks
-            level = Level(config, widths, _level_has_attention(config, index))
+            level = Level(
+                widths, _level_has_attention(config, index), config.num_groups, config.dropout
+            )
             width = widths[-1]
             if index != len(config.ch_mult) - 1:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = Middle(config, width)
-        self.norm_out = _group_norm(config, width)
+        self.mid = Middle(width, config.num_groups, config.dropout)
+        self.norm_out = group_norm(width, config.num_groups)
         self.conv_out = nn.Conv2d(width, config.z_channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -258,18 +155,20 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
-        self.mid = Middle(config, width)
+        self.mid = Middle(width, config.num_groups, config.dropout)
         levels: list[Level] = []
         for index, multiple in reversed(list(enumerate(config.ch_mult))):
             widths = [width] + [config.ch * multiple] * (config.num_res_blocks + 1)
-            level = Level(config, widths, _level_has_attention(config, index))
+            level = Level(
+                widths, _level_has_attention(config, index), config.num_groups, config.dropout
+            )
             width = widths[-1]
             if index != 0:
                 level.upsample = Upsample(width)
             levels.append(level)
         # The released file numbers decoder levels by resolution, full resolution first.
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = _group_norm(config, width)
+        self.norm_out = group_norm(width, config.num_groups)
         self.conv_out = nn.Conv2d(width, config.out_ch, 3, padding=1)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
@@ -493,7 +392,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 def _resolve(folder: str | Path) -> Path:
     if Path(folder).is_dir():
         return Path(folder)
-    shipped = sorted(path.name for path in _SHIPPED.iterdir() if path.is_dir())
+    shipped = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_CONFIG_FILE}"))
     if str(folder) in shipped:
         return _SHIPPED / str(folder)
     raise CheckpointError(
@@ -559,10 +458,6 @@ def _exact_fp32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(matmul_precision)
-
-
-def _group_norm(config: VqganConfig, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.num_groups, channels, eps=_GROUP_NORM_EPS)
 
 
 def _level_has_attention(config: VqganConfig, index: int) -> bool:

@@ -18,44 +18,102 @@ Shape suffixes: B pictures, C channels, H W pixels, h w latents, P positions (BÂ
 N codebook entries, D their width.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgpt.models.vqgan import Vqgan
+from mgpt.models.vqgan_layers import AttnBlock, Downsample, ResnetBlock, Upsample
+
 __all__ = [
     "CodebookTrainer",
     "PatchDiscriminator",
+    "ReconstructionWeights",
     "adaptive_weight",
     "discriminator_hinge_loss",
     "flatten_latents",
     "reconstruction_loss",
+    "start_near_identity",
     "straight_through",
 ]
 
+# Share of the usual initial weights that resampling convolutions keep.
+_RESAMPLING_NOISE = 0.3
 # Purpose numbers of the draws keyed by (seed, purpose, step).
 _DRAW_START = 1
 _DRAW_REVIVE = 2
 
 
-def reconstruction_loss(
-    out_BCHW: Tensor, target_BCHW: Tensor, l1_weight: float, l2_weight: float, edge_weight: float
-) -> Tensor:
-    """Weighted sum of mean absolute error, mean squared error and the error of the differences.
+@dataclass(frozen=True)
+class ReconstructionWeights:
+    """Weights of the terms of `reconstruction_loss`."""
 
-    The edge term is the mean absolute error of horizontal and vertical neighbour differences; thin
-    lines weigh in it as much as areas do in the others.
+    l1: float = 1.0
+    """Mean absolute error."""
+    l2: float = 4.0
+    """Mean squared error."""
+    edge: float = 0.5
+    """Mean absolute error of neighbour differences, down and across: thin lines weigh in it as
+    much as areas do in the other terms."""
+    chroma: float = 4.0
+    """Mean squared error of the channels' differences from their mean: hue is a small part of the
+    squared error and is otherwise learned last."""
+    contrast: float = 8.0
+    """Extra weight, in the terms over pixels, of one far from its picture's mean colour: small
+    things on a wide ground count. 0 weighs all pixels alike."""
+
+
+def reconstruction_loss(
+    out_BCHW: Tensor, target_BCHW: Tensor, weights: ReconstructionWeights
+) -> Tensor:
+    """Weighted sum of the errors that `ReconstructionWeights` names.
 
     Returns:
         fp32 scalar.
     """
-    error_BCHW = out_BCHW.float() - target_BCHW.float()
-    loss = l1_weight * error_BCHW.abs().mean() + l2_weight * error_BCHW.square().mean()
-    if edge_weight:
-        loss = loss + edge_weight * (
-            error_BCHW.diff(dim=2).abs().mean() + error_BCHW.diff(dim=3).abs().mean()
-        )
+    target_BCHW = target_BCHW.float()
+    error_BCHW = out_BCHW.float() - target_BCHW
+    square_BCHW = weights.l2 * error_BCHW.square()
+    if weights.chroma:
+        chroma_BCHW = error_BCHW - error_BCHW.mean(dim=1, keepdim=True)
+        square_BCHW = square_BCHW + weights.chroma * chroma_BCHW.square()
+    by_pixel_BCHW = weights.l1 * error_BCHW.abs() + square_BCHW
+    if weights.contrast:
+        mean_BC11 = target_BCHW.mean(dim=(2, 3), keepdim=True)
+        contrast_B1HW = (target_BCHW - mean_BC11).abs().mean(dim=1, keepdim=True)
+        weight_B1HW = 1.0 + weights.contrast * contrast_B1HW
+        by_pixel_BCHW = by_pixel_BCHW * (weight_B1HW / weight_B1HW.mean())
+    loss = by_pixel_BCHW.mean()
+    if weights.edge:
+        edges = error_BCHW.diff(dim=2).abs().mean() + error_BCHW.diff(dim=3).abs().mean()
+        loss = loss + weights.edge * edges
     return loss
+
+
+@torch.no_grad()
+def start_near_identity(model: Vqgan) -> None:
+    """Lets a fresh model begin as a nearly linear one that passes blurred colours through.
+
+    Residual branches start at zero (as in Fixup, Zhang et al. 2019) and resampling convolutions
+    near an average over their window. Colours are then learned in a few hundred steps; from the
+    usual start a narrow model is grey for a thousand.
+    """
+    for module in model.modules():
+        if isinstance(module, ResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+        elif isinstance(module, AttnBlock):
+            nn.init.zeros_(module.proj_out.weight)
+            nn.init.zeros_(module.proj_out.bias)
+        elif isinstance(module, Downsample | Upsample):
+            weight_OIHW = module.conv.weight
+            weight_OIHW.mul_(_RESAMPLING_NOISE)
+            window = 2 if isinstance(module, Downsample) else 3
+            channels = torch.arange(len(weight_OIHW))
+            weight_OIHW[channels, channels, :window, :window] += 1.0 / window**2
 
 
 def flatten_latents(z_BDhw: Tensor) -> Tensor:
@@ -150,7 +208,9 @@ class CodebookTrainer:
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
-    def _place(self, entries_K: Tensor, z_PD: Tensor, live_LD: Tensor, key: tuple[int, int]) -> None:
+    def _place(
+        self, entries_K: Tensor, z_PD: Tensor, live_LD: Tensor, key: tuple[int, int]
+    ) -> None:
         """Puts entries on latents drawn in proportion to the squared distance from all others.
 
         This is the seeding of k-means++ (Arthur and Vassilvitskii 2007): rare latents, far from

@@ -26,7 +26,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +42,12 @@ from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.models.vqgan_loss import (
     CodebookTrainer,
     PatchDiscriminator,
+    ReconstructionWeights,
     adaptive_weight,
     discriminator_hinge_loss,
     flatten_latents,
     reconstruction_loss,
+    start_near_identity,
     straight_through,
 )
 
@@ -72,10 +74,7 @@ class VqTrainConfig:
     adam_betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    l1_weight: float = 1.0
-    l2_weight: float = 1.0
-    edge_weight: float = 1.0
-    """Error of neighbour differences: keeps thin lines and outlines."""
+    reconstruction: ReconstructionWeights = field(default_factory=ReconstructionWeights)
     commitment_weight: float = 0.25
     """Beta: pull of the latents to their codebook vectors."""
     codebook_decay: float | None = 0.99
@@ -102,6 +101,10 @@ class VqTrainConfig:
             for name in ("steps", "revive_after_steps", "log_every_steps", "save_every_steps")
             if getattr(self, name) < 1
         ]
+        if not 0 <= self.quantise_from_step < self.steps:
+            problems.append(
+                f"quantise_from_step={self.quantise_from_step} must come before steps={self.steps}"
+            )
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:
             problems.append("learning_rate and max_grad_norm must be above 0")
         if self.codebook_decay is not None and not 0.0 < self.codebook_decay < 1.0:
@@ -244,6 +247,7 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             self.model = Vqgan(model_cfg).to(device).train()
+            start_near_identity(self.model)
             self.discriminator = PatchDiscriminator(in_channels=model_cfg.out_ch).to(device)
         codebook_weight = self.model.quantize.embedding.weight
         codebook_weight.requires_grad_(cfg.codebook_decay is None)
@@ -269,9 +273,7 @@ class _Run:
                 quantised_BDhw = model.embed(codes_Bhw) if quantising else z_BDhw
                 out_B3HW = model.reconstruct(straight_through(z_BDhw, quantised_BDhw))
         out_B3HW = out_B3HW.float()
-        reconstruction = reconstruction_loss(
-            out_B3HW, pixels_B3HW, cfg.l1_weight, cfg.l2_weight, cfg.edge_weight
-        )
+        reconstruction = reconstruction_loss(out_B3HW, pixels_B3HW, cfg.reconstruction)
         commitment = F.mse_loss(z_BDhw.float(), quantised_BDhw.detach().float())
         loss = reconstruction + cfg.commitment_weight * commitment
         if cfg.codebook_decay is None:

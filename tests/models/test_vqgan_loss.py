@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from mgpt.models.vqgan import Vqgan, VqganConfig
 from mgpt.models.vqgan_loss import (
     CodebookTrainer,
     PatchDiscriminator,
+    ReconstructionWeights,
     adaptive_weight,
     discriminator_hinge_loss,
     flatten_latents,
     reconstruction_loss,
+    start_near_identity,
     straight_through,
 )
 
@@ -80,16 +83,56 @@ def test_state_carries_over() -> None:
     assert torch.equal(weight_a, weight_b)
 
 
+def only(**weights: float) -> ReconstructionWeights:
+    return ReconstructionWeights(
+        **{"l1": 0.0, "l2": 0.0, "edge": 0.0, "chroma": 0.0, "contrast": 0.0, **weights}
+    )
+
+
 def test_reconstruction_terms() -> None:
     target = torch.zeros(1, 3, 4, 4)
-    assert reconstruction_loss(target + 0.5, target, 1.0, 0.0, 0.0).item() == pytest.approx(0.5)
-    assert reconstruction_loss(target + 0.5, target, 0.0, 1.0, 0.0).item() == pytest.approx(0.25)
-    # A constant error has no edges; a line has.
-    assert reconstruction_loss(target + 0.5, target, 0.0, 0.0, 1.0).item() == 0.0
+    assert reconstruction_loss(target + 0.5, target, only(l1=1.0)).item() == pytest.approx(0.5)
+    assert reconstruction_loss(target + 0.5, target, only(l2=1.0)).item() == pytest.approx(0.25)
+    # A constant error has no edges; a line has: two of three differences across are 1, none down.
+    assert reconstruction_loss(target + 0.5, target, only(edge=1.0)).item() == 0.0
     line = target.clone()
     line[..., 1] = 1.0
-    # Two of three horizontal differences are 1, no vertical one is.
-    assert reconstruction_loss(line, target, 0.0, 0.0, 1.0).item() == pytest.approx(2 / 3)
+    assert reconstruction_loss(line, target, only(edge=1.0)).item() == pytest.approx(2 / 3)
+    # Grey errors have no chroma; one channel off by 1 leaves 2/3, -1/3, -1/3.
+    assert reconstruction_loss(target + 0.5, target, only(chroma=1.0)).item() == 0.0
+    red = target.clone()
+    red[:, 0] = 1.0
+    assert reconstruction_loss(red, target, only(chroma=1.0)).item() == pytest.approx(2 / 9)
+
+
+def test_contrast_weighs_what_stands_out() -> None:
+    target = torch.zeros(1, 3, 8, 8)
+    target[..., 0, 0] = 1.0
+    on_ground, on_thing = target.clone(), target.clone()
+    on_ground[..., 5, 5] += 0.5
+    on_thing[..., 0, 0] += 0.5
+    weights = only(l1=1.0, contrast=8.0)
+    loss_ground = reconstruction_loss(on_ground, target, weights)
+    # The thing is 63/64 from the mean colour, the ground 1/64.
+    expected = (1 + 8 * 63 / 64) / (1 + 8 / 64)
+    ratio = reconstruction_loss(on_thing, target, weights) / loss_ground
+    assert ratio.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_fresh_model_near_identity_is_linear_in_its_blocks() -> None:
+    torch.manual_seed(0)
+    config = VqganConfig(
+        ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, embed_dim=4, n_embed=16, num_groups=4
+    )
+    model = Vqgan(config)
+    start_near_identity(model)
+    x = torch.randn(1, 8, 6, 6)
+    assert torch.equal(model.encoder.down[0].block[0](x), x)
+    x = torch.randn(1, 16, 4, 4)
+    assert torch.equal(model.decoder.mid(x), x)
+    flat = torch.ones(1, 16, 4, 4)
+    centre = model.decoder.up[1].upsample(flat)[0, :, 4, 4]
+    assert centre.mean().item() == pytest.approx(1.0, abs=0.35)
 
 
 def test_straight_through_gives_the_code_forward_and_the_latent_backward() -> None:

@@ -23,7 +23,9 @@ from mgpt.train.train_vqgan import (
 MODEL = VqganConfig(
     ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, embed_dim=4, n_embed=16, num_groups=4
 )
-TRAIN = VqTrainConfig(steps=8, warmup_steps=2, log_every_steps=4, save_every_steps=4)
+TRAIN = VqTrainConfig(
+    steps=8, warmup_steps=2, quantise_from_step=2, log_every_steps=4, save_every_steps=4
+)
 BATCH = BatchConfig(batch_pictures=4, sizes_hw=((16, 16), (16, 24)), seed=5)
 
 
@@ -52,25 +54,30 @@ def run(cfg: VqTrainConfig, out_dir: Path, logs: list | None = None, **kwargs: o
 
 def test_training_learns(tmp_path: Path) -> None:
     logs: list[tuple[int, dict[str, float]]] = []
-    cfg = replace(TRAIN, steps=120, learning_rate=1e-2, log_every_steps=30, revive_after_steps=20)
+    cfg = replace(
+        TRAIN,
+        steps=90,
+        learning_rate=1e-2,
+        quantise_from_step=30,
+        revive_after_steps=20,
+        log_every_steps=30,
+    )
     held_out = {"halves": [picture[:16, :16] for picture in pictures(3)]}
     figures = run(cfg, tmp_path, logs, held_out=held_out)
-    assert [step for step, _ in logs] == [30, 60, 90, 120]
-    # A first trial went from 0.81 to 0.52 and from 11.6 to 13.8 dB.
-    assert logs[-1][1]["reconstruction_loss"] < 0.8 * logs[0][1]["reconstruction_loss"]
-    assert logs[-1][1]["psnr_db"] > logs[0][1]["psnr_db"] + 1.0
+    assert [step for step, _ in logs] == [30, 60, 90]
+    # A first trial went from 2.4 to 1.3, from 11.9 to 15.1 dB, and gave 17.0 dB held out.
+    assert logs[-1][1]["reconstruction_loss"] < 0.75 * logs[0][1]["reconstruction_loss"]
+    assert logs[-1][1]["psnr_db"] > logs[0][1]["psnr_db"] + 1.5
     assert {"psnr_db", "codes_used_percent", "codes_perplexity", "pictures_per_s"} <= set(
         logs[-1][1]
     )
-    assert figures["psnr_db/halves"] > 15.0
+    assert figures["psnr_db/halves"] > 14.0
     model = load_vqgan(tmp_path / "model")
     assert reconstruction_psnr(model, held_out) == figures
 
 
 @pytest.mark.parametrize("extra", [{}, {"discriminator_start_step": 2}, {"codebook_decay": None}])
-def test_a_cut_run_ends_like_an_uncut_one(
-    tmp_path: Path, extra: dict
-) -> None:
+def test_a_cut_run_ends_like_an_uncut_one(tmp_path: Path, extra: dict) -> None:
     cfg = replace(TRAIN, **extra)
     run(cfg, tmp_path / "uncut")
 
