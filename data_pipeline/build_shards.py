@@ -24,9 +24,9 @@ from data_pipeline.scenes.corpus import CorpusConfig
 from data_pipeline.sources import folder, img2dataset, photos, scenes
 from data_pipeline.sources.part import Part
 from data_pipeline.workers import run_units
-from mgpt.data.atomic import atomic_write
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError
+from mgpt.files import atomic_write
 from mgpt.tracking.tracker import Tracker
 
 SOURCES: dict[str, Callable[["PackConfig"], list[Part]]] = {

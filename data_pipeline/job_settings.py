@@ -14,9 +14,9 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mgpt.data.atomic import disk_errors, temporary_path
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
+from mgpt.files import disk_errors, temporary_path
 
 SETTINGS_FILE = "settings.json"
 

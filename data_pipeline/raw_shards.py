@@ -35,9 +35,9 @@ from data_pipeline.tar_stream import (
     Member,
     TarStream,
 )
-from mgpt.data.atomic import disk_errors, publish, remove_leftovers, temporary_path
 from mgpt.data.shards import canonical_json
 from mgpt.errors import DataError
+from mgpt.files import disk_errors, publish, remove_leftovers, temporary_path
 
 MAX_SAMPLE_BYTES = 2 * MAX_MEMBER_BYTES
 MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes

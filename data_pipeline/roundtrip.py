@@ -27,10 +27,10 @@ from data_pipeline.fitting import Fitted, Target, decode, fit_fields
 from data_pipeline.job_settings import read_settings
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
-from mgpt.data.atomic import atomic_write
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.errors import DataError
+from mgpt.files import atomic_write
 from mgpt.images.pixels import to_uint8
 from mgpt.models.vqgan import Vqgan, load_vqgan, vqgan_fingerprint
 from mgpt.tracking.tracker import Tracker

@@ -1,6 +1,5 @@
 """Tokenised shards and the order in which training reads them.
 
-atomic    files that appear whole or not at all
 shards    the format: writer, reader, index, manifest        verify   its proof
 dataset   the shards of a folder as one list                 lengths  tokens of each sample
 source    what is trained on, opened and checked             draws    keyed randomness

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgpt.data.atomic import atomic_write
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.data.draws import identity64
 from mgpt.data.shards import map_arrays
 from mgpt.errors import DataError, MachineError
+from mgpt.files import atomic_write
 from mgpt.tasks.registry import SampleView, can_serve, task, tasks_fingerprint
 from mgpt.tokens.chat import count
 from mgpt.tokens.unirep import LATENTS_PER_GRID

@@ -34,8 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from mgpt.data.atomic import atomic_write, disk_errors, publish, remove_leftovers, temporary_path
 from mgpt.errors import DataError
+from mgpt.files import atomic_write, disk_errors, publish, remove_leftovers, temporary_path
 
 FORMAT = "mgpt tokenised shard 1"
 BLOCK_BYTES = 512

@@ -4,7 +4,6 @@ problems = verify_shard("output/512", "00000")
 assert not problems, problems
 """
 
-import hashlib
 from pathlib import Path
 
 from mgpt.data.shards import (
@@ -16,6 +15,7 @@ from mgpt.data.shards import (
     read_manifest,
 )
 from mgpt.errors import DataError
+from mgpt.files import file_sha256
 
 MOST_NAMED = 8  # samples named in one report; the counts go on
 
@@ -53,15 +53,6 @@ def _wrong_file(path: Path, num_bytes: int, digest: str) -> list[str]:
     if (found := file_sha256(path)) != digest:
         return [f"{path}: sha256 is {found}, the manifest says {digest}"]
     return []
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while data := stream.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _wrong_samples(shard: Shard, manifest: Manifest) -> list[str]:

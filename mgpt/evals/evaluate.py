@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mgpt.data.atomic import atomic_write
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import ConfigError
 from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
 from mgpt.evals.measures import FIGURES, Figure, score
+from mgpt.files import atomic_write
 from mgpt.images.pixels import to_uint8
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.sampling import SamplingConfig

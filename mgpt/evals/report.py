@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.data.atomic import atomic_write
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
+from mgpt.files import atomic_write
 
 LEAD = (
     "Every picture and answer below comes from the model that this run trained, on held-out "

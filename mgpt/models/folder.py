@@ -10,7 +10,6 @@ module reads safetensors and JSON only, never a pickle, and knows nothing of che
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, MgptError
+from mgpt.files import atomic_write, disk_errors, publish, remove_leftovers, temporary_path
 from mgpt.models.transformer import Transformer, TransformerConfig
 
 __all__ = ["load_model", "load_model_config", "read_weights", "save_model"]
@@ -42,6 +42,8 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).unlink(missing_ok=True)
+    for prefix in ("model", _CONFIG):
+        remove_leftovers(folder, prefix)
     groups = _split_by_size(state_dict)
     names = ["model.safetensors"]
     if len(groups) > 1:
@@ -51,9 +53,7 @@ def save_model(
             path.unlink()
     for name, group in zip(names, groups, strict=True):
         tensors = {key: state_dict[key].detach().cpu().contiguous() for key in group}
-        temporary = folder / f".{name}.tmp"
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        _publish(temporary, folder / name)
+        _write_tensors(folder / name, tensors)
     if len(groups) > 1:
         places = {key: name for name, group in zip(names, groups, strict=True) for key in group}
         total = sum(_num_bytes(tensor) for tensor in state_dict.values())
@@ -160,18 +160,15 @@ def _num_bytes(tensor: Tensor) -> int:
 
 
 def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    _publish(temporary, path)
+    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Makes a written file durable under its final name."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    temporary = temporary_path(path)
+    with disk_errors(path):
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            with open(temporary, "rb+") as stream:
+                publish(stream, temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

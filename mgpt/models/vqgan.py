@@ -24,7 +24,6 @@ N codebook entries, D their width, P positions (any number of latents in one axi
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -35,7 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt.errors import CheckpointError, ConfigError, MachineError
+from mgpt.errors import CheckpointError, ConfigError
+from mgpt.files import atomic_write
 from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, group_norm
 
 __all__ = [
@@ -306,9 +306,9 @@ def save_vqgan(model: Vqgan, folder: str | Path, dtype: torch.dtype = torch.floa
         "fingerprint": _fingerprint(model.cfg, stored),
         "config": asdict(model.cfg),
     }
-    _write_whole(folder / _WEIGHTS_FILE, safetensors.torch.save(stored))
+    atomic_write(folder / _WEIGHTS_FILE, safetensors.torch.save(stored))
     text = json.dumps(description, indent=2) + "\n"
-    _write_whole(folder / _CONFIG_FILE, text.encode())
+    atomic_write(folder / _CONFIG_FILE, text.encode())
 
 
 def load_vqgan(folder: str | Path) -> Vqgan:
@@ -364,29 +364,6 @@ def build_vqgan(cfg: VqganConfig, state: Mapping[str, Tensor], where: str) -> Vq
         )
     model.load_state_dict({name: t.float() for name, t in state.items()}, assign=True)
     return model.to(memory_format=torch.channels_last).eval()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """A file that appears whole or not at all: temporary name, fsync, rename, folder fsync.
-
-    Raises:
-        MachineError: the disk or its permissions did not allow it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder_fd = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder_fd)
-        finally:
-            os.close(folder_fd)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise MachineError(f"{path}: cannot write {len(content)} bytes: {error}") from error
 
 
 def _resolve(folder: str | Path) -> Path:

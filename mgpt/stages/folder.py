@@ -28,8 +28,8 @@ from typing import Any
 
 import yaml
 
-from mgpt.data.atomic import atomic_write
 from mgpt.errors import ConfigError, MachineError
+from mgpt.files import atomic_write, file_sha256
 from mgpt.launching.processes import is_worker
 from mgpt.settings import to_plain
 
@@ -248,4 +248,4 @@ def _file_digest(path: Path) -> str:
     size = path.stat().st_size
     if size > _HASHED_BYTES:
         return f"{path.name}:{size}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return file_sha256(path)[:16]

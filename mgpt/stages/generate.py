@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mgpt.data.atomic import atomic_write
 from mgpt.errors import ConfigError
+from mgpt.files import atomic_write
 from mgpt.images.pixels import open_image
 from mgpt.infer.pipeline import Answer, Pipeline
 from mgpt.infer.sampling import SamplingConfig

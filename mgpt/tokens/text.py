@@ -10,12 +10,10 @@ the text back, whatever it holds.
     text.decode(text.encode("a  blue\\ncube ☂"))        # 'a  blue\\ncube ☂'
 """
 
-import contextlib
 import hashlib
 import importlib
 import io
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from types import ModuleType
 from typing import Protocol
 
 from mgpt.errors import ConfigError, DataError, MachineError, VocabularyError
+from mgpt.files import atomic_write
 
 # A text that a tokenizer must give back unchanged before it is trusted with a corpus.
 _PROBE = " a  red cube,\n\n two cones "
@@ -108,7 +107,7 @@ class SentencePieceText:
 
     def save(self, folder: Path) -> None:
         """Write `text.model`."""
-        write_whole(Path(folder) / self.FILE, self._bytes)
+        atomic_write(Path(folder) / self.FILE, self._bytes)
 
     def _byte_piece(self, byte: int) -> int:
         piece = self._model.piece_to_id(f"<0x{byte:02X}>")
@@ -178,7 +177,7 @@ class JsonText:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, byte for byte the one that was read."""
-        write_whole(Path(folder) / self.FILE, self._bytes)
+        atomic_write(Path(folder) / self.FILE, self._bytes)
 
 
 def train_sentencepiece(
@@ -234,31 +233,8 @@ def train_sentencepiece(
             f"num_pieces={num_pieces} does not fit this corpus; raise it (SentencePiece says: "
             f"{error})"
         ) from error
-    write_whole(Path(output), model.getvalue())
+    atomic_write(Path(output), model.getvalue())
     return Path(output)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all. Raises `MachineError` where it cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise MachineError(
-            f"{path}: cannot be written ({error.strerror}); free or change it"
-        ) from error
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mgpt.errors import DataError, VocabularyError
-from mgpt.tokens.text import JsonText, SentencePieceText, TextTokenizer, write_whole
+from mgpt.files import atomic_write
+from mgpt.tokens.text import JsonText, SentencePieceText, TextTokenizer
 
 BOS, PAD, EOS = 0, 1, 2
 IMAGE_START = 4
@@ -142,7 +143,7 @@ class Vocabulary:
         """Write `vocabulary.json` (last) and the tokenizer's file."""
         self.text.save(Path(folder))
         record = {"format": _FORMAT, "fingerprint": self.fingerprint, **self._record()}
-        write_whole(Path(folder) / FILE, (json.dumps(record, indent=1) + "\n").encode())
+        atomic_write(Path(folder) / FILE, (json.dumps(record, indent=1) + "\n").encode())
 
     @staticmethod
     def load(folder: Path) -> "Vocabulary":

@@ -29,9 +29,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mgpt.data.atomic import atomic_write, disk_errors
-from mgpt.data.verify import file_sha256
 from mgpt.errors import CheckpointError, MachineError, MgptError, TrainingError
+from mgpt.files import atomic_write, disk_errors, file_sha256, sync_folder
 from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
 from mgpt.parallel.state import read_weights
@@ -177,7 +176,7 @@ class CheckpointStore:
         if final.path.exists():
             _remove(final.path)
         work.rename(final.path)
-        _sync_folder(self.run_folder)
+        sync_folder(self.run_folder)
         for folder in _complete_folders(self.run_folder)[: -self._keep]:
             _remove(folder.path)
 
@@ -290,11 +289,3 @@ def _remove(folder: Path) -> None:
     """Removes a checkpoint; what is left when it is cut short does not look complete."""
     (folder / _COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

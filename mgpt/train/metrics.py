@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgpt.data.atomic import atomic_write, disk_errors
 from mgpt.data.loader import IGNORED
 from mgpt.errors import DataError
+from mgpt.files import atomic_write, disk_errors
 
 __all__ = ["MODALITIES", "LossTally", "MetricsRecord", "VocabularyLike", "memory_mb"]
 

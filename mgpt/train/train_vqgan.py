@@ -36,8 +36,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mgpt.data.atomic import atomic_write
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mgpt.files import atomic_write
 from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.models.vqgan_loss import (
     CodebookTrainer,

@@ -227,7 +227,7 @@ def test_a_folder_that_is_none_names_the_shipped_models(tmp_path: Path) -> None:
 
 def test_saving_over_a_folder_that_cannot_hold_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(MachineError, match="cannot write"):
+    with pytest.raises(MachineError, match="cannot be written"):
         save_vqgan(tiny_model(), tmp_path)
     assert not list(tmp_path.glob(".*tmp"))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from mgpt.errors import ConfigError, DataError, MachineError, VocabularyError
-from mgpt.tokens.text import JsonText, SentencePieceText, train_sentencepiece, write_whole
+from mgpt.tokens.text import JsonText, SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary
 
 from .conftest import CORPUS, chameleon_json, chameleon_names
@@ -139,13 +139,3 @@ def test_pieces_of_a_conversation_encode_as_the_whole(chameleon: Vocabulary) -> 
     whole = raw.encode("the red  one. <reserved08706>the  red\n", add_special_tokens=False).ids
     first, second = chameleon.encode_text("the red  one. "), chameleon.encode_text("the  red\n")
     assert whole == [*first, chameleon.end_of_turn, *second]
-
-
-def test_write_whole_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(MachineError, match="cannot be written"):
-        write_whole(tmp_path / "folder", b"x")
-    with pytest.raises(MachineError, match="cannot be written"):
-        (tmp_path / "file").write_bytes(b"")
-        write_whole(tmp_path / "file" / "below", b"x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

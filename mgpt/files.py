@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all.
+"""Files that appear whole or not at all, and what they hold, by its hash.
 
 A file is written under a temporary name in its own folder, flushed to the disk, renamed, and the
 folder flushed too: whoever reads sees the old file or the new one, also after a power cut. What
 dead writers leave is recognised by its name and removed by the next owner of the target.
 
-    atomic_write(folder / "settings.json", b"{}")
+    >>> atomic_write(folder / "settings.json", b"{}")
+    >>> file_sha256(folder / "settings.json")[:16]
+    '44136fa355b3678a'
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -33,6 +36,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_path(path: Path) -> Path:
+    """A new name beside `path` for what will become `path`; `remove_leftovers` knows its form."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -42,11 +46,16 @@ def publish(stream: BinaryIO, temporary: Path, path: Path) -> None:
     os.fsync(stream.fileno())
     stream.close()
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk: a rename is durable only after this."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
@@ -79,3 +88,12 @@ def remove_leftovers(folder: str | Path, prefix: str = "") -> list[str]:
             path.unlink(missing_ok=True)
             removed.append(match["name"])
     return removed
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while data := stream.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()

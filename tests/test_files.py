@@ -1,12 +1,13 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and are hashed whole."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from mgpt.data.atomic import atomic_write, remove_leftovers
 from mgpt.errors import MachineError
+from mgpt.files import atomic_write, file_sha256, remove_leftovers
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path):
@@ -48,3 +49,18 @@ def test_only_leftovers_of_the_named_target_go(tmp_path: Path):
     assert remove_leftovers(tmp_path, "a") == ["a.json"]
     assert remove_leftovers(tmp_path) == ["b.json"]
     assert (tmp_path / ".hidden.tmp").exists()
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "folder", tmp_path / "file" / "below"):
+        with pytest.raises(MachineError, match="cannot be written"):
+            atomic_write(path, b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_file_longer_than_a_piece_is_hashed_to_its_end(tmp_path: Path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "x").write_bytes(data)
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
