@@ -122,7 +122,7 @@ class BatchConfig:
     """Heights and widths in pixels, drawn evenly by batch; repeat one to draw it more often."""
     resize: bool = True
     """True: a picture is scaled to cover the size, then cropped (whole scenes). False: a window
-    is cropped at the picture's own scale (photographs)."""
+    is cropped at the picture's own scale, a smaller picture alone being enlarged (photographs)."""
     seed: int = 0
 
 
@@ -132,21 +132,13 @@ def picture_batches(
     """Endless uint8 batches [B, H, W, 3], each a pure function of (pictures, cfg, step).
 
     Args:
-        pictures: uint8 [height, width, 3] of any sizes; with `resize=False` at least as large as
-            every size.
+        pictures: uint8 [height, width, 3] of any sizes.
 
     Raises:
-        DataError: no pictures, or one smaller than a size that is cut from it.
+        DataError: no pictures.
     """
     if not len(pictures):
         raise DataError("no pictures to train the VQGAN on: the input holds none")
-    smallest = (min(p.shape[0] for p in pictures), min(p.shape[1] for p in pictures))
-    largest = (max(s[0] for s in cfg.sizes_hw), max(s[1] for s in cfg.sizes_hw))
-    if not cfg.resize and (smallest[0] < largest[0] or smallest[1] < largest[1]):
-        raise DataError(
-            f"windows of {largest} pixels do not fit pictures of {smallest}: "
-            "use smaller sizes_hw or resize=true"
-        )
     step = first_step
     while True:
         draw = np.random.default_rng([cfg.seed, step])
@@ -420,9 +412,10 @@ def _to_pixels(pictures_BHW3: np.ndarray, device: str) -> Tensor:
 def _cut(
     picture_HW3: np.ndarray, size_hw: tuple[int, int], resize: bool, draw: np.random.Generator
 ) -> np.ndarray:
-    """A window of `size_hw`, after scaling to cover it where `resize` says so."""
+    """A window of `size_hw`, after scaling to cover it where `resize` or the size asks for it."""
     height, width = size_hw
-    if resize and picture_HW3.shape[:2] != size_hw:
+    is_smaller = picture_HW3.shape[0] < height or picture_HW3.shape[1] < width
+    if is_smaller or (resize and picture_HW3.shape[:2] != size_hw):
         scale = max(height / picture_HW3.shape[0], width / picture_HW3.shape[1])
         scaled_hw = (
             max(height, round(picture_HW3.shape[0] * scale)),
