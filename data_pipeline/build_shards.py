@@ -12,15 +12,15 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.claims import Claim
 from data_pipeline.job_settings import exactly, settle_settings
+from data_pipeline.pack_config import PackConfig, SourceName
 from data_pipeline.raw_shards import RawShardWriter, Rejected
-from data_pipeline.scenes.corpus import CorpusConfig
 from data_pipeline.sources import folder, img2dataset, photos, scenes
 from data_pipeline.sources.part import Part
 from data_pipeline.workers import run_units
@@ -29,40 +29,12 @@ from mgpt.errors import ConfigError
 from mgpt.files import atomic_write
 from mgpt.tracking.tracker import Tracker
 
-SOURCES: dict[str, Callable[["PackConfig"], list[Part]]] = {
+SOURCES: dict[SourceName, Callable[[PackConfig], list[Part]]] = {
     "scenes": scenes.parts,
     "photos": photos.parts,
     "img2dataset": img2dataset.parts,
     "folder": folder.parts,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackConfig:
-    """What to pack, and where to."""
-
-    source: str
-    """Where samples come from: scenes (rendered), photos (scikit-image's own), img2dataset
-    (webdataset tars), folder (pictures with captions.jsonl)."""
-    output: str
-    """Folder of the raw shards."""
-    input: str | None = None
-    """What the source reads: a folder, glob or tar; scenes and photos read nothing."""
-    samples_per_shard: int = 500
-    """Samples a shard; img2dataset keeps its own shards."""
-    workers: int = 1
-    """Processes; shards do not depend on it."""
-    scenes: CorpusConfig = field(
-        default_factory=lambda: CorpusConfig(num_scenes=1000, split="train", area_px=72)
-    )
-    """The rendered corpus, for source=scenes."""
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ValueError(f"source={self.source!r} is unknown; choose of {', '.join(SOURCES)}")
-        for name in ("samples_per_shard", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:

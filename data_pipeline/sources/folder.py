@@ -14,8 +14,9 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from data_pipeline.pack_config import PackConfig
 from data_pipeline.raw_shards import (
     PICTURE_EXTENSIONS,
     PICTURE_FIELD,
@@ -27,14 +28,11 @@ from data_pipeline.raw_shards import (
 from data_pipeline.sources.part import Part, shard_name
 from mgpt.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from data_pipeline.build_shards import PackConfig
-
 CAPTIONS_FILE = "captions.jsonl"
 FILE_FIELDS = ("file", "file_name")
 
 
-def parts(cfg: "PackConfig") -> list[Part]:
+def parts(cfg: PackConfig) -> list[Part]:
     """Consecutive lines of the captions file.
 
     Raises:

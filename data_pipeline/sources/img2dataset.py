@@ -9,18 +9,15 @@ What is broken in them is left out and listed; what remains is a raw shard that 
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from data_pipeline.pack_config import PackConfig
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.sources.part import Part
 from mgpt.errors import ConfigError
 
-if TYPE_CHECKING:
-    from data_pipeline.build_shards import PackConfig
 
-
-def parts(cfg: "PackConfig") -> list[Part]:
+def parts(cfg: PackConfig) -> list[Part]:
     """One part a tar, under the tar's own name."""
     if cfg.input is None:
         raise ConfigError("source=img2dataset needs input=<folder, glob or tar of raw shards>")

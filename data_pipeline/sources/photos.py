@@ -9,14 +9,11 @@ smaller than 512 x 512; `retina` alone reaches 1024 x 1024.
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from data_pipeline.pack_config import PackConfig
 from data_pipeline.raw_shards import Picture, RawSample
 from data_pipeline.sources.part import Part, shard_name
 from mgpt.errors import MachineError
-
-if TYPE_CHECKING:
-    from data_pipeline.build_shards import PackConfig
 
 CAPTIONS = {
     "astronaut.png": "a smiling astronaut in an orange space suit, her helmet beside her, in front "
@@ -45,7 +42,7 @@ CAPTIONS = {
 }
 
 
-def parts(cfg: "PackConfig") -> list[Part]:
+def parts(cfg: PackConfig) -> list[Part]:
     """All photographs, in the order of their names.
 
     Raises:

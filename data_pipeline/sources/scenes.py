@@ -6,20 +6,17 @@ mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 scenes.split=tra
 import functools
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from data_pipeline.pack_config import PackConfig
 from data_pipeline.raw_shards import Picture, RawSample
 from data_pipeline.scenes.corpus import CorpusConfig, iter_samples
 from data_pipeline.sources.part import Part, shard_name
 
-if TYPE_CHECKING:
-    from data_pipeline.build_shards import PackConfig
 
-
-def parts(cfg: "PackConfig") -> list[Part]:
+def parts(cfg: PackConfig) -> list[Part]:
     """Consecutive ranges of scene numbers."""
     step, total = cfg.samples_per_shard, cfg.scenes.num_scenes
     return [

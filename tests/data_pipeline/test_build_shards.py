@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from data_pipeline.build_shards import CorpusConfig, PackConfig, pack, read_stats
+from data_pipeline.build_shards import SOURCES, PackConfig, pack, read_stats
+from data_pipeline.pack_config import SourceName
 from data_pipeline.raw_shards import RawShardReader, Rejected
+from data_pipeline.scenes.corpus import CorpusConfig
 from data_pipeline.sources.photos import CAPTIONS
 from mgpt.errors import ConfigError, DataError
 from mgpt.images.pixels import open_image
@@ -119,6 +122,10 @@ def test_img2dataset_comes_out_clean(tmp_path, tracker, write_tar, picture):
     assert summary["rejected"] == {"bad_json": 1, "cut_short": 1, "damaged_shard": 1}
     (item,) = read(tmp_path / "out")
     assert not isinstance(item, Rejected) and item.meta == {"caption": "one"}
+
+
+def test_every_source_that_can_be_named_is_there():
+    assert tuple(SOURCES) == get_args(SourceName)
 
 
 def test_what_is_missing_is_named(tmp_path, tracker):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import workers
-from data_pipeline.build_shards import CorpusConfig, PackConfig, pack
+from data_pipeline.build_shards import PackConfig, pack
+from data_pipeline.scenes.corpus import CorpusConfig
 from mgpt.errors import MachineError
 
 
@@ -74,7 +75,8 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from data_pipeline.build_shards import CorpusConfig, PackConfig, pack\n"
+        "from data_pipeline.build_shards import PackConfig, pack\n"
+        "from data_pipeline.scenes.corpus import CorpusConfig\n"
         "from mgpt.tracking.tracker import Tracker, TrackingConfig\n"
         "if __name__ == '__main__':\n"
         "    out = sys.argv[1]\n"
