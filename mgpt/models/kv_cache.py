@@ -15,16 +15,12 @@ L places attended to, H query heads, J key-value heads, K head size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mgpt.models.attention import attend_causal
-
-if TYPE_CHECKING:
-    from mgpt.models.transformer import TransformerConfig
+from mgpt.models.transformer_config import TransformerConfig
 
 __all__ = ["KvCache"]
 

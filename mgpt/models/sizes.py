@@ -6,7 +6,7 @@
 `7b` and `34b` are Chameleon's (FACTS: arXiv 2405.09818 and its released checkpoints).
 """
 
-from mgpt.models.transformer import TransformerConfig
+from mgpt.models.transformer_config import TransformerConfig
 
 __all__ = ["SIZES"]
 

@@ -21,79 +21,20 @@ batch, grouped by document (`attention.Documents`).
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt.errors import ConfigError
 from mgpt.models.attention import Documents, HeadNorm, attend_causal, rotary_angles, rotate
 from mgpt.models.head_loss import IGNORED, HeadLoss, LossSums
 from mgpt.models.kv_cache import KvCache
+from mgpt.models.transformer_config import TransformerConfig
 
 __all__ = ["Transformer", "TransformerConfig", "sharding_plan"]
 
 Rotary = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of a transformer; `mgpt.models.sizes` names the common ones."""
-
-    hidden: int
-    """Width of the residual stream."""
-    ffn: int
-    """Width inside the SwiGLU."""
-    layers: int
-    heads: int
-    """Query heads."""
-    kv_heads: int
-    """Key-value heads, each shared by heads / kv_heads query heads."""
-    head_dim: int
-    vocab_size: int = 65_536
-    norm_placement: Literal["pre", "post"] = "pre"
-    """Before each branch, or after it and before the residual add (`swin_norm`)."""
-    qk_norm: Literal["group", "head", "none"] = "group"
-    """One (weight, bias) a group of heads, one a head, or no qk-norm."""
-    qk_norm_groups: int = 1
-    """Groups of heads when `qk_norm` is "group": Meta's model-parallel size."""
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    """Share of attention and MLP outputs zeroed before the residual add, while training."""
-    max_positions: int = 4096
-    """Longest document in tokens."""
-
-    def __post_init__(self) -> None:
-        counts = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab_size")
-        problems = [
-            f"{name}={getattr(self, name)} must be at least 1"
-            for name in (*counts, "qk_norm_groups", "max_positions")
-            if getattr(self, name) < 1
-        ]
-        if self.head_dim % 2:
-            problems.append(f"head_dim={self.head_dim} must be even for the rotary embedding")
-        if not problems and self.heads % self.kv_heads:
-            problems.append(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
-        if self.qk_norm == "group" and not problems:
-            problems += [
-                f"{name}={getattr(self, name)} must be a multiple of"
-                f" qk_norm_groups={self.qk_norm_groups}"
-                for name in ("heads", "kv_heads")
-                if getattr(self, name) % self.qk_norm_groups
-            ]
-        for name, known in (("norm_placement", ("pre", "post")), ("qk_norm", _QK_NORMS)):
-            if getattr(self, name) not in known:
-                problems.append(f"{name}={getattr(self, name)!r} must be one of {known}")
-        if not 0.0 <= self.dropout < 1.0:
-            problems.append(f"dropout={self.dropout} must be at least 0 and below 1")
-        if problems:
-            raise ConfigError("transformer: " + "; ".join(problems))
-
-
-_QK_NORMS = ("group", "head", "none")
 
 
 class RmsNorm(nn.Module):
