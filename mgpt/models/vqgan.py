@@ -25,7 +25,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import safetensors
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.files import atomic_write
+from mgpt.models.vqgan_config import VqganConfig
 from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, group_norm
 
 __all__ = [
@@ -55,69 +56,6 @@ _SHIPPED = Path(__file__).parent / "pretrained"
 _PROBLEMS_SHOWN = 8
 # Positions compared with the codebook at once: 8192 entries then take 256 MB of distances.
 _POSITIONS_PER_CHUNK = 8192
-
-
-@dataclass(frozen=True)
-class VqganConfig:
-    """Sizes of a VQGAN, under the names of the `ddconfig` in Chameleon's `vqgan.yaml`.
-
-    The defaults are the released model.
-    """
-
-    ch: int = 128
-    """Channels at full resolution; every other width is a multiple of it."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Width of each level over `ch`; each level but the last halves height and width."""
-    num_res_blocks: int = 2
-    """Residual blocks a level in the encoder; the decoder has one more."""
-    attn_resolutions: tuple[int, ...] = ()
-    """Levels (by side in pixels when the input has side `resolution`) with attention after each
-    residual block, beside the attention in the middle that is always there."""
-    z_channels: int = 256
-    """Channels between the encoder or decoder and the 1x1 convolutions around the codebook."""
-    in_channels: int = 3
-    out_ch: int = 3
-    resolution: int = 512
-    """Nominal side in pixels; it only says which levels `attn_resolutions` names."""
-    double_z: bool = False
-    """True in variational autoencoders of the same family; a VQ model has one vector a latent."""
-    dropout: float = 0.0
-    embed_dim: int = 256
-    """Width of a codebook vector."""
-    n_embed: int = 8192
-    """Codebook entries."""
-    num_groups: int = 32
-    """Groups of every GroupNorm; 32 in released files, fewer where a level is narrower."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
-        counts = ["ch", "num_res_blocks", "z_channels", "in_channels", "out_ch", "resolution"]
-        counts += ["embed_dim", "n_embed", "num_groups"]
-        problems = [
-            f"{name}={getattr(self, name)} must be at least 1"
-            for name in counts
-            if getattr(self, name) < 1
-        ]
-        if not self.ch_mult or min(self.ch_mult) < 1:
-            problems.append(f"ch_mult={self.ch_mult} must hold positive multiples")
-        if self.double_z:
-            problems.append("double_z=true describes a variational autoencoder, not a VQ model")
-        if not 0.0 <= self.dropout < 1.0:
-            problems.append(f"dropout={self.dropout} must lie in [0, 1)")
-        for multiple in () if problems else sorted(set(self.ch_mult)):
-            if (self.ch * multiple) % self.num_groups:
-                problems.append(
-                    f"num_groups={self.num_groups} must divide every width; "
-                    f"ch={self.ch} times {multiple} is {self.ch * multiple}"
-                )
-        if problems:
-            raise ConfigError("VQGAN configuration: " + "; ".join(problems))
-
-    @property
-    def downsample(self) -> int:
-        """Pixels a latent spans each way: 16 in the released model."""
-        return 2 ** (len(self.ch_mult) - 1)
 
 
 class Encoder(nn.Module):
@@ -204,8 +142,7 @@ class Vqgan(nn.Module):
         self.quantize = Quantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
-        # Channels last is how CPU and GPU convolutions are fastest; it changes no value's meaning.
-        self.to(memory_format=torch.channels_last)
+        _to_channels_last(self)
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
@@ -363,7 +300,8 @@ def build_vqgan(cfg: VqganConfig, state: Mapping[str, Tensor], where: str) -> Vq
             + (f"; and {more} more" if more > 0 else "")
         )
     model.load_state_dict({name: t.float() for name, t in state.items()}, assign=True)
-    return model.to(memory_format=torch.channels_last).eval()
+    _to_channels_last(model)
+    return model.eval()
 
 
 def _resolve(folder: str | Path) -> Path:
@@ -435,6 +373,11 @@ def _exact_fp32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(matmul_precision)
+
+
+def _to_channels_last(model: nn.Module) -> None:
+    """The layout that CPU and GPU convolutions are fastest in; it changes no value's meaning."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
 
 
 def _level_has_attention(config: VqganConfig, index: int) -> bool:

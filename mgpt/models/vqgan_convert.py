@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError, MachineError
-from mgpt.models.vqgan import VqganConfig
+from mgpt.models.vqgan_config import VqganConfig
 
 __all__ = ["is_released_folder", "read_released_folder"]
 

@@ -1,0 +1,74 @@
+"""The sizes of a VQGAN, checked; apart from the model so that the readers of its files know them.
+
+>>> VqganConfig().downsample, VqganConfig(ch_mult=(1, 2, 4)).downsample
+(16, 4)
+"""
+
+from dataclasses import dataclass
+
+from mgpt.errors import ConfigError
+
+__all__ = ["VqganConfig"]
+
+
+@dataclass(frozen=True)
+class VqganConfig:
+    """Sizes of a VQGAN, under the names of the `ddconfig` in Chameleon's `vqgan.yaml`.
+
+    The defaults are the released model.
+    """
+
+    ch: int = 128
+    """Channels at full resolution; every other width is a multiple of it."""
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level over `ch`; each level but the last halves height and width."""
+    num_res_blocks: int = 2
+    """Residual blocks a level in the encoder; the decoder has one more."""
+    attn_resolutions: tuple[int, ...] = ()
+    """Levels (by side in pixels when the input has side `resolution`) with attention after each
+    residual block, beside the attention in the middle that is always there."""
+    z_channels: int = 256
+    """Channels between the encoder or decoder and the 1x1 convolutions around the codebook."""
+    in_channels: int = 3
+    out_ch: int = 3
+    resolution: int = 512
+    """Nominal side in pixels; it only says which levels `attn_resolutions` names."""
+    double_z: bool = False
+    """True in variational autoencoders of the same family; a VQ model has one vector a latent."""
+    dropout: float = 0.0
+    embed_dim: int = 256
+    """Width of a codebook vector."""
+    n_embed: int = 8192
+    """Codebook entries."""
+    num_groups: int = 32
+    """Groups of every GroupNorm; 32 in released files, fewer where a level is narrower."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        counts = ["ch", "num_res_blocks", "z_channels", "in_channels", "out_ch", "resolution"]
+        counts += ["embed_dim", "n_embed", "num_groups"]
+        problems = [
+            f"{name}={getattr(self, name)} must be at least 1"
+            for name in counts
+            if getattr(self, name) < 1
+        ]
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            problems.append(f"ch_mult={self.ch_mult} must hold positive multiples")
+        if self.double_z:
+            problems.append("double_z=true describes a variational autoencoder, not a VQ model")
+        if not 0.0 <= self.dropout < 1.0:
+            problems.append(f"dropout={self.dropout} must lie in [0, 1)")
+        for multiple in () if problems else sorted(set(self.ch_mult)):
+            if (self.ch * multiple) % self.num_groups:
+                problems.append(
+                    f"num_groups={self.num_groups} must divide every width; "
+                    f"ch={self.ch} times {multiple} is {self.ch * multiple}"
+                )
+        if problems:
+            raise ConfigError("VQGAN configuration: " + "; ".join(problems))
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a latent spans each way: 16 in the released model."""
+        return 2 ** (len(self.ch_mult) - 1)
