@@ -41,6 +41,8 @@ def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
             f"  {group:<12} {chosen} of {', '.join(all_)}" for group, (chosen, all_) in groups
         ]
     lines += ["", "fields (field=value; * must be given)", *_fields(_settings(name, module.Config))]
+    if hasattr(module, "help_lines"):
+        lines += ["", *module.help_lines()]
     return "\n".join(lines)
 
 

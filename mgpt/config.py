@@ -112,7 +112,7 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
         try:
             composed = hydra_compose(config_name, overrides=words, return_hydra_config=True)
             choices = _choices(composed)
-            del_hydra = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
+            del_hydra = OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"])
             node = OmegaConf.merge(OmegaConf.create(to_plain(schema.defaults)), del_hydra)
             for path, value in values:
                 OmegaConf.update(node, path, value, force_add=True)
@@ -355,7 +355,7 @@ def _sequence(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 
 def _mapping(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
-        return _wrong(path, value, describe(dict[args]), problems)  # type: ignore[valid-type]
+        return _wrong(path, value, f"{describe(args[0])}: {describe(args[1])}", problems)
     if typing.get_origin(args[0]) is Literal:
         for key in value:
             convert(args[0], key, f"a key of {path}", problems)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MISSING = "???"  # OmegaConf's mark of a value that must be given
+DERIVED = "derived"  # in a field's metadata: filled in by the stage, not by a person
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ def settings_of(cls: type, prefix: str = "", example: Any = None) -> Iterator[Se
     """
     hints, docs = hints_of(cls), field_docs(cls)
     for field in dataclasses.fields(cls):
+        if DERIVED in field.metadata:
+            continue
         kind, path = hints[field.name], f"{prefix}{field.name}"
         default = _default(field) if example is None else getattr(example, field.name)
         nested = _dataclass_in(kind)
@@ -83,7 +86,7 @@ def type_at(cls: type, path: str) -> Any | None:
 
 def _step_into(kind: Any, name: str) -> Any | None:
     for option in options_of(kind):
-        if dataclasses.is_dataclass(option):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
             found = hints_of(option).get(name) if name in field_names(option) else None
             if found is not None:
                 return found

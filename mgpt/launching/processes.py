@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from mgpt.errors import MgptError, TrainingError
 
+WORKER_MODULE = "mgpt"
 PARENT_VARIABLE = "MGPT_PARENT_PID"
 INTERRUPTED_STATUS = 75  # EX_TEMPFAIL: stopped in order by a signal; the same command goes on
 _PR_SET_PDEATHSIG = 1
@@ -61,7 +62,7 @@ def die_with_parent() -> None:
 
 
 def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
-    """Runs `python -m mgpt <arguments>` as `procs` ranks and waits for them.
+    """Runs `python -m mgpt <arguments>` (WORKER_MODULE) as `procs` ranks and waits for them.
 
     Raises TrainingError with the message of the rank that failed first, or `Interrupted`.
     """
@@ -77,7 +78,7 @@ def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={procs}"]
     try:
-        run(get_args_parser().parse_args([*options, "--module", "mgpt", *arguments]))
+        run(get_args_parser().parse_args([*options, "--module", WORKER_MODULE, *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode == INTERRUPTED_STATUS:

@@ -21,7 +21,7 @@ from mgpt.errors import ConfigError
 from mgpt.files import atomic_write
 from mgpt.images.pixels import open_image
 from mgpt.infer.pipeline import Answer, Pipeline
-from mgpt.infer.sampling import SamplingConfig
+from mgpt.infer.sampling import Modality, SamplingConfig
 from mgpt.stages.build import build_pipeline, open_tracker, pick_device, vq_input
 from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.tasks.registry import TASKS, SampleView
@@ -153,7 +153,7 @@ def question(
         drawn = (grids[0] * LATENTS_PER_GRID, grids[1] * LATENTS_PER_GRID)
         whole = _task_item(cfg, prompt, drawn, pipeline.vqgan.cfg.downsample)
         slots = [part for part in whole.turns[0].answer if isinstance(part, ImageSlot)]
-        modality = "image" if slots else "text"
+        modality: Modality = "image" if slots else "text"
         conversation, draws = whole.ask(0), bool(slots)
         sampling = replace(cfg.sampling, modality=modality, num_images=max(1, len(slots)))
     shown = [

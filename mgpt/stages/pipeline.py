@@ -29,6 +29,7 @@ from mgpt.config import Composed
 from mgpt.errors import MachineError, MgptError
 from mgpt.files import atomic_write
 from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted, own_children
+from mgpt.settings import DERIVED
 from mgpt.stages.folder import check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
 
@@ -56,17 +57,30 @@ class Config:
     """Seed of every stage that has one."""
     redo: bool = False
     """Make stages anew whose output holds another configuration."""
-    recipe: str = "quickstart"
-    """A yaml of conf/recipe."""
-    group: str = ""
+    recipe: str = field(default="", metadata={DERIVED: True})
+    """The yaml of conf/recipe that was chosen."""
+    group: str = field(default="", metadata={DERIVED: True})
     """Name of the tracker's group; made at the first start."""
-    entries: list[Entry] = field(default_factory=list)
-    """The recipe's stages; their fields stand under their names, `fp_sft.steps`."""
+    entries: list[Entry] = field(default_factory=list, metadata={DERIVED: True})
+    """The recipe's stages, read."""
 
 
 def compose(overrides: Sequence[str]) -> Composed:
     """The recipe with the overrides in it."""
     return compose_recipe(overrides)
+
+
+def help_lines() -> list[str]:
+    """What `mgpt pipeline --help` says about the stages of the default recipe."""
+    composed = compose_recipe([])
+    lines = [
+        f"entries of recipe={composed.choices['recipe']} (their fields: <entry>.<field>=value)"
+    ]
+    for name in composed.node.order:
+        entry = composed.node[name]
+        rungs = f", rungs {', '.join(entry.rungs)}" if "rungs" in entry else ""
+        lines.append(f"  {name:<18} mgpt {entry.stage}{rungs}")
+    return lines
 
 
 def configure(composed: Composed) -> Config:

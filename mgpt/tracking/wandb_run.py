@@ -58,25 +58,26 @@ def open_run(
         "config": dict(config),
         "resume": "allow",
     }
-    settings = {
-        "init_timeout": INIT_TIMEOUT_S,
-        "console": "off",
-        "silent": True,
-        "x_disable_stats": True,
-        "x_save_requirements": False,
-        "disable_git": True,
-        "save_code": False,
-    }
+    settings = wandb.Settings(
+        init_timeout=INIT_TIMEOUT_S,
+        console="off",
+        silent=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        disable_git=True,
+        save_code=False,
+    )
     chosen = choose_mode(mode)
     if chosen == "online":
         try:
-            run = wandb.init(mode="online", settings=wandb.Settings(**settings), **options)
+            run = wandb.init(mode="online", settings=settings, **options)
         except (wandb.errors.Error, TimeoutError, OSError) as error:
             _log.warning("Weights & Biases: %s; this run is kept offline in %s", error, where)
             chosen = "offline"
     if chosen != "online":
-        options["resume"] = None  # the offline client knows no server run to resume; the id does it
-        run = wandb.init(mode=chosen, settings=wandb.Settings(**settings), **options)
+        options["resume"] = None  # offline there is no server's run to resume; the id does it
+        quiet: Literal["offline", "disabled"] = "disabled" if chosen == "disabled" else "offline"
+        run = wandb.init(mode=quiet, settings=settings, **options)
     run.define_metric("*", step_metric="step")
     return run
 
