@@ -104,7 +104,7 @@ class World:
             )
 
     def shutdown(self) -> None:
-        """Leaves the process group, if there is one; collective, except while an error travels up."""
+        """Leaves the process group, if any; collective, except while an error travels up."""
         if not dist.is_initialized():
             return
         if sys.exc_info()[0] is None:
