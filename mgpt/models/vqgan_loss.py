@@ -102,12 +102,10 @@ def start_near_identity(model: Vqgan) -> None:
     usual start a narrow model is grey for a thousand.
     """
     for module in model.modules():
-        if isinstance(module, ResnetBlock):
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
-        elif isinstance(module, AttnBlock):
-            nn.init.zeros_(module.proj_out.weight)
-            nn.init.zeros_(module.proj_out.bias)
+        if isinstance(module, ResnetBlock | AttnBlock):
+            last = module.conv2 if isinstance(module, ResnetBlock) else module.proj_out
+            for parameter in last.parameters():
+                parameter.zero_()
         elif isinstance(module, Downsample | Upsample):
             weight_OIHW = module.conv.weight
             weight_OIHW.mul_(_RESAMPLING_NOISE)
