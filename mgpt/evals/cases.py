@@ -55,11 +55,16 @@ class Case:
 
     @property
     def group(self) -> str:
-        """Cases that share a constant answer: same question text, or same picture sizes."""
+        """Cases that share a constant answer: same question about a picture, same picture sizes.
+
+        Without a picture a text question says all there is to know: all such cases are one group.
+        """
         if not self.answer_fields:
-            return self.question
+            return self.question if self.question_images else ""
         sizes = " ".join(str(self.codes[field].shape) for field in self.answer_fields)
-        return f"{len(true_objects(self.meta))} objects, {sizes}"
+        # Pictures from text are scored by their number of objects, which the text tells.
+        told = len(true_objects(self.meta)) if self.task == "text_to_image" else ""
+        return f"{told} {sizes}"
 
 
 def build_cases(

@@ -1,10 +1,11 @@
-"""The best constant answer: what a model is measured against that never looks at its input.
+"""The best constant answer: what a model is measured against that never looks at a picture.
 
-For each group of cases (`Case.group`) some constant replies are made from the held-out truths
-themselves, which favours the constant: the commonest true texts; the mean and median of the true
-pictures and some of the true pictures as they are. The one with the best average main figure is the
-constant answer of the group. For edits the unchanged input is put beside it, because copying is the
-laziest answer there.
+Cases of one group (`Case.group`) share a constant. Of texts it is the commonest true answer of the
+group; a question asked less than MIN_GROUP times joins the other rare ones, since the commonest of
+very few would be the truth itself. Of pictures it is the mean, the median, or one of the true
+pictures of the *other* cases, whichever has the best average main figure. All this is chosen on the
+held-out truths themselves, in the constant's favour. For edits the unchanged input is put beside
+it, because copying is the laziest answer there.
 
     replies = best_constant_replies(cases)       # one Reply a case, in the order of the cases
 """
@@ -12,7 +13,7 @@ laziest answer there.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from mgpt.evals.cases import Case, Reply
 from mgpt.evals.measures import FIGURES, score
 
 NUM_CANDIDATES = 8
-"""How many of the true answers of a group are tried as its constant answer."""
+"""How many of the true pictures of a group are tried as its constant answer."""
+MIN_GROUP = 8
+"""Fewest cases that a question needs for a constant text of its own."""
 
 
 def best_constant_replies(cases: list[Case]) -> list[Reply]:
@@ -28,6 +31,9 @@ def best_constant_replies(cases: list[Case]) -> list[Reply]:
     groups: dict[str, list[int]] = defaultdict(list)
     for index, case in enumerate(cases):
         groups[case.group].append(index)
+    if not cases[0].answer_fields:
+        for name in [name for name, members in groups.items() if name and len(members) < MIN_GROUP]:
+            groups[""].extend(groups.pop(name))
     replies: dict[int, Reply] = {}
     for members in groups.values():
         group = [cases[index] for index in members]
@@ -37,19 +43,38 @@ def best_constant_replies(cases: list[Case]) -> list[Reply]:
 
 
 def _candidates(group: list[Case]) -> Iterable[list[Reply]]:
+    """Ways to answer the whole group without looking, a reply a case each."""
     truths = [case.truth for case in group]
     if not truths[0].images:
-        for text, _ in Counter(truth.text for truth in truths).most_common(NUM_CANDIDATES):
-            yield [Reply(text)] * len(group)
-        return
-    stacks = [np.stack(slot) for slot in zip(*(truth.images for truth in truths), strict=True)]
-    for average in (np.mean, np.median):
-        constant = Reply("", tuple(average(stack, axis=0).astype(np.uint8) for stack in stacks))
-        yield [constant] * len(group)
-    for truth in truths[:NUM_CANDIDATES]:
-        yield [truth] * len(group)
-    if group[0].task == "edit" and all(case.question_images for case in group):
-        yield [Reply("", (case.question_images[-1],)) for case in group]
+        yield [Reply(_commonest(truths))] * len(truths)
+    elif len(truths) == 1:
+        yield [_blank(truths[0])]
+    else:
+        for average in (np.mean, np.median):
+            yield [_averaged(_others(truths, index), average) for index in range(len(truths))]
+        for rank in range(min(NUM_CANDIDATES, len(truths) - 1)):
+            yield [_others(truths, index)[rank] for index in range(len(truths))]
+        if group[0].task == "edit":
+            yield [Reply("", case.question_images) for case in group]
+
+
+def _others(truths: list[Reply], index: int) -> list[Reply]:
+    return truths[:index] + truths[index + 1 :]
+
+
+def _commonest(truths: list[Reply]) -> str:
+    counts = Counter(truth.text for truth in truths)
+    return max(sorted(counts), key=counts.__getitem__)
+
+
+def _averaged(truths: list[Reply], average: Callable[..., np.ndarray]) -> Reply:
+    slots = zip(*(truth.images for truth in truths), strict=True)
+    return Reply("", tuple(average(np.stack(slot), axis=0).astype(np.uint8) for slot in slots))
+
+
+def _blank(truth: Reply) -> Reply:
+    """Of a case that is alone in its group, nothing is known but the sizes."""
+    return Reply("", tuple(np.full_like(image, 128) for image in truth.images))
 
 
 def _average_score(group: list[Case], replies: list[Reply]) -> float:

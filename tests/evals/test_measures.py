@@ -1,4 +1,4 @@
-"""Scorers against answers whose worth is known, and the constant answer against its alternatives."""
+"""Scorers against answers of known worth, and the constant answer against its alternatives."""
 
 import numpy as np
 import pytest
@@ -74,17 +74,34 @@ def test_box_iou_of_known_boxes() -> None:
     assert box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
 
 
-def test_constant_answer_is_the_commonest_text_of_each_question() -> None:
-    answers = [("colour?", "red"), ("colour?", "red"), ("colour?", "blue"), ("shape?", "cone")]
-    cases = [case("vqa", Reply(truth), question) for question, truth in answers]
-    assert [reply.text for reply in best_constant_replies(cases)] == ["red", "red", "red", "cone"]
+def test_constant_text_is_the_commonest_of_its_question() -> None:
+    seen = (grey(0),)
+    answers = [("colour?", "red")] * 5 + [("colour?", "blue")] * 4
+    answers += [("shape?", "cone"), ("size?", "large"), ("count?", "large")]
+    cases = [case("vqa", Reply(truth), question, seen) for question, truth in answers]
+    # A question asked once must not be answered with its own truth.
+    wanted = ["red"] * 9 + ["large"] * 3
+    assert [reply.text for reply in best_constant_replies(cases)] == wanted
 
 
-def test_constant_picture_is_the_best_average_one() -> None:
-    cases = [case("depth", Reply("", (grey(level),))) for level in (0, 100, 110)]
+def test_constant_of_text_dialog_does_not_read_the_question() -> None:
+    answers = [("one?", "yes"), ("two?", "yes"), ("three?", "yes"), ("four?", "no")] * 3
+    cases = [case("text_dialog", Reply(truth), question) for question, truth in answers]
+    assert [reply.text for reply in best_constant_replies(cases)] == ["yes"] * 12
+
+
+def test_constant_picture_is_the_best_average_one_without_the_case_itself() -> None:
+    cases = [case("depth", Reply("", (grey(level),))) for level in (0, 100, 110, 120)]
     errors = [
         score(each, reply)["depth_error"]
         for each, reply in zip(cases, best_constant_replies(cases), strict=True)
     ]
-    # The median (100) is the constant with the least mean absolute difference.
-    assert np.mean(errors) == pytest.approx((100 + 0 + 10) / 3 / 255)
+    # Medians of the others: 110, 110, 100, 100.
+    assert np.mean(errors) == pytest.approx((110 + 10 + 10 + 20) / 4 / 255)
+
+
+def test_copying_counts_as_a_constant_answer_to_edits() -> None:
+    before, after = grey(0), grey(50)
+    asked = case("edit", Reply("", (after,)), question_images=(before,))
+    copied = best_constant_replies([asked, asked])
+    assert all(len(reply.images) == 1 for reply in copied)
