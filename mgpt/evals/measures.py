@@ -37,13 +37,13 @@ class Figure:
 RIGHT = "share of answers"
 
 FIGURES: dict[str, tuple[Figure, ...]] = {
-    "text_dialog": (Figure("answer_right", RIGHT, True),),
     "text_to_image": (
         Figure("one_object_right", RIGHT, True, goal=0.70),
         Figure("two_objects_right", RIGHT, True, goal=0.40),
     ),
     "caption": (Figure("attributes_right", RIGHT, True, goal=0.70),),
     "vqa": (Figure("answer_right", RIGHT, True, goal=0.80),),
+    "text_dialog": (Figure("answer_right", RIGHT, True),),
     "multi_image_dialog": (Figure("answer_right", RIGHT, True),),
     "edit": (Figure("objects_right", RIGHT, True),),
     "segmentation": (Figure("mean_iou", "IoU", True),),

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mgpt.evals.measures import FIGURES
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
 from mgpt.files import atomic_write
 
@@ -43,8 +44,10 @@ class ReportInputs:
 
 def build_report(inputs: ReportInputs, output: Path) -> Path:
     """Write report.html and report.json into `output`; returns the page's path."""
-    evaluated = sorted(inputs.evaluation.glob("*/measures.json"))
-    tasks = {file.parent.name: json.loads(file.read_text()) for file in evaluated}
+    evaluated = {name: inputs.evaluation / name / "measures.json" for name in FIGURES}
+    tasks = {
+        name: json.loads(file.read_text()) for name, file in evaluated.items() if file.exists()
+    }
     photographs = _photographs(inputs.photographs)
     curves = {name: _record(file) for name, file in inputs.training.items()}
     measures = {
