@@ -163,27 +163,71 @@ def train(run: Run, world: Any) -> None:
     """One run on this rank; rank 0 leaves `outcome.json` in its folder."""
     from mgpt.data.loader import RowLoader, held_out_rows
     from mgpt.data.source import DataConfig, SourceConfig
-    from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
-    from mgpt.parallel.backend import ParallelConfig, build_backend
     from mgpt.tokens.vocab import Vocabulary
     from mgpt.tracking.tracker import Tracker, TrackingConfig
     from mgpt.train.checkpoint import CheckpointStore, export_weights
-    from mgpt.train.guard import GuardConfig
-    from mgpt.train.optim import OptimConfig
-    from mgpt.train.schedule import ScheduleConfig
-    from mgpt.train.trainer import TrainConfig, Trainer
+    from mgpt.train.trainer import Trainer
     from mgpt.train.validate import HeldOut
 
     vocab = Vocabulary.load(Path(run.corpus) / "vocab")
-    tasks = {"text_to_image": 2.0, "caption": 1.0}
-    data = DataConfig(
-        {"scenes": SourceConfig(f"{run.corpus}/32", tasks)},
-        ROW_TOKENS,
-        STEP_ROWS,
-        guidance_drop=0.3,
-        window_documents=32,
-    )
+    source = SourceConfig(f"{run.corpus}/32", {"text_to_image": 2.0, "caption": 1.0})
+    data = DataConfig({"scenes": source}, ROW_TOKENS, STEP_ROWS, 0.3, window_documents=32)
     loader = RowLoader(data, vocab, run.seed)
+    cfg = _train_config(run)
+    backend = _backend(run, cfg, vocab.size, world)
+    if run.continue_from and world.is_main:
+        step = Path(run.continue_from)
+        shutil.copytree(step, Path(run.folder) / step.name)
+    world.barrier()
+    store = CheckpointStore(Path(run.folder), world, cfg.keep)
+    _misbehave(run, backend, world)
+    tracking, folder = TrackingConfig("disabled"), store.run_folder
+    init_from = None
+    if run.init_from:
+        init_from = (export_weights(Path(run.init_from)).items(), run.init_from)
+    try:
+        outcome = Trainer(
+            cfg,
+            backend=backend,
+            loader=loader,
+            store=store,
+            world=world,
+            tracker=Tracker(tracking, folder, "test", is_main=world.is_main, record=False),
+            vocab=vocab,
+            micro_rows=run.micro_rows,
+            seed=run.seed,
+            config_yaml="model: test\n",
+            init_from=init_from,
+            held_out=HeldOut(held_out_rows(data, vocab, 7, 3), run.micro_rows),
+        ).run()
+    finally:
+        loader.close()
+    if world.is_main:
+        result = {"kind": type(outcome).__name__, **dataclasses.asdict(outcome)}
+        (folder / "outcome.json").write_text(json.dumps(result))
+
+
+def _train_config(run: Run) -> Any:
+    from mgpt.train.guard import GuardConfig
+    from mgpt.train.optim import OptimConfig
+    from mgpt.train.schedule import ScheduleConfig
+    from mgpt.train.trainer import TrainConfig
+
+    return TrainConfig(
+        steps=run.steps,
+        save_every=run.save_every,
+        keep=20,
+        z_loss=1e-4,
+        optim=OptimConfig(lr=run.lr, max_norm=1.0),
+        schedule=ScheduleConfig(warmup_steps=run.warmup_steps),
+        guard=GuardConfig(max_skipped=run.max_skipped),
+    )
+
+
+def _backend(run: Run, cfg: Any, vocab_size: int, world: Any) -> Any:
+    from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+    from mgpt.parallel.backend import ParallelConfig, build_backend
+
     model = TransformerConfig(
         hidden=64,
         ffn=96,
@@ -191,18 +235,8 @@ def train(run: Run, world: Any) -> None:
         heads=4,
         kv_heads=2,
         head_dim=16,
-        vocab_size=vocab.size,
+        vocab_size=vocab_size,
         dropout=run.dropout,
-    )
-    optim = OptimConfig(lr=run.lr, max_norm=1.0)
-    cfg = TrainConfig(
-        steps=run.steps,
-        save_every=run.save_every,
-        keep=20,
-        z_loss=1e-4,
-        optim=optim,
-        schedule=ScheduleConfig(warmup_steps=run.warmup_steps),
-        guard=GuardConfig(max_skipped=run.max_skipped),
     )
     parallel = ParallelConfig(
         name=run.backend,
@@ -211,44 +245,12 @@ def train(run: Run, world: Any) -> None:
         dtype=run.dtype,
         reduce_each_micro_batch=run.reduce_each_micro_batch,
     )
-    backend = build_backend(
-        parallel, lambda: Transformer(model), optim, world, cfg.z_loss, run.seed, sharding_plan
+    return build_backend(
+        parallel, lambda: Transformer(model), cfg.optim, world, cfg.z_loss, run.seed, sharding_plan
     )
-    if run.continue_from and world.is_main:
-        source = Path(run.continue_from)
-        shutil.copytree(source, Path(run.folder) / source.name)
-    world.barrier()
-    store = CheckpointStore(Path(run.folder), world, cfg.keep)
-    _misbehave(run, backend, store, world)
-    init_from = None
-    if run.init_from:
-        init_from = (export_weights(Path(run.init_from)).items(), run.init_from)
-    trainer = Trainer(
-        cfg,
-        backend=backend,
-        loader=loader,
-        store=store,
-        world=world,
-        tracker=Tracker(
-            TrackingConfig("disabled"), store.run_folder, "t", is_main=world.is_main, record=False
-        ),
-        vocab=vocab,
-        micro_rows=run.micro_rows,
-        seed=run.seed,
-        config_yaml="model: test\n",
-        init_from=init_from,
-        held_out=HeldOut(held_out_rows(data, vocab, 7, 3), run.micro_rows),
-    )
-    try:
-        outcome = trainer.run()
-    finally:
-        loader.close()
-    if world.is_main:
-        result = {"kind": type(outcome).__name__, **dataclasses.asdict(outcome)}
-        (store.run_folder / "outcome.json").write_text(json.dumps(result))
 
 
-def _misbehave(run: Run, backend: Any, store: Any, world: Any) -> None:
+def _misbehave(run: Run, backend: Any, world: Any) -> None:
     """Puts the faults that a run asks for around the real methods."""
     forward_backward, step, save = backend.forward_backward, backend.step, backend.save
     done = 0
