@@ -42,6 +42,8 @@ __all__ = [
 
 # Share of the usual initial weights that resampling convolutions keep.
 _RESAMPLING_NOISE = 0.3
+# Side of the window that `ReconstructionWeights.detail` compares a pixel with.
+_AROUND_PX = 7
 # Purpose numbers of the draws keyed by (seed, purpose, step).
 _DRAW_START = 1
 _DRAW_REVIVE = 2
@@ -63,7 +65,10 @@ class ReconstructionWeights:
     squared error and is otherwise learned last."""
     contrast: float = 8.0
     """Extra weight, in the terms over pixels, of one far from its picture's mean colour: small
-    things on a wide ground count. 0 weighs all pixels alike."""
+    things on a wide ground count. With `detail` 0 too, all pixels weigh alike."""
+    detail: float = 0.0
+    """The same for one far from the mean colour of the pixels around it: highlights and lines
+    count, also where their own colour is the ground's."""
 
 
 def reconstruction_loss(
@@ -81,11 +86,18 @@ def reconstruction_loss(
         chroma_BCHW = error_BCHW - error_BCHW.mean(dim=1, keepdim=True)
         square_BCHW = square_BCHW + weights.chroma * chroma_BCHW.square()
     by_pixel_BCHW = weights.l1 * error_BCHW.abs() + square_BCHW
+    weight_B1HW = torch.ones_like(target_BCHW[:, :1])
     if weights.contrast:
         mean_BC11 = target_BCHW.mean(dim=(2, 3), keepdim=True)
         contrast_B1HW = (target_BCHW - mean_BC11).abs().mean(dim=1, keepdim=True)
-        weight_B1HW = 1.0 + weights.contrast * contrast_B1HW
-        by_pixel_BCHW = by_pixel_BCHW * (weight_B1HW / weight_B1HW.mean())
+        weight_B1HW = weight_B1HW + weights.contrast * contrast_B1HW
+    if weights.detail:
+        around_BCHW = F.avg_pool2d(
+            target_BCHW, _AROUND_PX, stride=1, padding=_AROUND_PX // 2, count_include_pad=False
+        )
+        detail_B1HW = (target_BCHW - around_BCHW).abs().mean(dim=1, keepdim=True)
+        weight_B1HW = weight_B1HW + weights.detail * detail_B1HW
+    by_pixel_BCHW = by_pixel_BCHW * (weight_B1HW / weight_B1HW.mean())
     loss = by_pixel_BCHW.mean()
     if weights.edge:
         edges = error_BCHW.diff(dim=2).abs().mean() + error_BCHW.diff(dim=3).abs().mean()

@@ -21,7 +21,7 @@ from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image, whiten
-from mgpt.models.vqgan import VqganConfig
+from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import open_tracker, pick_device
 from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -39,6 +39,8 @@ class Config:
     model: VqganConfig = field(default_factory=VqganConfig)
     train: VqTrainConfig = field(default_factory=VqTrainConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    init_from: str = ""
+    """A trained VQGAN of the same sizes to go on from: a folder, or the name of a shipped one."""
     max_pictures: int = 30_000
     """Pictures kept in memory, evenly from all shards."""
     held_out_percent: int = 3
@@ -54,7 +56,7 @@ class Config:
 
 def inputs(cfg: Config) -> dict[str, str]:
     paths = [cfg.input] if isinstance(cfg.input, str) else cfg.input
-    return input_fingerprints(*paths)
+    return input_fingerprints(*paths, cfg.init_from or None)
 
 
 def main(cfg: Config) -> None:
@@ -72,6 +74,7 @@ def main(cfg: Config) -> None:
                 folder.path,
                 held_out,
                 str(pick_device(cfg.device)),
+                load_vqgan(cfg.init_from) if cfg.init_from else None,
             )
         tracker.finish(figures)
     folder.finish(figures)

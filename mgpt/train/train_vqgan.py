@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mgpt.files import atomic_write
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
+from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan, vqgan_fingerprint
 from mgpt.models.vqgan_loss import (
     CodebookTrainer,
     PatchDiscriminator,
@@ -156,6 +156,7 @@ def train_vqgan(
     out_dir: Path,
     held_out: Mapping[str, Sequence[np.ndarray]] | None = None,
     device: str = "cpu",
+    start: Vqgan | None = None,
 ) -> dict[str, float]:
     """Trains, or takes up, one VQGAN; leaves it in `out_dir/model` and its figures beside it.
 
@@ -163,6 +164,8 @@ def train_vqgan(
         batches: given a step, the uint8 batches [B, H, W, 3] from that step on.
         on_log: called with (step, values) every `log_every_steps` and at the end.
         held_out: by name, uint8 pictures [H, W, 3] with sides of multiples of the downsampling.
+        start: a trained model of the same sizes to go on from, codebook and all; it is left as
+            it is, and `cfg.quantise_from_step` has no meaning.
 
     Returns:
         The figures also written to `out_dir/figures.json`: `psnr_db/<name>` of every held-out set,
@@ -170,10 +173,11 @@ def train_vqgan(
 
     Raises:
         CheckpointError: `out_dir` holds a checkpoint of other settings.
+        ConfigError: `start` has other sizes than `model_cfg`.
         TrainingError: the loss is no longer finite.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    run = _Run(cfg, model_cfg, device)
+    run = _Run(cfg, model_cfg, device, start)
     step = run.load(out_dir / _CHECKPOINT)
     if step:
         _log.info("taking up the VQGAN of %s at step %d of %d", out_dir, step, cfg.steps)
@@ -234,12 +238,23 @@ def reconstruction_psnr(
 class _Run:
     """Everything that changes from step to step, and its one-file checkpoint."""
 
-    def __init__(self, cfg: VqTrainConfig, model_cfg: VqganConfig, device: str) -> None:
+    def __init__(
+        self, cfg: VqTrainConfig, model_cfg: VqganConfig, device: str, start: Vqgan | None = None
+    ) -> None:
+        if start is not None and start.cfg != model_cfg:
+            raise ConfigError(
+                f"VQGAN training: the model to start from has the sizes {start.cfg}, the one to "
+                f"train {model_cfg}; give the same sizes"
+            )
         self.cfg = cfg
+        self.start = start
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             self.model = Vqgan(model_cfg).to(device).train()
-            start_near_identity(self.model)
+            if start is None:
+                start_near_identity(self.model)
+            else:
+                self.model.load_state_dict(start.state_dict())
             self.discriminator = PatchDiscriminator(in_channels=model_cfg.out_ch).to(device)
         codebook_weight = self.model.quantize.embedding.weight
         codebook_weight.requires_grad_(cfg.codebook_decay is None)
@@ -253,13 +268,13 @@ class _Run:
         """One update; returns what is worth logging."""
         cfg, model = self.cfg, self.model
         device = pixels_B3HW.device
-        quantising = step >= cfg.quantise_from_step
+        quantising = self.start is not None or step >= cfg.quantise_from_step
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_draw_seed(cfg.seed, step))
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
                 z_BDhw = model.latents(pixels_B3HW)
                 z_PD = flatten_latents(z_BDhw.detach())
-                if step == cfg.quantise_from_step:
+                if self.start is None and step == cfg.quantise_from_step:
                     self.codebook.start(z_PD)
                 codes_Bhw = model.quantize(z_BDhw.detach())
                 quantised_BDhw = model.embed(codes_Bhw) if quantising else z_BDhw
@@ -271,8 +286,8 @@ class _Run:
         if cfg.codebook_decay is None:
             loss = loss + F.mse_loss(quantised_BDhw.float(), z_BDhw.detach().float())
         values = {"reconstruction_loss": reconstruction.item(), "commitment": commitment.item()}
-        start = cfg.discriminator_start_step
-        adversarial_on = start is not None and step >= start
+        adversarial_from = cfg.discriminator_start_step
+        adversarial_on = adversarial_from is not None and step >= adversarial_from
         if adversarial_on:
             adversarial = -self.discriminator(out_B3HW).mean()
             weight = adaptive_weight(reconstruction, adversarial, model.decoder.conv_out.weight)
@@ -352,7 +367,8 @@ class _Run:
         # Where a run is logged and saved does not change what it computes.
         free = ("log_every_steps", "save_every_steps")
         settings = {name: value for name, value in asdict(self.cfg).items() if name not in free}
-        text = json.dumps([settings, asdict(self.model.cfg)], sort_keys=True)
+        start = vqgan_fingerprint(self.start) if self.start is not None else None
+        text = json.dumps([settings, asdict(self.model.cfg), start], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -85,7 +85,15 @@ def test_state_carries_over() -> None:
 
 def only(**weights: float) -> ReconstructionWeights:
     return ReconstructionWeights(
-        **{"l1": 0.0, "l2": 0.0, "edge": 0.0, "chroma": 0.0, "contrast": 0.0, **weights}
+        **{
+            "l1": 0.0,
+            "l2": 0.0,
+            "edge": 0.0,
+            "chroma": 0.0,
+            "contrast": 0.0,
+            "detail": 0.0,
+            **weights,
+        }
     )
 
 
@@ -117,6 +125,21 @@ def test_contrast_weighs_what_stands_out() -> None:
     expected = (1 + 8 * 63 / 64) / (1 + 8 / 64)
     ratio = reconstruction_loss(on_thing, target, weights) / loss_ground
     assert ratio.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_detail_weighs_a_highlight_of_the_grounds_own_colour() -> None:
+    target = torch.ones(1, 3, 32, 32)
+    target[..., 8:24, 8:24] = -1.0
+    target[..., 16, 16] = 1.0
+    highlight, ground = target.clone(), target.clone()
+    highlight[..., 16, 16] -= 0.5
+    ground[..., 2, 2] -= 0.5
+    weights = only(l1=1.0, detail=8.0)
+    ratio = reconstruction_loss(highlight, target, weights) / reconstruction_loss(
+        ground, target, weights
+    )
+    # 48 of the 49 pixels around differ by 2.
+    assert ratio.item() == pytest.approx(1 + 8 * 2 * 48 / 49, rel=1e-4)
 
 
 def test_a_fresh_model_near_identity_is_linear_in_its_blocks() -> None:

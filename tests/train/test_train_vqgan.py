@@ -126,6 +126,23 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
         run(TRAIN, tmp_path)
 
 
+def test_a_trained_model_is_gone_on_from(tmp_path: Path) -> None:
+    run(TRAIN, tmp_path / "first")
+    first = load_vqgan(tmp_path / "first/model")
+    before = vqgan_fingerprint(first)
+    cfg = replace(TRAIN, steps=1, quantise_from_step=0, learning_rate=1e-12, codebook_decay=0.999)
+    run(cfg, tmp_path / "second", start=first)
+    assert vqgan_fingerprint(first) == before
+    second = load_vqgan(tmp_path / "second/model")
+    # One step at next to no learning rate: the weights and the codebook are where they were.
+    for name, tensor in first.state_dict().items():
+        assert torch.allclose(second.state_dict()[name], tensor, atol=0.02), name
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(cfg, tmp_path / "second")
+    with pytest.raises(ConfigError, match="same sizes"):
+        train_vqgan(cfg, replace(MODEL, n_embed=8), batches, print, tmp_path / "x", start=first)
+
+
 def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
