@@ -4,7 +4,6 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from mgpt.data.lengths import TaskLengths
 from mgpt.data.mixer import Mixer
