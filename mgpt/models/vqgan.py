@@ -305,11 +305,12 @@ def build_vqgan(cfg: VqganConfig, state: Mapping[str, Tensor], where: str) -> Vq
 
 
 def _resolve(folder: str | Path) -> Path:
-    if Path(folder).is_dir():
-        return Path(folder)
+    # A shipped name means the shipped model wherever one stands; ./name is a folder of that name.
     shipped = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_CONFIG_FILE}"))
     if str(folder) in shipped:
         return _SHIPPED / str(folder)
+    if Path(folder).is_dir():
+        return Path(folder)
     raise CheckpointError(
         f"{folder} is neither a folder nor a VQGAN shipped with the package ({', '.join(shipped)})"
     )

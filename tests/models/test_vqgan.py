@@ -242,6 +242,14 @@ def test_shipped_models_load_by_name(name: str, downsample: int, n_embed: int) -
     assert (model.decode(model.encode(light)) - light).abs().mean() < 0.1
 
 
+def test_a_shipped_name_is_not_shadowed_by_a_folder(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "scenes_f8").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_vqgan("scenes_f8").cfg.downsample == 8
+    with pytest.raises(CheckpointError, match="holds no VQGAN"):
+        load_vqgan("./scenes_f8")
+
+
 def test_shipped_models_are_small() -> None:
     folder = Path(load_vqgan.__code__.co_filename).parent / "pretrained"
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 6_000_000
