@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mgpt.evals.cases import Case, Reply
-from mgpt.evals.constants import best_constant_replies
+from mgpt.evals.constants import _candidates, best_constant_replies
 from mgpt.evals.measures import FIGURES, SCORERS, box_iou, score
 from mgpt.tasks.registry import TASKS
 from mgpt.tokens.chat import Conversation
@@ -103,5 +103,8 @@ def test_constant_picture_is_the_best_average_one_without_the_case_itself() -> N
 def test_copying_counts_as_a_constant_answer_to_edits() -> None:
     before, after = grey(0), grey(50)
     asked = case("edit", Reply("", (after,)), question_images=(before,))
-    copied = best_constant_replies([asked, asked])
-    assert all(len(reply.images) == 1 for reply in copied)
+    ways = list(_candidates([asked, asked]))
+    assert any(all(reply.images[0] is before for reply in replies) for replies in ways)
+    asked = case("depth", Reply("", (after,)), question_images=(before,))
+    ways = list(_candidates([asked, asked]))
+    assert not any(reply.images[0] is before for replies in ways for reply in replies)
