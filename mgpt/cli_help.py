@@ -1,6 +1,6 @@
 """The text of `mgpt <stage> --help`, from the stage's dataclasses and configuration groups.
 
->>> print(stage_help("pack", STAGES["pack"], importlib.import_module("mgpt.stages.pack")))
+>>> print(stage_help("pack", STAGES["pack"], load_stage("pack")))
 mgpt pack: pictures and captions into raw shards
 …
 """
@@ -12,13 +12,10 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from mgpt.config import compose, group_choices, schema_of, select
 from mgpt.settings import MISSING, Setting, settings_of
-
-if TYPE_CHECKING:
-    from mgpt.cli import Stage
+from mgpt.stage_table import Stage
 
 
 def stage_help(name: str, stage: Stage, module: ModuleType) -> str:

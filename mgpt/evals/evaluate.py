@@ -32,7 +32,7 @@ from mgpt.evals.measures import FIGURES, Figure, score
 from mgpt.files import atomic_write
 from mgpt.images.pixels import to_uint8
 from mgpt.infer.pipeline import Pipeline
-from mgpt.infer.sampling import SamplingConfig
+from mgpt.infer.sampling import NO_GUIDANCE, Guidance, SamplingConfig
 from mgpt.models.vqgan import Vqgan
 from mgpt.parallel.dist import World
 
@@ -47,9 +47,8 @@ class EvaluateConfig:
 
     `samples` and `text_to_image_samples` are held-out samples a task (a sample of several turns
     gives a case a turn); `gallery` the cases a task that the report shows. Text is decoded with
-    `text_top_k`; pictures that follow from text alone with `image_top_k` and `guidance` (in the
-    form of `SamplingConfig.guidance_form`), pictures that follow from a picture with
-    `conditioned_top_k` and no guidance.
+    `text_top_k`; pictures that follow from text alone with `image_top_k` and `guidance`, pictures
+    that follow from a picture with `conditioned_top_k` and no guidance.
     """
 
     tasks: tuple[str, ...] = tuple(FIGURES)
@@ -60,7 +59,7 @@ class EvaluateConfig:
     text_top_k: int = 1
     image_top_k: int = 2000
     conditioned_top_k: int = 200
-    guidance: float = 3.0
+    guidance: Guidance = Guidance(scale=3.0)
     max_new_tokens: int = 1024
     seed: int = 0
 
@@ -148,7 +147,7 @@ def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConf
     return SamplingConfig(
         text_top_k=cfg.text_top_k,
         image_top_k=cfg.image_top_k if is_free else cfg.conditioned_top_k,
-        guidance=cfg.guidance if is_free else 1.0,
+        guidance=cfg.guidance if is_free else NO_GUIDANCE,
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,
         modality="image" if num_images else "text",

@@ -6,7 +6,7 @@ it. A finished sequence leaves at once and a waiting one takes its place. Draws 
 vocabulary's ranges; text and pictures are `mgpt.infer.pipeline`'s.
 
     >>> engine = Engine(model, vocab)
-    >>> cfg = SamplingConfig(modality="image", guidance=4.0, seed=0)
+    >>> cfg = SamplingConfig(modality="image", guidance=Guidance(4.0), seed=0)
     >>> [answer] = engine.generate([prompt_ids], cfg, keys=["cat"], image_grids=[(4, 4)])
     >>> decode_grid(answer[:-1], vocab).shape
     (8, 8)
@@ -49,7 +49,7 @@ class _Sequence:
 
     @property
     def is_guided(self) -> bool:
-        return self.cfg.guidance_scale != 1.0 and self.cfg.modality != "text"
+        return self.cfg.guidance.code_scale != 1.0 and self.cfg.modality != "text"
 
     @property
     def num_rows(self) -> int:
@@ -228,7 +228,7 @@ class Engine:
         if choice.kind == "code" and any(sequence.free for sequence in sequences):
             # Without a branch of its own a sequence is guided by itself, which changes nothing.
             free = [(sequence.free or sequence.main).row for sequence in sequences]
-            scale_N1 = logits_NV.new_tensor([[s.cfg.guidance_scale] for s in sequences])
+            scale_N1 = logits_NV.new_tensor([[s.cfg.guidance.code_scale] for s in sequences])
             free_NV = head.logits(hidden_RD[free], choice.start, choice.stop)
             logits_NV = guided(logits_NV, free_NV, scale_N1)
         return logits_NV

@@ -13,6 +13,7 @@ Shape suffixes: N sequences, V candidates.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -22,10 +23,44 @@ from torch import Tensor
 
 from mgpt.errors import ConfigError
 
-__all__ = ["Modality", "SamplingConfig", "draw", "guided", "keyed_uniform"]
+__all__ = [
+    "NO_GUIDANCE",
+    "Guidance",
+    "Modality",
+    "SamplingConfig",
+    "draw",
+    "guided",
+    "keyed_uniform",
+]
 
 Modality = Literal["free", "text", "image"]
 GuidanceForm = Literal["code", "paper"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance of image codes: c the logits after the prompt, u without it."""
+
+    scale: float = 4.0
+    """Strength s, in the form that follows."""
+    form: GuidanceForm = "code"
+    """code: u + s (c - u), off at 1; paper: c + s (c - u), off at 0; s_code = s_paper + 1."""
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(GuidanceForm):
+            raise ConfigError(
+                f"guidance.form={self.form!r} must be one of {get_args(GuidanceForm)}"
+            )
+        if not math.isfinite(self.scale):
+            raise ConfigError(f"guidance.scale={self.scale} must be a finite number")
+
+    @property
+    def code_scale(self) -> float:
+        """The scale s of u + s (c - u), whichever form was given; 1 is no guidance."""
+        return self.scale if self.form == "code" else self.scale + 1.0
+
+
+NO_GUIDANCE = Guidance(scale=1.0)
 
 
 @dataclass(frozen=True)
@@ -38,13 +73,11 @@ class SamplingConfig:
     """Candidates for the tokens of an image, its two size tokens included."""
     text_top_k: int = 5
     """Candidates for text, begin-of-image and end-of-turn."""
-    guidance: float = 4.0
-    """Strength s of classifier-free guidance on image codes, in the form that follows."""
-    guidance_form: GuidanceForm = "code"
-    """code: u + s (c - u), off at 1; paper: c + s (c - u), off at 0; s_code = s_paper + 1."""
+    guidance: Guidance = Guidance()
     max_new_tokens: int = 4608
     """Longest answer in tokens; an image that could not end within it is not begun."""
     seed: int = 0
+    """Decides the draws, together with each answer's key."""
     modality: Modality = "free"
     """free: text and images as the model likes; text: no image; image: images only."""
     num_images: int = 1
@@ -61,16 +94,10 @@ class SamplingConfig:
                 f"temperature={self.temperature} must be above 0; for the most likely token take"
                 " text_top_k=1 and image_top_k=1"
             )
-        for name, kinds in (("modality", Modality), ("guidance_form", GuidanceForm)):
-            if getattr(self, name) not in get_args(kinds):
-                problems.append(f"{name}={getattr(self, name)!r} must be one of {get_args(kinds)}")
+        if self.modality not in get_args(Modality):
+            problems.append(f"modality={self.modality!r} must be one of {get_args(Modality)}")
         if problems:
             raise ConfigError("sampling: " + "; ".join(problems))
-
-    @property
-    def guidance_scale(self) -> float:
-        """The scale s of u + s (c - u), whichever form was given."""
-        return self.guidance if self.guidance_form == "code" else self.guidance + 1.0
 
 
 def guided(conditional_NV: Tensor, unconditional_NV: Tensor, scale: float | Tensor) -> Tensor:

@@ -257,17 +257,19 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Fills every parameter, each from its own generator keyed by (seed, name).
 
-        Matrices are normal with deviation 0.02; the two that write into the residual stream are
-        scaled by 1 / sqrt(2 layers) as in GPT-2. Norms start as the identity.
+        Matrices are normal with deviation 1 / sqrt(fan in): the usual 0.02 near 7B's width, and at
+        every other width activations of the same size. The two that write into the residual
+        stream are scaled by 1 / sqrt(2 layers) as in GPT-2. Norms start as the identity.
         """
-        into_stream = 0.02 / math.sqrt(2 * self.cfg.layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1 or "_norm." in name:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-            std = into_stream if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            std = 1.0 / math.sqrt(parameter.shape[-1])
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * self.cfg.layers)
             drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
             parameter.copy_(drawn)
 

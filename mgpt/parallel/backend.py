@@ -58,6 +58,9 @@ class ParallelConfig:
     """full: a block keeps its input only and runs again in the backward pass."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of forward and backward; weights, moments and reductions are float32 in either case."""
+    gather: Literal["block", "model"] = "block"
+    """fsdp2 only: what a rank holds whole at once. block: least memory; model: fewest messages, for
+    models so small that a step's collectives cost more than its sums."""
     reduce_each_micro_batch: bool = False
     """fsdp2 only. True: gradients stay sharded between micro-batches, for one reduction each;
     False: one reduction a step, for a whole float32 gradient on every rank while accumulating."""

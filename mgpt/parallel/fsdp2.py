@@ -45,7 +45,7 @@ class Fsdp2Backend(SingleBackend):
         policy = MixedPrecisionPolicy(
             param_dtype=DTYPES[cfg.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        for name in plan:
+        for name in plan if cfg.gather == "block" else ():
             fully_shard(module.model.get_submodule(name), mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh, mp_policy=policy)
         for submodule in module.modules():

@@ -6,12 +6,14 @@ instruction for edit. `task=free` takes it word for word, with `<|image|>` where
     mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a large red matte sphere" output=pictures
     mgpt generate ckpt=omni_sft vq=scenes_f8 task=depth image=cube.png output=depth
     mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a blue cone" size=80x56 n=4 output=four
+    mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a red cube" output=cube seed=7 \
+        image_top_k=4000 guidance.scale=2 guidance.form=paper
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +37,12 @@ _FILLED_IN = "."  # stands in an answer's place while a task builds the question
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """What `mgpt generate` can be given."""
+class Config(SamplingConfig):
+    """What `mgpt generate` can be given; `seed`, the top-k and guidance say how it draws.
+
+    modality: free, text or image with task=free; another task's answer decides it.
+    num_images: images of an answer with task=free and modality=image; else the task decides it.
+    """
 
     ckpt: str
     """Weights: a model folder, a step folder, or the output of a training stage."""
@@ -56,8 +62,6 @@ class Config:
     """Pictures of a multi_view answer."""
     n: int = 1
     """Answers to each prompt."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """`sampling.seed` decides the draws; modality and num_images follow from the task."""
     device: str = "auto"
     """auto, cpu, cuda."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -65,10 +69,16 @@ class Config:
     """Make the output anew where it holds another configuration."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.task not in (*TASKS, FREE):
             raise ValueError(f"task={self.task!r} is none of {', '.join(TASKS)}, {FREE}")
         if self.n < 1 or self.views < 1:
             raise ValueError(f"n={self.n} and views={self.views} must be at least 1")
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How answers are drawn, without what is asked."""
+        return SamplingConfig(**{f.name: getattr(self, f.name) for f in fields(SamplingConfig)})
 
     @property
     def prompts(self) -> list[str]:

@@ -23,11 +23,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mgpt.cli import STAGES, compose_stage, configure, load_stage
 from mgpt.config import Composed, Schema, compose, group_choices, nearest, quote, schema_of
 from mgpt.errors import ConfigError
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.settings import MISSING, settings_of, type_at
+from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.stages.build import ModelConfig
 from mgpt.stages.folder import flatten
 from mgpt.tracking.tracker import TrackingConfig

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from mgpt.infer.engine import Engine
-from mgpt.infer.sampling import SamplingConfig
+from mgpt.infer.sampling import Guidance, SamplingConfig
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer
 from mgpt.tokens.vocab import scratch_vocabulary
@@ -78,7 +78,7 @@ def pictures_per_s(pictures: int) -> float:
         [vocab.bos, *drawn.choices(range(vocab.text_start, vocab.size), k=drawn.randint(10, 30))]
         for _ in range(pictures)
     ]
-    cfg = SamplingConfig(modality="image", guidance=3.0)
+    cfg = SamplingConfig(modality="image", guidance=Guidance(3.0))
     keys = [str(index) for index in range(pictures)]
     start = time.perf_counter()
     Engine(model, vocab).generate(prompts, cfg, keys, [(4, 4)] * pictures)

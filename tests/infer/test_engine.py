@@ -10,13 +10,13 @@ import torch
 from mgpt.errors import ConfigError, DataError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.grammar import AnswerGrammar
-from mgpt.infer.sampling import SamplingConfig, draw, keyed_uniform
+from mgpt.infer.sampling import Guidance, SamplingConfig, draw, keyed_uniform
 from mgpt.models.transformer import Transformer
 from mgpt.tokens.unirep import Allowed, allowed_mask, decode_grid, encode_grid, find_images
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 
-GUIDED = SamplingConfig(modality="image", guidance=3.0, image_top_k=20, max_new_tokens=90)
-FREE = SamplingConfig(guidance=3.0, image_top_k=20, text_top_k=30, max_new_tokens=60, seed=2)
+GUIDED = SamplingConfig(modality="image", guidance=Guidance(3.0), image_top_k=20, max_new_tokens=90)
+FREE = SamplingConfig(guidance=Guidance(3.0), image_top_k=20, text_top_k=30, max_new_tokens=60, seed=2)
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def _plain(
         logits = last_logits(ids)
         if choice.kind == "code":
             alone = last_logits(ids[-grammar.tokens_in_image :])
-            logits = alone + cfg.guidance * (logits - alone)
+            logits = alone + cfg.guidance.code_scale * (logits - alone)
         possible = torch.zeros(vocab.size, dtype=torch.bool)
         possible[choice.start : choice.stop] = True
         if choice.kind in ("text", "open"):
@@ -105,7 +105,7 @@ def test_the_key_and_the_seed_decide_the_draws(model: Transformer, vocab: Vocabu
 
 
 def test_images_asked_for_come_whole_and_in_their_size(model: Transformer, vocab: Vocabulary):
-    cfg = SamplingConfig(modality="image", num_images=2, guidance=1.0)
+    cfg = SamplingConfig(modality="image", num_images=2, guidance=Guidance(1.0))
     grids = [(2, 3), None, (4, 1)]
     answers = Engine(model, vocab).generate(_prompts(vocab, 3), cfg, list("abc"), grids)
     for answer, size in zip(answers, grids, strict=True):
@@ -128,8 +128,8 @@ def test_a_prompt_inside_an_image_is_completed_with_guidance(model: Transformer,
 def test_guidance_changes_codes_and_never_sizes(model: Transformer, vocab: Vocabulary):
     prompts = _prompts(vocab, 6)
     keys = list("abcdef")
-    weak = SamplingConfig(modality="image", guidance=1.0)
-    strong = SamplingConfig(modality="image", guidance=8.0)
+    weak = SamplingConfig(modality="image", guidance=Guidance(1.0))
+    strong = SamplingConfig(modality="image", guidance=Guidance(8.0))
     without = Engine(model, vocab).generate(prompts, weak, keys)
     with_it = Engine(model, vocab).generate(prompts, strong, keys)
     assert [answer[:3] for answer in without] == [answer[:3] for answer in with_it]

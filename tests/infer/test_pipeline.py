@@ -9,7 +9,7 @@ from mgpt.errors import ConfigError
 from mgpt.images.pixels import normalise, to_uint8
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
-from mgpt.infer.sampling import SamplingConfig
+from mgpt.infer.sampling import Guidance, SamplingConfig
 from mgpt.models.transformer import Transformer
 from mgpt.models.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, prompt_ids
@@ -37,7 +37,7 @@ def _ask(*question: str | ImageSlot) -> Conversation:
 
 
 def test_pictures_are_those_of_the_codes_in_their_order(pipeline: Pipeline, vocab: Vocabulary):
-    cfg = SamplingConfig(modality="image", num_images=2, guidance=2.0)
+    cfg = SamplingConfig(modality="image", num_images=2, guidance=Guidance(2.0))
     asks = [_ask("a cat"), _ask("a dog"), _ask("a hat")]
     grids = [pipeline.grids(16, 8), pipeline.grids(8, 24), pipeline.grids(16, 8)]
     answers = pipeline.answer(asks, [{}] * 3, cfg, list("abc"), grids)

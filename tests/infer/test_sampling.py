@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from mgpt.errors import ConfigError
-from mgpt.infer.sampling import SamplingConfig, draw, guided, keyed_uniform
+from mgpt.infer.sampling import NO_GUIDANCE, Guidance, SamplingConfig, draw, guided, keyed_uniform
 
 
 def test_both_forms_of_guidance_are_one_scale_apart():
     conditional, unconditional = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 4.0]])
     paper = conditional + 3.0 * (conditional - unconditional)
-    as_code = SamplingConfig(guidance=4.0, guidance_form="code").guidance_scale
-    as_paper = SamplingConfig(guidance=3.0, guidance_form="paper").guidance_scale
+    as_code = Guidance(4.0, "code").code_scale
+    as_paper = Guidance(3.0, "paper").code_scale
     assert as_code == as_paper
     torch.testing.assert_close(guided(conditional, unconditional, as_code), paper)
-    assert torch.equal(guided(conditional, unconditional, 1.0), conditional)
+    assert torch.equal(guided(conditional, unconditional, NO_GUIDANCE.code_scale), conditional)
+    assert Guidance(0.0, "paper").code_scale == NO_GUIDANCE.code_scale
 
 
 def test_top_k_keeps_ties_of_the_kth():
@@ -55,6 +56,10 @@ def test_a_uniform_depends_on_each_of_its_keys():
 
 def test_every_mistake_is_named_at_once():
     with pytest.raises(ConfigError) as error:
-        SamplingConfig(temperature=0.0, image_top_k=0, modality="picture", guidance_form="book")  # type: ignore[arg-type]
-    for part in ("temperature=0.0", "image_top_k=0", "modality='picture'", "guidance_form='book'"):
+        SamplingConfig(temperature=0.0, image_top_k=0, modality="picture")  # type: ignore[arg-type]
+    for part in ("temperature=0.0", "image_top_k=0", "modality='picture'"):
         assert part in str(error.value)
+    with pytest.raises(ConfigError, match="guidance.form='book'"):
+        Guidance(form="book")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="guidance.scale=nan"):
+        Guidance(scale=float("nan"))

@@ -174,9 +174,9 @@ def test_initial_weights_depend_on_seed_and_name_only():
             assert torch.equal(tensor, shared[name]), name
     second.init_weights(8)
     assert not torch.equal(second.lm_head.weight, first.lm_head.weight)
-    assert first.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    o_proj = first.blocks[0].self_attn.o_proj.weight
-    assert o_proj.std().item() == pytest.approx(0.02 / 2, rel=0.05)  # 2 layers: sqrt(2 * 2) = 2
+    assert first.lm_head.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    down_proj = first.blocks[0].mlp.down_proj.weight  # reads 192 features; 2 layers: sqrt(4) = 2
+    assert down_proj.std().item() == pytest.approx(192**-0.5 / 2, rel=0.05)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])

@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             runs.append(run("continued", backend, steps=10, continue_from=str(step_3)))
         if backend == "fsdp2":
             runs.append(run("reduced", backend, steps=4, reduce_each_micro_batch=True))
+            runs.append(run("whole", backend, steps=4, gather="model"))
         run_ranks(runs, BACKENDS[backend])
 
     start("single", "")
@@ -90,9 +91,10 @@ def test_loss_by_task_modality_and_validation(folder: Path, backend: str) -> Non
     assert {"loss/task/caption", "loss/modality/text", "loss/modality/image"} <= single[0].keys()
 
 
-def test_reducing_each_micro_batch(folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["reduced", "whole"])
+def test_when_fsdp2_communicates_changes_nothing(folder: Path, kind: str) -> None:
     want = losses(folder, "plain", "fsdp2")[:4]
-    torch.testing.assert_close(losses(folder, "reduced", "fsdp2"), want, atol=1e-6, rtol=0)
+    torch.testing.assert_close(losses(folder, kind, "fsdp2"), want, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

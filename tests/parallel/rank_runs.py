@@ -46,6 +46,7 @@ class Run:
     dropout: float = 0.0
     recompute: str = "none"
     dtype: str = "float32"
+    gather: str = "block"
     reduce_each_micro_batch: bool = False
     lr: float = 1e-3
     warmup_steps: int = 0
@@ -243,6 +244,7 @@ def _backend(run: Run, cfg: Any, vocab_size: int, world: Any) -> Any:
         micro_rows=run.micro_rows,
         recompute=run.recompute,
         dtype=run.dtype,
+        gather=run.gather,
         reduce_each_micro_batch=run.reduce_each_micro_batch,
     )
     return build_backend(

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mgpt import cli
-from mgpt.cli import STAGES, compose_stage, configure, load_stage
 from mgpt.config import group_choices
 from mgpt.errors import ConfigError
+from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.stages.recipe import compose_recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
