@@ -1,0 +1,157 @@
+"""The stages of the command line: a literal table, and from a name to a module and its settings.
+
+A new stage is a module with a dataclass `Config`, `inputs(cfg)` and `main(cfg)`, a yaml in `conf/`
+and a line here. Its module is imported once the stage is asked for, so that `mgpt --help` waits
+for nothing. The pipeline, whose configuration joins those of a recipe, brings a `compose` and a
+`configure` of its own.
+
+    >>> module = load_stage("pack")
+    >>> configure(module, compose_stage("pack", module, ["source=photos", "output=raw"])).output
+    'raw'
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mgpt.errors import MachineError
+
+if TYPE_CHECKING:
+    from mgpt.config import Composed
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A line of `mgpt --help`, and where the stage's script is."""
+
+    module: str
+    what: str
+    input: str
+    output: str
+    example: str
+
+
+STAGES: dict[str, Stage] = {
+    "pipeline": Stage(
+        "mgpt.stages.pipeline",
+        "every stage of a recipe in order, skipping what is complete",
+        "a recipe",
+        "one folder a stage, report.html",
+        "recipe=quickstart output=outputs/quickstart fp_sft.steps=20",
+    ),
+    "pack": Stage(
+        "mgpt.stages.pack",
+        "pictures and captions into raw shards",
+        "a folder, tars, or a built-in corpus",
+        "webdataset tars",
+        "source=folder input=my_pictures output=raw",
+    ),
+    "tokenize": Stage(
+        "mgpt.stages.tokenize",
+        "raw shards into picture codes",
+        "webdataset tars, a VQGAN",
+        "tokenised shards, a folder a resolution",
+        "input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]'",
+    ),
+    "roundtrip": Stage(
+        "mgpt.stages.roundtrip",
+        "tokenised pictures decoded again, with their PSNR",
+        "raw and tokenised shards, a VQGAN",
+        "PNGs in pairs, roundtrip.json",
+        "input=tokens raw=raw vq=photos_f16 output=roundtrip",
+    ),
+    "train_vq": Stage(
+        "mgpt.stages.train_vq",
+        "a VQGAN on raw shards",
+        "webdataset tars",
+        "a VQGAN folder",
+        "input=raw output=vq train.steps=2000",
+    ),
+    "train_text": Stage(
+        "mgpt.stages.train_text",
+        "a SentencePiece model on the text of raw shards",
+        "webdataset tars",
+        "a vocabulary folder",
+        "input=raw output=text num_pieces=512",
+    ),
+    "pretrain": Stage(
+        "mgpt.stages.pretrain",
+        "a transformer from nothing on documents of text and pictures",
+        "tokenised shards, a vocabulary",
+        "checkpoints, a model folder",
+        "data.sources.a.path=tokens/32 vocabulary=text output=pretrain model=quickstart",
+    ),
+    "fp_sft": Stage(
+        "mgpt.stages.fp_sft",
+        "text-to-picture fine-tuning at one rung of resolution",
+        "tokenised shards, weights",
+        "checkpoints, a model folder",
+        "data.sources.a.path=tokens/64 init_from=pretrain output=fp_sft_64 resolution=64",
+    ),
+    "omni_sft": Stage(
+        "mgpt.stages.omni_sft",
+        "fine-tuning on all sixteen tasks",
+        "tokenised shards, weights",
+        "checkpoints, a model folder",
+        "data.sources.a.path=tokens/64 init_from=fp_sft_64 output=omni_sft",
+    ),
+    "generate": Stage(
+        "mgpt.stages.generate",
+        "pictures or answers from a prompt",
+        "weights, a VQGAN, a prompt",
+        "PNGs, answers.json",
+        "ckpt=omni_sft vq=scenes_f8 prompt='a large red matte sphere' output=pictures",
+    ),
+    "evaluate": Stage(
+        "mgpt.stages.evaluate",
+        "measures of every task on held-out samples",
+        "weights, a VQGAN, held-out shards",
+        "measures.json and galleries",
+        "ckpt=omni_sft vq=scenes_f8 input=held_out/64 output=evaluate",
+    ),
+    "report": Stage(
+        "mgpt.stages.report",
+        "a page of what a pipeline made",
+        "a pipeline's folder",
+        "report.html, report.json",
+        "input=outputs/quickstart output=outputs/quickstart",
+    ),
+}
+
+PIP_NAMES = {"PIL": "Pillow", "yaml": "PyYAML", "skimage": "scikit-image", "hydra": "hydra-core"}
+
+
+def load_stage(name: str) -> ModuleType:
+    """The stage's module; a dependency that is not installed is named with its pip command."""
+    try:
+        return importlib.import_module(STAGES[name].module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("mgpt", "data_pipeline"):
+            raise
+        raise MachineError(
+            f"mgpt {name} needs the package {error.name!r}, which is not installed in "
+            f"{sys.prefix}: pip install {PIP_NAMES.get(str(error.name), error.name)}"
+        ) from error
+
+
+def compose_stage(name: str, module: ModuleType, overrides: Sequence[str]) -> Composed:
+    """The stage's composed configuration; a pipeline composes its own from its recipe."""
+    from mgpt.config import compose, schema_of
+
+    if hasattr(module, "compose"):
+        return module.compose(overrides)
+    return compose(name, schema_of(module.Config), overrides)
+
+
+def configure(module: ModuleType, composed: Composed) -> Any:
+    """The stage's dataclass from its composed configuration."""
+    from mgpt.config import from_hydra
+
+    if hasattr(module, "configure"):
+        return module.configure(composed)
+    return from_hydra(module.Config, composed.node)
