@@ -28,7 +28,7 @@ from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import ConfigError
 from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
-from mgpt.evals.measures import FIGURES, Figure, score
+from mgpt.evals.measures import FIGURES, MEASURES, Figure, score
 from mgpt.files import atomic_write
 from mgpt.images.pixels import to_uint8
 from mgpt.infer.pipeline import Pipeline
@@ -81,28 +81,31 @@ def evaluate(
 ) -> dict[str, dict]:
     """Measures of every task, `{task: {"cases": n, "figures": {...}}}`, the same on every rank.
 
-    Ranks share the cases of a task; draws are keyed by case, so their number changes nothing.
-    Rank 0 writes `<output>/<task>/` (pictures, gallery.json, and last measures.json) and calls
+    Ranks share the answering of a task's cases; draws are keyed by case, so their number changes
+    nothing. Rank 0 alone measures, while the others go on to the next task. It writes
+    `<output>/<task>/` (pictures, gallery.json, and last measures.json) and calls
     `on_task(name, measures of the task)`.
     """
-    measures: dict[str, dict] = {}
+    measures: dict[str, dict] = world.broadcast_object(_finished(cfg.tasks, output))
     for name in cfg.tasks:
-        folder = output / name
-        done = folder / "measures.json"
-        if done.exists():
-            measures[name] = json.loads(done.read_text())
+        if name in measures:
             continue
         num_samples = cfg.text_to_image_samples if name == "text_to_image" else cfg.samples
         cases = build_cases(dataset, name, num_samples, cfg.seed, truth_picture)
         replies = _answer(cfg, name, cases, pipeline, world)
-        measures[name] = _measure(cfg, cases, replies, vqgan)
-        world.barrier()  # no rank may see the folder finished before every rank has looked
         if world.is_main:
-            _write_gallery(folder, cases[: cfg.gallery], replies[: cfg.gallery])
-            atomic_write(done, json.dumps(measures[name], indent=1).encode())
+            measures[name] = _measure(cfg, cases, replies, vqgan)
+            _write_gallery(output / name, cases[: cfg.gallery], replies[: cfg.gallery])
+            atomic_write(output / name / MEASURES, json.dumps(measures[name], indent=1).encode())
             on_task(name, measures[name])
-        world.barrier()
-    return measures
+    measures = world.broadcast_object(measures)
+    return {name: measures[name] for name in cfg.tasks}
+
+
+def _finished(tasks: Sequence[str], output: Path) -> dict[str, dict]:
+    """Measures of the tasks that an earlier start finished."""
+    files = {name: output / name / MEASURES for name in tasks}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
 def _answer(

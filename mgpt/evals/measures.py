@@ -20,6 +20,8 @@ from mgpt.evals.cases import Case, Reply, true_objects
 from mgpt.evals.scene_reader import read_box, read_pose, read_scene, read_segmentation
 from mgpt.tasks.scene_words import parse_mannequin, parse_objects
 
+MEASURES = "measures.json"
+"""A task's figures, written last into its folder."""
 JOINT_TOLERANCE = 0.1
 """A joint counts as found within this share of the picture's diagonal (PCK@0.1)."""
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.evals.measures import FIGURES
+from mgpt.evals.measures import FIGURES, MEASURES
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
 from mgpt.files import atomic_write
 
@@ -44,7 +44,7 @@ class ReportInputs:
 
 def build_report(inputs: ReportInputs, output: Path) -> Path:
     """Write report.html and report.json into `output`; returns the page's path."""
-    evaluated = {name: inputs.evaluation / name / "measures.json" for name in FIGURES}
+    evaluated = {name: inputs.evaluation / name / MEASURES for name in FIGURES}
     tasks = {
         name: json.loads(file.read_text()) for name, file in evaluated.items() if file.exists()
     }

@@ -18,6 +18,7 @@ import torch
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import DataError
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
+from mgpt.evals.measures import MEASURES
 from mgpt.launching.processes import is_worker, num_processes, run_workers
 from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World, init_distributed
@@ -86,7 +87,7 @@ def _evaluate_here(cfg: Config, folder: Path, world: World, tracker: Tracker) ->
             f"made with {dataset.vq_fingerprint}; give the VQGAN that tokenised it"
         )
     truth = TruthPictures(cfg.input, cfg.raw, dataset)
-    done = sum((folder / name / "measures.json").exists() for name in cfg.tasks)
+    done = sum((folder / name / MEASURES).exists() for name in cfg.tasks)
     with tracker.progress(len(cfg.tasks), "tasks", "evaluate", done=done) as bar:
 
         def on_task(name: str, measured: dict[str, Any]) -> None:
