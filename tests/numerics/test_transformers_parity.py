@@ -19,6 +19,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbe
 
 from mgpt.models.attention import rotary_angles
 from mgpt.models.kv_cache import KvCache
+from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, TransformerConfig
 
 # fp32 has 24 bits: logits of size 1 to 5 through a few layers agree within 4e-6 (48 models).
@@ -219,6 +220,24 @@ def test_tied_embeddings_are_the_same_matrix_twice() -> None:
     own = {n: t for n, t in theirs.state_dict().items() if not n.startswith("model.vqmodel.")}
     model.load_state_dict({**own, "lm_head.weight": own["model.embed_tokens.weight"]})
     assert_equal(our_logits(model, ids_BT), expected_BTV)
+
+
+@pytest.mark.parametrize(("size", "published"), [("7b", 7_013_142_528), ("34b", 34_293_424_128)])
+def test_released_sizes(size: str, published: int) -> None:
+    """Names, shapes and the number of parameters, without allocating any."""
+    with torch.device("meta"):
+        model = Transformer(SIZES[size])
+        theirs = reference(model)
+    shapes = {name: by_head(name, t, model.cfg).shape for name, t in model.state_dict().items()}
+    assert shapes == {
+        name: tensor.shape
+        for name, tensor in theirs.state_dict().items()
+        if not name.startswith("model.vqmodel.")
+    }
+    norms = ("q_norm", "k_norm")
+    parameters = dict(model.named_parameters()).items()
+    count = sum(p.numel() for name, p in parameters if not any(n in name for n in norms))
+    assert count == published
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
