@@ -17,8 +17,8 @@ from mgpt.images.pixels import normalise, open_image, whiten
 from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vqgan"
-# Latents are of size 1. In fp64 only the order of sums is left: 2e-13 at most, measured. In fp32 the
-# model of the vectors, which was never trained, multiplies roundings up to 2e-4.
+# Latents are of size 1. In fp64 only the order of sums is left: 2e-13 at most, measured. In fp32
+# the model of the vectors, which was never trained, multiplies roundings up to 2e-4.
 FP64_TOLERANCE, FP32_TOLERANCE = 1e-11, 1e-3
 
 CONFIGS = {
