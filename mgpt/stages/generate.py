@@ -38,7 +38,7 @@ _FILLED_IN = "."  # stands in an answer's place while a task builds the question
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SamplingConfig):
-    """What `mgpt generate` can be given; `seed`, the top-k and guidance say how it draws.
+    """What `mgpt generate` can be given.
 
     modality: free, text or image with task=free; another task's answer decides it.
     num_images: images of an answer with task=free and modality=image; else the task decides it.

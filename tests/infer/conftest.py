@@ -40,9 +40,9 @@ def model(vocab: Vocabulary) -> Transformer:
     model = Transformer(replace(SIZES["debug"], vocab_size=vocab.size, max_positions=256))
     model.init_weights(0)
     with torch.no_grad():
-        model.head.weight.mul_(20.0)  # logits of deviation about 3, so that contexts matter
+        model.head.weight.mul_(3.0)  # logits of deviation about 3, so that contexts matter
         model.head.weight[vocab.begin_image].mul_(2.0)  # and that images are begun unasked
         for block in model.blocks:
-            block.self_attn.o_proj.weight.mul_(20.0)
-            block.mlp.down_proj.weight.mul_(20.0)
+            block.self_attn.o_proj.weight.mul_(3.0)
+            block.mlp.down_proj.weight.mul_(3.0)
     return model.double().eval()
