@@ -1,0 +1,98 @@
+"""mgpt decode: VQGAN codes back into pictures, a PNG each.
+
+The codes are those of `mgpt encode`, or any JSON file of the same form, of any size. A picture
+that stands there already and differs is not written over unless `redo=true`.
+
+    mgpt decode vq=photos_f16 input=codes.json output=decoded
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from mgpt.errors import ConfigError, DataError
+from mgpt.files import atomic_write
+from mgpt.images.pixels import open_image, to_uint8, whiten
+from mgpt.models.vqgan import load_vqgan
+from mgpt.stages.build import pick_device
+from mgpt.stages.codes_file import listed, read_codes
+from mgpt.stages.folder import check_machine
+from mgpt.tracking.progress import progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt decode` can be given."""
+
+    vq: str
+    """The VQGAN that the codes were made with: its folder, Meta's folder, or a shipped name."""
+    input: str
+    """The JSON file: {"<file name>": [[codes of a row], …], …}."""
+    output: str
+    """Folder of the pictures, <file name without its ending>.png each."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    redo: bool = False
+    """Write over pictures that differ."""
+
+
+def main(cfg: Config) -> None:
+    vqgan = load_vqgan(cfg.vq).to(pick_device(cfg.device))
+    codes = read_codes(Path(cfg.input), vqgan.cfg.n_embed)
+    targets = target_names(codes)
+    check_machine(Path(cfg.output), min_free_mb=1)
+    with progress(len(codes), "pictures", "decode") as bar:
+        for name, codes_hw in codes.items():
+            codes_1hw = torch.from_numpy(codes_hw)[None]
+            pixels_13HW = vqgan.decode(codes_1hw.to(vqgan.quantize.embedding.weight.device))
+            levels_HW3 = to_uint8(pixels_13HW[0].cpu().numpy())
+            write_png(Path(cfg.output) / targets[name], levels_HW3, cfg.redo)
+            bar.advance()
+    print(f"{len(codes)} pictures in {cfg.output}")
+
+
+def target_names(names: Iterable[str]) -> dict[str, str]:
+    """The PNG of each picture name.
+
+    Raises DataError where a name is none of a file, or two pictures would be one PNG.
+    """
+    targets: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    problems = []
+    for name in names:
+        target = f"{Path(name).stem}.png"
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            problems.append(f"{name!r} is no file name")
+        elif owners.setdefault(target, name) != name:
+            problems.append(f"{owners[target]} and {name} would both be {target}; rename one")
+        targets[name] = target
+    if problems:
+        raise DataError(listed("names of pictures", problems))
+    return targets
+
+
+def write_png(path: Path, levels_HW3: npt.NDArray[np.uint8], redo: bool) -> None:
+    """Writes a picture; it appears whole. Raises ConfigError where another stands there."""
+    if path.exists() and not redo and not _holds(path, levels_HW3):
+        raise ConfigError(
+            f"{path} is another picture already; give another output=, or redo=true to write "
+            "over it"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(levels_HW3).save(buffer, "PNG")
+    atomic_write(path, buffer.getvalue())
+
+
+def _holds(path: Path, levels_HW3: npt.NDArray[np.uint8]) -> bool:
+    try:
+        return np.array_equal(np.asarray(whiten(open_image(path))), levels_HW3)
+    except DataError:
+        return False

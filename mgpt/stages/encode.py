@@ -1,0 +1,151 @@
+"""mgpt encode: pictures into VQGAN codes, in one JSON file.
+
+A picture is taken at its own size, of which both sides must be multiples of a grid, two latents:
+32 px with the released VQGAN. With `resolution=` it is scaled and cropped to the bucket of that
+area instead, as `mgpt tokenize` does. `input=` takes files, folders (the pictures directly in
+them) and globs. The codes come by file name, so every name may stand once.
+
+    mgpt encode vq=photos_f16 input=[a.png,b.png] output=codes.json
+    mgpt encode vq=photos_f16 input=my_pictures resolution=256 output=codes.json
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mgpt.errors import ConfigError, DataError
+from mgpt.images.buckets import bucket_sizes, choose_bucket
+from mgpt.images.pixels import MAX_PIXELS, fit, normalise, open_image, whiten
+from mgpt.models.vqgan import load_vqgan
+from mgpt.stages.build import pick_device
+from mgpt.stages.codes_file import listed, read_object, write_codes
+from mgpt.stages.folder import check_machine
+from mgpt.tokens.unirep import LATENTS_PER_GRID
+from mgpt.tracking.progress import progress
+
+_ENDINGS = frozenset(".bmp .gif .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt encode` can be given."""
+
+    vq: str
+    """A VQGAN: its folder, Meta's folder (vqgan.yaml, vqgan.ckpt), or a shipped name."""
+    input: str | list[str]
+    """Pictures: a file, a folder, a glob, or a list of these."""
+    output: str
+    """The JSON file: {"<file name>": [[codes of a row], …], …}."""
+    resolution: int | None = None
+    """Side in pixels of the square whose area pictures are cropped to; null: their own size."""
+    seed: int = 0
+    """Decides, with a picture's name, where it is cropped."""
+    rotate_exif: bool = True
+    """Whether pictures are turned as their EXIF data says; false as in the published code."""
+    max_pixels: int = MAX_PIXELS
+    """Largest picture that is decoded, in pixels."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+
+
+def main(cfg: Config) -> None:
+    pictures = find_pictures([cfg.input] if isinstance(cfg.input, str) else cfg.input)
+    output = Path(cfg.output)
+    check_output(output)
+    vqgan = load_vqgan(cfg.vq).to(pick_device(cfg.device))
+    grid_px = LATENTS_PER_GRID * vqgan.cfg.downsample
+    check_pictures(cfg, pictures, grid_px)
+    codes = {}
+    with progress(len(pictures), "pictures", "encode") as bar:
+        for name, path in pictures.items():
+            levels_HW3 = np.asarray(fitted(cfg, name, path, grid_px))
+            pixels_13HW = torch.from_numpy(normalise(levels_HW3))[None]
+            codes_1hw = vqgan.encode(pixels_13HW.to(vqgan.quantize.embedding.weight.device))
+            codes[name] = codes_1hw[0].cpu().numpy()
+            bar.advance()
+    write_codes(output, codes)
+    print(f"codes of {len(codes)} pictures in {output}")
+
+
+def find_pictures(sources: Sequence[str]) -> dict[str, Path]:
+    """Pictures by file name, in the order given, those of a folder or glob sorted.
+
+    Raises:
+        DataError: a source without pictures, or two pictures of one name.
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        for path in _expanded(source):
+            first = found.setdefault(path.name, path)
+            if first.resolve() != path.resolve():
+                raise DataError(
+                    f"{first} and {path} have the same name, and codes stand by name; rename one, "
+                    "or encode them into two files"
+                )
+    if not found:
+        raise DataError("input=[] names no picture; give files, folders or globs")
+    return found
+
+
+def _expanded(source: str) -> Iterator[Path]:
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS and p.is_file())
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [p for p in map(Path, sorted(glob.glob(source, recursive=True))) if p.is_file()]
+    if not found:
+        there = "holds no pictures" if path.exists() else "is no file, folder or glob with matches"
+        raise DataError(f"input={source} {there}; pictures end in {', '.join(sorted(_ENDINGS))}")
+    yield from found
+
+
+def check_output(path: Path) -> None:
+    """Raises where codes cannot be written there, or something else would be lost by it."""
+    if path.is_dir():
+        raise ConfigError(f"output={path} is a folder; give a file, such as {path / 'codes.json'}")
+    if path.exists():
+        try:
+            read_object(path)
+        except DataError as error:
+            raise ConfigError(
+                f"output={path} exists and is no file of codes; give another output="
+            ) from error
+    check_machine(path.parent, min_free_mb=1)
+
+
+def check_pictures(cfg: Config, pictures: dict[str, Path], grid_px: int) -> None:
+    """Opens every picture before the first is encoded; all problems come in one DataError."""
+    if cfg.resolution is not None:
+        bucket_sizes(cfg.resolution, grid_px)
+    problems = []
+    for path in pictures.values():
+        try:
+            image = open_image(path, cfg.rotate_exif, cfg.max_pixels)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if cfg.resolution is None and (image.width % grid_px or image.height % grid_px):
+            problems.append(
+                f"{path}: {image.width} x {image.height} px is no multiple of {grid_px} px each "
+                "way; crop it, or give resolution=<px>"
+            )
+    if problems:
+        raise DataError(listed(f"{len(problems)} of {len(pictures)} pictures", problems))
+
+
+def fitted(cfg: Config, name: str, path: Path, grid_px: int) -> Image.Image:
+    """The RGB picture that is encoded: whole, or cropped to its bucket."""
+    image = open_image(path, cfg.rotate_exif, cfg.max_pixels)
+    if cfg.resolution is None:
+        return whiten(image)
+    size_wh = choose_bucket(image.width, image.height, cfg.resolution, grid_px)
+    return fit(image, size_wh, name, cfg.seed)[0]
