@@ -30,7 +30,7 @@ from mgpt.stages.folder import check_machine
 from mgpt.tokens.unirep import LATENTS_PER_GRID
 from mgpt.tracking.progress import progress
 
-_ENDINGS = frozenset(".bmp .gif .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _expanded(source: str) -> Iterator[Path]:
         found = [p for p in map(Path, sorted(glob.glob(source, recursive=True))) if p.is_file()]
     if not found:
         there = "holds no pictures" if path.exists() else "is no file, folder or glob with matches"
-        raise DataError(f"input={source} {there}; pictures end in {', '.join(sorted(_ENDINGS))}")
+        raise DataError(f"input={source} {there}; pictures end in {', '.join(_ENDINGS)}")
     yield from found
 
 
@@ -135,11 +135,13 @@ def check_pictures(cfg: Config, pictures: dict[str, Path], grid_px: int) -> None
             continue
         if cfg.resolution is None and (image.width % grid_px or image.height % grid_px):
             problems.append(
-                f"{path}: {image.width} x {image.height} px is no multiple of {grid_px} px each "
-                "way; crop it, or give resolution=<px>"
+                f"{path}: {image.width} x {image.height} px where multiples of {grid_px} px "
+                "belong; crop it, or give resolution=<px>"
             )
     if problems:
-        raise DataError(listed(f"{len(problems)} of {len(pictures)} pictures", problems))
+        raise DataError(
+            listed(f"{len(problems)} of {len(pictures)} pictures cannot be encoded", problems)
+        )
 
 
 def fitted(cfg: Config, name: str, path: Path, grid_px: int) -> Image.Image:
