@@ -3,27 +3,36 @@
 Weights stand under transformers' Chameleon names in `model.safetensors`, or, above 4 GiB, in
 `model-00001-of-00003.safetensors` and so on with transformers' index file. `config.json` is
 written last: a folder that has it is complete. The vocabulary beside it is the caller's. This
-module reads safetensors and JSON only, never a pickle, and knows nothing of checkpoints' moments.
+module reads safetensors and JSON only, never a pickle, one tensor in memory at a time, and knows
+nothing of checkpoints' moments.
 
     >>> save_model("outputs/pretrain/model", model.cfg, model.state_dict())
     >>> model = load_model("outputs/pretrain/model", dtype=torch.bfloat16, device="cuda")
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, MgptError
-from mgpt.files import atomic_write, disk_errors, publish, remove_leftovers, temporary_path
+from mgpt.files import atomic_write, disk_errors, remove_leftovers
+from mgpt.models.tensor_files import LazyTensor, lazy, read_headers, write_tensors
 from mgpt.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["load_model", "load_model_config", "read_weights", "save_model"]
+__all__ = [
+    "load_model",
+    "load_model_config",
+    "model_tensors",
+    "read_weights",
+    "save_model",
+    "split_by_size",
+    "write_sharded",
+]
 
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -39,27 +48,55 @@ def save_model(
 
     An older model in the folder is replaced; other files there stay.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG).unlink(missing_ok=True)
-    for prefix in ("model", _CONFIG):
-        remove_leftovers(folder, prefix)
-    groups = _split_by_size(state_dict)
-    names = ["model.safetensors"]
-    if len(groups) > 1:
-        names = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-    for path in folder.glob("model*.safetensors*"):
-        if path.name not in names:
+    tensors = [lazy(name, tensor) for name, tensor in state_dict.items()]
+    write_sharded(Path(folder), tensors, {"model_type": _MODEL_TYPE, **asdict(cfg)})
+
+
+def write_sharded(folder: Path, tensors: Sequence[LazyTensor], config: Mapping[str, Any]) -> None:
+    """Writes safetensors, an index where there are several files, and config.json last.
+
+    An older model in the folder is replaced. Where a tensor cannot be read or a file cannot be
+    written, no part of the new model stays.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG).unlink(missing_ok=True)
+        for prefix in ("model", _CONFIG):
+            remove_leftovers(folder, prefix)
+        for path in folder.glob("model*.safetensors*"):
             path.unlink()
-    for name, group in zip(names, groups, strict=True):
-        tensors = {key: state_dict[key].detach().cpu().contiguous() for key in group}
-        _write_tensors(folder / name, tensors)
-    if len(groups) > 1:
-        places = {key: name for name, group in zip(names, groups, strict=True) for key in group}
-        total = sum(_num_bytes(tensor) for tensor in state_dict.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        _write_json(folder / _INDEX, index)
-    _write_json(folder / _CONFIG, {"model_type": _MODEL_TYPE, **asdict(cfg)})
+    files = split_by_size(tensors)
+    try:
+        for name, group in files.items():
+            write_tensors(folder / name, group)
+        if len(files) > 1:
+            places = {tensor.name: name for name, group in files.items() for tensor in group}
+            total = sum(tensor.num_bytes for tensor in tensors)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+            _write_json(folder / _INDEX, index)
+    except BaseException:
+        for path in folder.glob("model*.safetensors*"):
+            path.unlink()
+        raise
+    _write_json(folder / _CONFIG, config)
+
+
+def split_by_size(tensors: Sequence[LazyTensor]) -> dict[str, list[LazyTensor]]:
+    """Each file of a model → its tensors, in order of their names, up to 4 GiB a file."""
+    groups: list[list[LazyTensor]] = [[]]
+    filled = 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.name):
+        if groups[-1] and filled + tensor.num_bytes > _MAX_FILE_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.num_bytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
+        for number, group in enumerate(groups, start=1)
+    }
 
 
 def load_model_config(folder: str | Path) -> TransformerConfig:
@@ -89,24 +126,24 @@ def load_model_config(folder: str | Path) -> TransformerConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) in the folder's safetensors, one tensor in memory at a time.
+def model_tensors(folder: str | Path) -> dict[str, LazyTensor]:
+    """The folder's tensors by name, not read yet.
 
     Raises CheckpointError where there are none or a file is cut short or altered in its header.
     """
     paths = sorted(Path(folder).glob("model*.safetensors"))
     if not paths:
         raise CheckpointError(f"{folder}: no model*.safetensors; the folder holds no weights")
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in sorted(file.keys()):
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} ({path.stat().st_size} bytes) cannot be read: {error}; copy or export the"
-                " model again"
-            ) from error
+    return read_headers(paths)
+
+
+def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) in the folder's safetensors, one tensor in memory at a time.
+
+    Raises CheckpointError as `model_tensors` does.
+    """
+    for tensor in model_tensors(folder).values():
+        yield tensor.name, tensor.read()
 
 
 def load_model(
@@ -142,33 +179,5 @@ def load_model(
     return model.eval()
 
 
-def _split_by_size(state_dict: Mapping[str, Tensor]) -> list[list[str]]:
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name in sorted(state_dict):
-        size = _num_bytes(state_dict[name])
-        if groups[-1] and filled + size > _MAX_FILE_BYTES:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    return groups
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _write_json(path: Path, content: object) -> None:
     atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = temporary_path(path)
-    with disk_errors(path):
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            with open(temporary, "rb+") as stream:
-                publish(stream, temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -14,10 +14,12 @@ for whatever split the reader has.
     {'norm.weight': tensor([1., 1., ...])}
 """
 
+import functools
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -36,6 +38,7 @@ from mgpt.parallel.dist import World
 
 __all__ = [
     "MOMENTS",
+    "StoredWeight",
     "adam_state",
     "full_tensor",
     "num_updates",
@@ -43,6 +46,7 @@ __all__ = [
     "read_state",
     "read_weights",
     "set_num_updates",
+    "stored_weights",
     "weights_checksum",
     "write_state",
 ]
@@ -130,19 +134,40 @@ def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int
     return count
 
 
+class StoredWeight(NamedTuple):
+    """A whole weight in a state folder, not read yet."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+def stored_weights(folder: Path) -> dict[str, StoredWeight]:
+    """The full weights of a state folder by name, in one process without a group."""
+    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    return {
+        name.removeprefix(f"{WEIGHTS}."): StoredWeight(
+            entry.size, entry.properties.dtype, functools.partial(_whole, metadata, name, entry)
+        )
+        for name, entry in _tensors(metadata).items()
+        if name.startswith(f"{WEIGHTS}.")
+    }
+
+
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The full weights of a state folder one by one, in float32, in one process without a group."""
-    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
-    for name, entry in _tensors(metadata).items():
-        if not name.startswith(f"{WEIGHTS}."):
-            continue
-        whole = torch.empty(entry.size, dtype=entry.properties.dtype)
-        for chunk in entry.chunks:
-            stored = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
-            with safe_open(stored.relative_path, framework="pt") as file:
-                part = file.get_tensor(name)
-            whole[_slices(chunk)] = part
-        yield name.removeprefix(f"{WEIGHTS}."), whole
+    for name, stored in stored_weights(folder).items():
+        yield name, stored.read()
+
+
+def _whole(metadata: Metadata, name: str, entry: TensorStorageMetadata) -> Tensor:
+    whole = torch.empty(entry.size, dtype=entry.properties.dtype)
+    for chunk in entry.chunks:
+        stored = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+        with safe_open(stored.relative_path, framework="pt") as file:
+            part = file.get_tensor(name)
+        whole[_slices(chunk)] = part
+    return whole
 
 
 def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:

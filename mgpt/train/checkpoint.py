@@ -31,12 +31,13 @@ from torch import Tensor
 
 from mgpt.errors import CheckpointError, MachineError, MgptError, TrainingError
 from mgpt.files import atomic_write, disk_errors, file_sha256, sync_folder
+from mgpt.parallel import state
 from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import read_weights
+from mgpt.parallel.state import StoredWeight
 from mgpt.train.metrics import VocabularyLike
 
-__all__ = ["CheckpointStore", "StepFolder", "export_weights", "newest_complete"]
+__all__ = ["CheckpointStore", "StepFolder", "export_weights", "newest_complete", "stored_weights"]
 
 _STEP = re.compile(r"step_(\d{8})")
 _UNFINISHED = re.compile(r"\.step_\d{8}\.attempt_(\d+)")
@@ -218,8 +219,8 @@ def newest_complete(run_folder: Path) -> StepFolder | None:
     return folders[-1] if folders else None
 
 
-def export_weights(step_folder: StepFolder | Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint in float32, under their names in the model; one process.
+def stored_weights(step_folder: StepFolder | Path) -> dict[str, StoredWeight]:
+    """All weights of a checkpoint under their names in the model, not read yet; one process.
 
     Raises CheckpointError where the folder is no complete checkpoint or a file was altered.
     """
@@ -231,7 +232,12 @@ def export_weights(step_folder: StepFolder | Path) -> dict[str, Tensor]:
             f"named {_COMPLETE}"
         )
     StepFolder(path, int(match[1])).verify(World())
-    return dict(read_weights(path / "state"))
+    return state.stored_weights(path / "state")
+
+
+def export_weights(step_folder: StepFolder | Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint in float32; see `stored_weights`."""
+    return {name: stored.read() for name, stored in stored_weights(step_folder).items()}
 
 
 def _step_name(step: int) -> str:
