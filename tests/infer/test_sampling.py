@@ -59,7 +59,7 @@ def test_every_mistake_is_named_at_once():
         SamplingConfig(temperature=0.0, image_top_k=0, modality="picture")  # type: ignore[arg-type]
     for part in ("temperature=0.0", "image_top_k=0", "modality='picture'"):
         assert part in str(error.value)
-    with pytest.raises(ConfigError, match="guidance.form='book'"):
+    with pytest.raises(ConfigError, match=r"guidance\.form=.book"):
         Guidance(form="book")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="guidance.scale=nan"):
+    with pytest.raises(ConfigError, match=r"guidance\.scale=nan"):
         Guidance(scale=float("nan"))
