@@ -65,6 +65,20 @@ STAGES: dict[str, Stage] = {
         "PNGs in pairs, roundtrip.json",
         "input=tokens raw=raw vq=photos_f16 output=roundtrip",
     ),
+    "encode": Stage(
+        "mgpt.stages.encode",
+        "pictures into VQGAN codes",
+        "pictures, a VQGAN",
+        "a JSON file of codes",
+        "vq=photos_f16 input=[a.png,b.png] output=codes.json",
+    ),
+    "decode": Stage(
+        "mgpt.stages.decode",
+        "VQGAN codes back into pictures",
+        "a JSON file of codes, a VQGAN",
+        "PNGs",
+        "vq=photos_f16 input=codes.json output=decoded",
+    ),
     "train_vq": Stage(
         "mgpt.stages.train_vq",
         "a VQGAN on raw shards",
@@ -78,13 +92,6 @@ STAGES: dict[str, Stage] = {
         "webdataset tars",
         "a vocabulary folder",
         "input=raw output=text num_pieces=512",
-    ),
-    "import": Stage(
-        "mgpt.stages.import_weights",
-        "released weights (transformers', Lumina's, Meta's) into a model folder",
-        "a released folder",
-        "a model folder with vocabulary/ and vq/",
-        "input=chameleon-7b output=models/chameleon-7b",
     ),
     "pretrain": Stage(
         "mgpt.stages.pretrain",
@@ -106,13 +113,6 @@ STAGES: dict[str, Stage] = {
         "tokenised shards, weights",
         "checkpoints, a model folder",
         "data.sources.a.path=tokens/64 init_from=fp_sft_64 output=omni_sft",
-    ),
-    "export": Stage(
-        "mgpt.stages.export_weights",
-        "weights into a folder that transformers loads",
-        "weights, a VQGAN",
-        "a transformers folder",
-        "ckpt=omni_sft vq=models/chameleon-7b/vq output=mine dtype=bfloat16",
     ),
     "generate": Stage(
         "mgpt.stages.generate",
