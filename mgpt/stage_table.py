@@ -93,6 +93,13 @@ STAGES: dict[str, Stage] = {
         "a vocabulary folder",
         "input=raw output=text num_pieces=512",
     ),
+    "import": Stage(
+        "mgpt.stages.import_weights",
+        "released weights (transformers', Lumina's, Meta's) into a model folder",
+        "a released folder",
+        "a model folder with vocabulary/ and vq/",
+        "input=chameleon-7b output=models/chameleon-7b",
+    ),
     "pretrain": Stage(
         "mgpt.stages.pretrain",
         "a transformer from nothing on documents of text and pictures",
@@ -113,6 +120,13 @@ STAGES: dict[str, Stage] = {
         "tokenised shards, weights",
         "checkpoints, a model folder",
         "data.sources.a.path=tokens/64 init_from=fp_sft_64 output=omni_sft",
+    ),
+    "export": Stage(
+        "mgpt.stages.export_weights",
+        "weights into a folder that transformers loads",
+        "weights, a VQGAN",
+        "a transformers folder",
+        "ckpt=omni_sft vq=models/chameleon-7b/vq output=mine dtype=bfloat16",
     ),
     "generate": Stage(
         "mgpt.stages.generate",

@@ -31,6 +31,7 @@ __all__ = [
     "read_weights",
     "save_model",
     "split_by_size",
+    "write_model",
     "write_sharded",
 ]
 
@@ -48,8 +49,12 @@ def save_model(
 
     An older model in the folder is replaced; other files there stay.
     """
-    tensors = [lazy(name, tensor) for name, tensor in state_dict.items()]
-    write_sharded(Path(folder), tensors, {"model_type": _MODEL_TYPE, **asdict(cfg)})
+    write_model(Path(folder), cfg, [lazy(name, tensor) for name, tensor in state_dict.items()])
+
+
+def write_model(folder: Path, cfg: TransformerConfig, tensors: Sequence[LazyTensor]) -> None:
+    """Writes a model folder from tensors that are read one by one; see `write_sharded`."""
+    write_sharded(folder, tensors, {"model_type": _MODEL_TYPE, **asdict(cfg)})
 
 
 def write_sharded(folder: Path, tensors: Sequence[LazyTensor], config: Mapping[str, Any]) -> None:

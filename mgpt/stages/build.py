@@ -10,7 +10,7 @@ complete checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from torch import Tensor
 from mgpt.errors import CheckpointError, DataError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
-from mgpt.models.folder import load_model_config, read_weights, save_model
+from mgpt.models.folder import load_model_config, model_tensors, save_model
 from mgpt.models.sizes import SIZES
+from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.settings import to_plain
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker
-from mgpt.train.checkpoint import export_weights, newest_complete
+from mgpt.train.checkpoint import newest_complete, stored_weights
 
 MODEL, VOCABULARY = "model", "vocabulary"
 
@@ -125,11 +126,17 @@ class Weights:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight by name, in float32 on the CPU."""
-        named: Iterable[tuple[str, Tensor]] = (
-            export_weights(self.folder).items() if self.is_checkpoint else read_weights(self.folder)
-        )
-        for name, tensor in named:
-            yield name, tensor.float()
+        for tensor in self.stored():
+            yield tensor.name, tensor.read().float()
+
+    def stored(self) -> list[LazyTensor]:
+        """Every weight as it is stored, not read yet; a checkpoint's files are verified here."""
+        if not self.is_checkpoint:
+            return list(model_tensors(self.folder).values())
+        return [
+            LazyTensor(name, tuple(weight.shape), weight.dtype, weight.read)
+            for name, weight in stored_weights(self.folder).items()
+        ]
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Transformer:
         """The model, for inference."""

@@ -286,7 +286,7 @@ def _sizes(params: _Params, tensors: Sequence[LazyTensor], num_shards: int) -> T
     gate, head = "model.layers.0.mlp.gate_proj.weight", "lm_head.weight"
     if gate not in shapes or head not in shapes:
         raise CheckpointError(
-            f"{params.path.parent}: no output.weight, or neither feed_forward.w1 nor w13 in layer 0; "
+            f"{params.path.parent}: no output.weight, or no feed_forward.w1 or w13 in layer 0; "
             "this is no checkpoint of Chameleon's transformer"
         )
     has_norms = "model.layers.0.self_attn.q_norm.weight" in shapes

@@ -1,0 +1,66 @@
+"""mgpt export: trained weights become a folder that transformers loads.
+
+`ChameleonForConditionalGeneration.from_pretrained` takes the output: qk-norm by head, the VQ
+encoder and the tokenizer where they are at hand. transformers has no VQ decoder, so the whole VQGAN
+stands beside it as vq/; `mgpt import` of the output gives the same model folder back, bit for bit.
+
+    mgpt export ckpt=omni_sft vq=models/chameleon-7b/vq output=lumina-mine dtype=bfloat16
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from mgpt.stages.build import open_tracker
+from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints
+from mgpt.stages.released import plan_export
+from mgpt.tracking.tracker import TrackingConfig
+
+DTYPES: dict[str, torch.dtype | None] = {
+    "keep": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt export` can be given."""
+
+    ckpt: str
+    """Weights: a model folder, a step folder, or the output of a training stage."""
+    output: str
+    """Folder for transformers' files."""
+    vq: str | None = None
+    """VQGAN that tokenised the pictures; null: the model folder's own, where it has one."""
+    with_vq: bool = True
+    """Whether its encoder goes into the transformers weights (its norms must have 32 groups)."""
+    dtype: Literal["keep", "bfloat16", "float16", "float32"] = "keep"
+    """Type of the transformer's tensors; the VQGAN stays as it is."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    return input_fingerprints(cfg.ckpt, cfg.vq)
+
+
+def main(cfg: Config) -> None:
+    folder = StageFolder.open("export", cfg, inputs(cfg))
+    if folder.is_complete:
+        return
+    with open_tracker(cfg, "export") as tracker:
+        planned = plan_export(cfg.ckpt, cfg.vq, cfg.with_vq, DTYPES[cfg.dtype])
+        for note in planned.notes:
+            tracker.print(f"note: {note}")
+        figures = planned.figures()
+        check_machine(folder.path, figures["bytes"] / 1e6 + 200.0)
+        with tracker.progress(figures["tensors"], "tensors", "export") as bar:
+            planned.write(folder.path, bar.advance)
+        tracker.finish(figures)
+    folder.finish(figures)

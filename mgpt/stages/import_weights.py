@@ -1,0 +1,62 @@
+"""mgpt import: released weights become a model folder.
+
+Takes a folder of transformers (Chameleon or Lumina-mGPT, safetensors), Meta's checkpoint
+(consolidated*.pth with params.json), or Meta's VQGAN (vqgan.yaml with vqgan.ckpt). VQGAN and
+tokenizer come along where they stand beside the weights. dry_run=true reads headers only and says
+what would be written.
+
+    mgpt import input=chameleon-7b output=models/chameleon-7b
+    mgpt import input=data/models/30b output=models/chameleon-34b dry_run=true
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mgpt.stages.build import open_tracker
+from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints
+from mgpt.stages.released import plan_import
+from mgpt.tracking.tracker import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt import` can be given."""
+
+    input: str
+    """The released folder."""
+    output: str
+    """Model folder that is written: config.json, safetensors, vocabulary/ and vq/."""
+    vq: str | None = None
+    """VQGAN of the weights; null: what stands beside them."""
+    tokenizer: str | None = None
+    """Its tokenizer.json, or a folder with one; null: what stands beside the weights."""
+    dry_run: bool = False
+    """Print the plan, read no weights, write nothing."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    return input_fingerprints(cfg.input, cfg.vq, cfg.tokenizer)
+
+
+def main(cfg: Config) -> None:
+    if cfg.dry_run:
+        print("\n".join(plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer).lines()))
+        return
+    folder = StageFolder.open("import", cfg, inputs(cfg))
+    if folder.is_complete:
+        return
+    with open_tracker(cfg, "import") as tracker:
+        planned = plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer)
+        for line in planned.lines():
+            tracker.print(line)
+        check_machine(folder.path, planned.num_bytes / 1e6 + 200.0)
+        figures = planned.figures()
+        with tracker.progress(figures.get("tensors", 0), "tensors", "import") as bar:
+            planned.write(folder.path, bar.advance)
+        tracker.finish(figures)
+    folder.finish(figures)

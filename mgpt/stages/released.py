@@ -1,0 +1,400 @@
+"""Released weights with all that belongs to them: transformer, VQGAN and tokenizer, in and out.
+
+`plan_import` looks at a folder (transformers' Chameleon or Lumina-mGPT, Meta's checkpoint, or
+Meta's VQGAN alone) and says what it will become without reading its tensors; `Import.write` reads
+them one by one into a model folder. `plan_export` and `Export.write` go the other way.
+
+    planned = plan_import(Path("chameleon-7b"))
+    print("\\n".join(planned.lines()))
+    planned.write(Path("models/chameleon-7b"))
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgpt.errors import CheckpointError, ConfigError, VocabularyError
+from mgpt.files import atomic_write
+from mgpt.models.convert.meta import is_meta_folder, plan_meta
+from mgpt.models.convert.plan import ModelPlan
+from mgpt.models.convert.transformers_config import is_chameleon_config, transformers_config
+from mgpt.models.convert.transformers_folder import plan_transformers, transformers_tensors
+from mgpt.models.convert.vq_encoder import (
+    ENCODER_FOLDER,
+    VqEncoder,
+    check_same_encoder,
+    load_encoder,
+)
+from mgpt.models.folder import split_by_size, write_model, write_sharded
+from mgpt.models.tensor_files import LazyTensor
+from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
+from mgpt.models.vqgan_convert import is_released_folder
+from mgpt.stages.build import VOCABULARY, Weights
+from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
+from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
+
+VQ = "vq"
+_TOKENIZER_FILES = ("tokenizer.json", "text_tokenizer.json")
+# Meta's download keeps these two levels above a model: data/models/7b and data/tokenizer.
+_TOKENIZER_FOLDER = "tokenizer"
+# The token that transformers puts a picture's place with; Meta's file calls the same id reserved.
+_IMAGE_PLACE, _IMAGE_PLACE_AT_META = "<image>", "<reserved08707>"
+_UNUSED_ID = 3  # of the from-scratch layout
+
+
+def is_released(folder: str | Path) -> bool:
+    """Whether `mgpt import` reads this folder."""
+    folder = Path(folder)
+    return is_chameleon_config(folder) or is_meta_folder(folder) or is_released_folder(folder)
+
+
+@dataclass(frozen=True)
+class Import:
+    """What an import will write, before any tensor is read."""
+
+    source: Path
+    plan: ModelPlan | None
+    """None where the folder holds a VQGAN alone."""
+    vocabulary: Vocabulary | None
+    vq: Vqgan | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self.plan is None else self.plan.num_bytes
+
+    def figures(self) -> dict[str, int]:
+        """What the stage reports."""
+        if self.plan is None:
+            return {"parameters": sum(p.numel() for p in self.vq.parameters()) if self.vq else 0}
+        return {
+            "parameters": self.plan.num_parameters,
+            "tensors": len(self.plan.tensors),
+            "bytes": self.plan.num_bytes,
+            "files": len(split_by_size(self.plan.tensors)),
+        }
+
+    def lines(self) -> list[str]:
+        """The plan for a person."""
+        lines = [f"{self.source}: {self.plan.layout if self.plan else 'a VQGAN'}"]
+        if self.plan is not None:
+            lines += _model_lines(self.plan)
+        if self.vq is not None:
+            cfg = self.vq.cfg
+            lines.append(f"VQGAN: {cfg.n_embed:,} codes, {cfg.downsample} px a latent")
+        elif self.plan is not None and self.plan.vq is not None:
+            lines.append(f"VQGAN: the encoder only, {self.plan.vq.cfg.n_embed:,} codes; no decoder")
+        if self.vocabulary is not None:
+            lines.append(f"vocabulary: {self.vocabulary.layout}, {self.vocabulary.fingerprint}")
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+    def write(self, folder: Path, on_tensor: Callable[[], None] = lambda: None) -> None:
+        """Writes the model folder; where that fails, no part of it stays.
+
+        Raises CheckpointError for a tensor that cannot be read, MachineError for the disk's part.
+        """
+        if self.plan is None:
+            assert self.vq is not None
+            save_vqgan(self.vq, folder)
+            return
+        with _removed_on_failure(folder, VOCABULARY, VQ, ENCODER_FOLDER):
+            if self.vocabulary is not None:
+                self.vocabulary.save(folder / VOCABULARY)
+            if self.vq is not None:
+                save_vqgan(self.vq, folder / VQ)
+            elif self.plan.vq is not None:
+                self.plan.vq.save(folder / ENCODER_FOLDER)
+            write_model(folder, self.plan.cfg, _counted(self.plan.tensors, on_tensor))
+
+
+def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = None) -> Import:
+    """What a released folder will become.
+
+    Args:
+        source: the folder.
+        vq: a whole VQGAN for it, as `vq=` of any stage; None looks beside the weights.
+        tokenizer: a tokenizer.json, or a folder with one; None looks beside the weights.
+
+    Raises:
+        CheckpointError: files, configuration and tensors do not agree, or the folder is no release.
+        VocabularyError: the tokenizer is not that of these weights.
+        ConfigError: the VQGAN given is of another kind than the folder's.
+    """
+    if is_chameleon_config(source):
+        plan = plan_transformers(source)
+        beside = [source]
+    elif is_meta_folder(source):
+        plan = plan_meta(source)
+        beside = [source, source / _TOKENIZER_FOLDER, _tokenizer_of_download(source)]
+    elif is_released_folder(source):
+        return Import(source, None, None, load_vqgan(source))
+    else:
+        raise CheckpointError(
+            f"{source} is no released folder: expected config.json of transformers' Chameleon with "
+            "safetensors, params.json with consolidated*.pth, or vqgan.yaml with vqgan.ckpt"
+        )
+    notes = list(plan.notes)
+    vocabulary = _vocabulary(plan, source, tokenizer, beside)
+    if vocabulary is None:
+        notes.append(
+            f"no tokenizer in {source}: the model folder has no vocabulary; give tokenizer=FILE "
+            "here, or vocabulary= when training from it"
+        )
+    model = _vqgan(source, vq, beside)
+    if model is not None and plan.vq is not None:
+        check_same_encoder(plan.vq, model, str(source), vq or VQ)
+    if plan.vq is not None and model is None:
+        notes.append("the VQGAN's decoder is not here; give vq=DIR with Meta's VQGAN to draw")
+    encoder = plan.vq if model is None else VqEncoder.of(model)
+    _check_codes(vocabulary, encoder, source)
+    return Import(source, plan, vocabulary, model, notes)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A transformers folder before its tensors are read."""
+
+    config: dict[str, Any]
+    tensors: list[LazyTensor]
+    vocabulary: Vocabulary | None
+    vq: Vqgan | None
+    notes: list[str]
+
+    def figures(self) -> dict[str, int]:
+        """What the stage reports."""
+        return {
+            "tensors": len(self.tensors),
+            "bytes": sum(tensor.num_bytes for tensor in self.tensors),
+            "files": len(split_by_size(self.tensors)),
+        }
+
+    def write(self, folder: Path, on_tensor: Callable[[], None] = lambda: None) -> None:
+        """Writes the folder, config.json last; where that fails, no part of it stays."""
+        written = (VOCABULARY, VQ, "tokenizer.json", "tokenizer_config.json")
+        with _removed_on_failure(folder, *written):
+            if self.vocabulary is not None:
+                _write_tokenizer(self.vocabulary, folder, self.config["max_position_embeddings"])
+            if self.vq is not None:
+                save_vqgan(self.vq, folder / VQ)
+            write_sharded(folder, _counted(self.tensors, on_tensor), self.config)
+
+
+def plan_export(
+    ckpt: str | Path,
+    vq: str | None = None,
+    with_vq: bool = True,
+    dtype: torch.dtype | None = None,
+) -> Export:
+    """The transformers folder of some weights.
+
+    Args:
+        ckpt: a model folder, a step folder or a run folder.
+        vq: the VQGAN that goes with them; None takes the model folder's own, where it has one.
+        with_vq: whether its encoder goes into the transformers weights.
+        dtype: what the transformer's tensors are cast to; None keeps them.
+
+    Raises:
+        CheckpointError: no weights there, or a file that cannot be read.
+        ConfigError: a model that transformers' Chameleon cannot be.
+    """
+    weights = Weights.find(ckpt)
+    cfg = replace(weights.config(), dropout=0.0)
+    vocabulary = _own_vocabulary(weights)
+    model = load_vqgan(vq) if vq else _vqgan(weights.folder, None, [])
+    encoder = None
+    if with_vq and model is not None:
+        encoder = VqEncoder.of(model)
+    elif with_vq and (weights.folder / ENCODER_FOLDER).exists():
+        encoder = load_encoder(weights.folder / ENCODER_FOLDER)
+    _check_codes(vocabulary, encoder, weights.folder)
+    stored = weights.stored()
+    if dtype is not None:
+        stored = [_cast(tensor, dtype) for tensor in stored]
+    names: dict[str, int] = {} if vocabulary is None else _vocabulary_map(vocabulary)
+    special = {"bos_token_id": None, "pad_token_id": None, "eos_token_id": None}
+    if vocabulary is not None:
+        ids = (vocabulary.bos, vocabulary.pad, vocabulary.eos)
+        special = dict(zip(special, ids, strict=True))
+    config = transformers_config(
+        cfg, encoder.cfg if encoder else None, stored[0].dtype, special, names
+    )
+    notes = []
+    if encoder is None:
+        notes.append(
+            "no VQ encoder: transformers will make up a fresh one and say so; give vq=DIR where "
+            "the pictures' VQGAN is at hand"
+        )
+    if vocabulary is None:
+        notes.append("no vocabulary in the model folder: the export has no tokenizer")
+    elif vocabulary.layout != "chameleon":
+        notes.append(
+            f"the {vocabulary.layout} vocabulary goes along as {VOCABULARY}/; transformers has no "
+            "such tokenizer"
+        )
+    return Export(config, transformers_tensors(cfg, stored, encoder), vocabulary, model, notes)
+
+
+def _model_lines(plan: ModelPlan) -> list[str]:
+    cfg = plan.cfg
+    norm = f"{cfg.qk_norm_groups} group(s)" if cfg.qk_norm == "group" else f"by {cfg.qk_norm}"
+    types = ", ".join(f"{count} {name}" for name, count in plan.dtypes.items())
+    files = split_by_size(plan.tensors)
+    return [
+        f"{plan.num_parameters:,} parameters: hidden {cfg.hidden}, ffn {cfg.ffn}, {cfg.layers} "
+        f"layers, {cfg.heads}/{cfg.kv_heads} heads of {cfg.head_dim}, vocabulary "
+        f"{cfg.vocab_size:,}, norms {cfg.norm_placement}",
+        f"qk-norm: {norm}",
+        f"{plan.num_source_tensors} stored tensors become {len(plan.tensors)} ({types})",
+        f"writes {plan.num_bytes:,} bytes in {len(files)} file(s): {', '.join(files)}",
+    ]
+
+
+def _tokenizer_of_download(source: Path) -> Path:
+    return source.absolute().parent.parent / _TOKENIZER_FOLDER
+
+
+def _vocabulary(
+    plan: ModelPlan, source: Path, tokenizer: str | None, beside: Sequence[Path]
+) -> Vocabulary | None:
+    """The vocabulary of these weights, checked against them; None where there is none."""
+    if tokenizer is None and (source / VOCABULARY / VOCABULARY_FILE).exists():
+        vocabulary, where = Vocabulary.load(source / VOCABULARY), source / VOCABULARY
+    else:
+        file = _tokenizer_file([Path(tokenizer)] if tokenizer else beside)
+        if file is None and tokenizer is not None:
+            raise VocabularyError(
+                f"tokenizer={tokenizer}: neither a file nor a folder with {_TOKENIZER_FILES[0]} or "
+                f"{_TOKENIZER_FILES[1]}"
+            )
+        if file is None:
+            return None
+        try:
+            vocabulary, where = chameleon_vocabulary(file), file
+        except VocabularyError as error:
+            raise VocabularyError(f"{file}: {error}") from error
+    if vocabulary.size != plan.cfg.vocab_size:
+        raise VocabularyError(
+            f"{where} has {vocabulary.size} ids, the weights in {source} {plan.cfg.vocab_size}; "
+            "give the tokenizer that came with these weights"
+        )
+    ids: Mapping[str, int] = _vocabulary_map(vocabulary)
+    moved = [n for n, i in plan.vocabulary_map.items() if n in ids and ids[n] != i]
+    if moved:
+        name = moved[0]
+        raise VocabularyError(
+            f"{where} gives {name} the id {ids[name]}, vocabulary_map in {source}/config.json "
+            f"{plan.vocabulary_map[name]} ({len(moved)} such names); they are of two models"
+        )
+    return vocabulary
+
+
+def _tokenizer_file(places: Sequence[Path]) -> Path | None:
+    for place in places:
+        if place.is_file():
+            return place
+        for name in _TOKENIZER_FILES:
+            if (place / name).is_file():
+                return place / name
+    return None
+
+
+def _own_vocabulary(weights: Weights) -> Vocabulary | None:
+    try:
+        return weights.vocabulary()
+    except VocabularyError:
+        if (weights.folder / VOCABULARY).exists():
+            raise
+        return None
+
+
+def _vqgan(source: Path, vq: str | None, beside: Sequence[Path]) -> Vqgan | None:
+    if vq is not None:
+        return load_vqgan(vq)
+    if (source / VQ / "config.json").exists():
+        return load_vqgan(source / VQ)
+    return next((load_vqgan(place) for place in beside if is_released_folder(place)), None)
+
+
+def _check_codes(vocabulary: Vocabulary | None, encoder: VqEncoder | None, where: Path) -> None:
+    if vocabulary is None or encoder is None or vocabulary.num_codes == encoder.cfg.n_embed:
+        return
+    raise ConfigError(
+        f"{where}: the vocabulary has {vocabulary.num_codes} image codes, the VQGAN "
+        f"{encoder.cfg.n_embed}; give the VQGAN that tokenised the pictures"
+    )
+
+
+def _vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:
+    """Token names and ids as transformers' `vocabulary_map` wants them."""
+    if vocabulary.layout == "chameleon":
+        named: dict[str, int] = {
+            name: token
+            for name, token in vocabulary.text.ids.items()  # type: ignore[attr-defined]
+            if token < vocabulary.size
+        }
+        if _IMAGE_PLACE not in named and _IMAGE_PLACE_AT_META in named:
+            named[_IMAGE_PLACE] = named.pop(_IMAGE_PLACE_AT_META)
+        return dict(sorted(named.items(), key=lambda item: item[1]))
+    codes = {_code_name(k): vocabulary.image_start + k for k in range(vocabulary.num_codes)}
+    return {"<s>": vocabulary.bos, "<pad>": vocabulary.pad, "</s>": vocabulary.eos} | {
+        _IMAGE_PLACE: _UNUSED_ID,
+        **codes,
+    }
+
+
+def _code_name(code: int) -> str:
+    return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
+
+
+def _write_tokenizer(vocabulary: Vocabulary, folder: Path, max_positions: int) -> None:
+    if vocabulary.layout != "chameleon":
+        vocabulary.save(folder / VOCABULARY)
+        return
+    vocabulary.text.save(folder)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_positions,
+    }
+    atomic_write(folder / "tokenizer_config.json", (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    return replace(tensor, dtype=dtype, read=lambda: tensor.read().to(dtype))
+
+
+def _counted(tensors: Sequence[LazyTensor], on_tensor: Callable[[], None]) -> list[LazyTensor]:
+    """The same tensors; each calls `on_tensor` once it is read."""
+
+    def read(tensor: LazyTensor) -> Tensor:
+        value = tensor.read()
+        on_tensor()
+        return value
+
+    return [replace(t, read=lambda t=t: read(t)) for t in tensors]  # type: ignore[misc]
+
+
+@contextmanager
+def _removed_on_failure(folder: Path, *names: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for name in names:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name, ignore_errors=True)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        raise
