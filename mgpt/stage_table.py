@@ -58,6 +58,27 @@ STAGES: dict[str, Stage] = {
         "tokenised shards, a folder a resolution",
         "input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]'",
     ),
+    "verify": Stage(
+        "mgpt.stages.verify",
+        "proof that tokenised shards hold every raw sample once",
+        "tokenised shards; raw shards, a VQGAN",
+        "one JSON line, contact sheets",
+        "input=tokens raw=raw vq=scenes_f8",
+    ),
+    "inspect": Stage(
+        "mgpt.stages.inspect",
+        "one tokenised sample: pictures, text, ids trained or not",
+        "tokenised shards; a VQGAN, a vocabulary",
+        "inspect.html",
+        "input=tokens key=000000012 vq=scenes_f8 output=inspected",
+    ),
+    "summarize": Stage(
+        "mgpt.stages.summarize",
+        "histograms of sizes, lengths and tasks",
+        "tokenised shards; a vocabulary",
+        "summary.html, PNGs, summary.json",
+        "input=tokens output=summary",
+    ),
     "roundtrip": Stage(
         "mgpt.stages.roundtrip",
         "tokenised pictures decoded again, with their PSNR",
@@ -105,21 +126,24 @@ STAGES: dict[str, Stage] = {
         "a transformer from nothing on documents of text and pictures",
         "tokenised shards, a vocabulary",
         "checkpoints, a model folder",
-        "data.sources.a.path=tokens/32 vocabulary=text output=pretrain model=quickstart",
+        "vocabulary=text model=quickstart output=pretrain steps=200 "
+        "data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1",
     ),
     "fp_sft": Stage(
         "mgpt.stages.fp_sft",
         "text-to-picture fine-tuning at one rung of resolution",
         "tokenised shards, weights",
         "checkpoints, a model folder",
-        "data.sources.a.path=tokens/64 init_from=pretrain output=fp_sft_64 resolution=64",
+        "init_from=pretrain resolution=64 output=fp_sft_64 steps=200 "
+        "data.sources.a.path=tokens data.sources.a.tasks.text_to_image=1",
     ),
     "omni_sft": Stage(
         "mgpt.stages.omni_sft",
         "fine-tuning on all sixteen tasks",
         "tokenised shards, weights",
         "checkpoints, a model folder",
-        "data.sources.a.path=tokens/64 init_from=fp_sft_64 output=omni_sft",
+        "init_from=fp_sft_64 output=omni_sft steps=200 "
+        "data.sources.a.path=tokens/64 data.sources.a.tasks.caption=1",
     ),
     "export": Stage(
         "mgpt.stages.export_weights",
@@ -140,14 +164,15 @@ STAGES: dict[str, Stage] = {
         "measures of every task on held-out samples",
         "weights, a VQGAN, held-out shards",
         "measures.json and galleries",
-        "ckpt=omni_sft vq=scenes_f8 input=held_out/64 output=evaluate",
+        "ckpt=omni_sft vq=scenes_f8 input=held_out/tokens raw=held_out/raw resolution_px=64 "
+        "output=evaluate",
     ),
     "report": Stage(
         "mgpt.stages.report",
         "a page of what a pipeline made",
-        "a pipeline's folder",
+        "evaluation, training stages",
         "report.html, report.json",
-        "input=outputs/quickstart output=outputs/quickstart",
+        "evaluation=evaluate training.omni_sft=omni_sft output=report",
     ),
 }
 

@@ -4,7 +4,7 @@ Each stage runs as a process of its own whose command is printed, so that it can
 alone; weights are handed on from stage to stage. Kill it at any time: the same command goes on.
 A stage's fields stand under its name in the recipe, one rung's under the rung's.
 
-    mgpt pipeline recipe=quickstart fp_sft.steps=20 fp_sft.64.lr=1e-4 parallel=zero3
+    mgpt pipeline recipe=quickstart fp_sft.steps=20 fp_sft.64.optim.lr=1e-4 parallel=zero3
 """
 
 from __future__ import annotations

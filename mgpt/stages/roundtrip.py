@@ -39,5 +39,6 @@ def main(cfg: Config) -> None:
             for px in sorted({row["resolution_px"] for row in rows})
         }
         tracker.log(0, by_resolution)
-        tracker.finish({"pictures": len(rows), **by_resolution})
-    folder.finish({"pictures": len(rows), **by_resolution})
+        figures = {"pictures": len(rows), **by_resolution}
+        tracker.finish(figures)
+    folder.finish(figures)
