@@ -23,6 +23,7 @@ import difflib
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,9 +107,8 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
     Overrides are `key=value`, `~key` to remove one entry of a mapping, or `group=choice`; values
     of text fields need no quotes. Raises ConfigError that lists every unknown or malformed one.
     """
+    words, values = _read_overrides(overrides, schema, _groups(config_name))
     with _hydra():
-        groups = _groups(config_name)
-        words, values = _read_overrides(overrides, schema, groups)
         try:
             composed = hydra_compose(config_name, overrides=words, return_hydra_config=True)
             choices = _choices(composed)
@@ -127,10 +127,17 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
 
 def group_choices(config_name: str) -> list[tuple[str, tuple[str, list[str]]]]:
     """Each group of a stage with the choice it makes by default and all there are."""
-    with _hydra():
-        groups = _groups(config_name)
-        chosen = _choices(hydra_compose(config_name, return_hydra_config=True))
-    return [(name, (chosen[key], choices)) for name, (key, choices) in groups.items()]
+    groups = _groups(config_name)
+    return [(name, (group.chosen, group.choices)) for name, group in groups.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A group in a defaults list: its full key, the choice made there, and all there are."""
+
+    key: str
+    chosen: str
+    choices: list[str]
 
 
 class _hydra:
@@ -159,22 +166,25 @@ def _choices(composed: DictConfig) -> dict[str, str]:
     return {str(k): str(v) for k, v in chosen.items() if not str(k).startswith("hydra/")}
 
 
-def _groups(config_name: str) -> dict[str, tuple[str, list[str]]]:
-    """Short name of each group in the stage's defaults list → (its full key, its choices)."""
-    try:
-        composed = hydra_compose(config_name, return_hydra_config=True)
-    except _HYDRA_ERRORS as error:
-        raise ConfigError(f"conf/{config_name}.yaml: {error}") from error
-    loader = GlobalHydra.instance().config_loader()
+@cache
+def _groups(config_name: str) -> dict[str, _Group]:
+    """Short name of each group in the stage's defaults list → the group."""
     groups = {}
-    for key in _choices(composed):
-        path = key.partition("@")[0]
-        groups[path.rpartition("/")[2]] = (key, loader.get_group_options(path))
+    with _hydra():
+        try:
+            composed = hydra_compose(config_name, return_hydra_config=True)
+        except _HYDRA_ERRORS as error:
+            raise ConfigError(f"conf/{config_name}.yaml: {error}") from error
+        loader = GlobalHydra.instance().config_loader()
+        for key, chosen in _choices(composed).items():
+            path = key.partition("@")[0]
+            group = _Group(key, chosen, loader.get_group_options(path))
+            groups[path.rpartition("/")[2]] = group
     return groups
 
 
 def _read_overrides(
-    overrides: Sequence[str], schema: Schema, groups: Mapping[str, tuple[str, list[str]]]
+    overrides: Sequence[str], schema: Schema, groups: Mapping[str, _Group]
 ) -> tuple[list[str], list[tuple[str, Any]]]:
     """Group choices in Hydra's grammar, and (path, value) of fields, in order.
 
@@ -193,10 +203,10 @@ def _read_overrides(
         if not equals and not removal:
             problems.append(f"{override!r} is not an override; write key=value")
         elif key in groups:
-            full_key, choices = groups[key]
-            if value not in choices:
-                problems.append(f"{key}={value}: {key} is one of {', '.join(choices)}")
-            words.append(f"{full_key}={quote(value, str)}")
+            group = groups[key]
+            if value not in group.choices:
+                problems.append(f"{key}={value}: {key} is one of {', '.join(group.choices)}")
+            words.append(f"{group.key}={quote(value, str)}")
         elif kind is None:
             hint = nearest(key.lstrip("~"), [*schema.names, *groups])
             problems.append(f"{key.lstrip('~')}: no such field{hint}")
