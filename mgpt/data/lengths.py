@@ -61,7 +61,7 @@ def load_lengths(
     """Counts of each task over a data set, from the file beside the shards or made now.
 
     Args:
-        task_names: names of `TASKS` or `DOCUMENTS`.
+        task_names: names of `READINGS`.
         on_progress: called with (samples counted, samples in all) while counting.
 
     Raises:

@@ -22,13 +22,13 @@ import numpy as np
 from mgpt.data.mixer import Mixer, Window
 from mgpt.data.source import DataConfig, open_components
 from mgpt.errors import DataError
-from mgpt.tasks.registry import DOCUMENTS, TASKS, SampleView, task
+from mgpt.tasks.registry import READINGS, SampleView, task
 from mgpt.tokens.chat import Tokens, tokenise
 from mgpt.tokens.vocab import Vocabulary
 
 IGNORED = -100
 NO_GROUP = -1
-TASK_NAMES = (*TASKS, *DOCUMENTS)
+TASK_NAMES = tuple(READINGS)
 PREFETCH_STEPS = 2
 KEPT_WINDOWS = 4
 KEPT_POSITIONS = 64

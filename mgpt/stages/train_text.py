@@ -16,7 +16,7 @@ from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.errors import ConfigError
 from mgpt.stages.build import open_tracker, resolution_folders
 from mgpt.stages.folder import StageFolder, input_fingerprints
-from mgpt.tasks.registry import DOCUMENTS, TASKS, SampleView, can_serve
+from mgpt.tasks.registry import READINGS, TASKS, SampleView, can_serve
 from mgpt.tokens.chat import Conversation, Document
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import scratch_vocabulary
@@ -102,11 +102,12 @@ def _texts(
 
 
 def _texts_of(view: SampleView) -> Iterator[str]:
-    for name, task in {**TASKS, **DOCUMENTS}.items():
-        if not can_serve(name, view.meta, view.shapes):
-            continue
-        for variant in range(task.variants):
-            yield from _parts(task.build(view, variant))
+    names = [name for name in READINGS if can_serve(name, view.meta, view.shapes)]
+    if "conversation" in names:  # a task would give the same words a second time
+        names = [name for name in names if name not in TASKS]
+    for name in names:
+        for variant in range(READINGS[name].variants):
+            yield from _parts(READINGS[name].build(view, variant))
 
 
 def _parts(item: Conversation | Document) -> Iterator[str]:

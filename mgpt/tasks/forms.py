@@ -15,7 +15,15 @@ from typing import Any
 
 from mgpt.errors import DataError
 from mgpt.tasks.templates import TEMPLATES
-from mgpt.tokens.chat import Conversation, Document, ImageSlot, Part, Turn, split_parts
+from mgpt.tokens.chat import (
+    Conversation,
+    Document,
+    ImageSlot,
+    Part,
+    Turn,
+    parse_official,
+    split_parts,
+)
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -112,6 +120,15 @@ def multi_view(view: SampleView, variant: int) -> Conversation:
     return Conversation((Turn(question, tuple(ImageSlot(field) for field in fields)),))
 
 
+def conversation(view: SampleView, variant: int) -> Conversation:
+    """The sample's own conversation in the published form; its images are image_00, image_01, ..
+
+    A single picture may also stand in the field `image`.
+    """
+    fields = numbered("image", view.shapes) or [f for f in ("image",) if f in view.shapes]
+    return parse_official(_checked(view, "conversations"), fields)
+
+
 def plain_text(view: SampleView, variant: int) -> Document:
     """The sample's text, or its caption where it has none."""
     return Document((_checked(view, "text"),))
@@ -205,6 +222,10 @@ def _is_pieces(value: object) -> bool:
     return _is_list(value, _is_piece)
 
 
+def _is_messages(value: object) -> bool:
+    return _is_list(value, lambda message: isinstance(message, dict))
+
+
 _STRING = (_is_string, "a text that is not empty")
 _PAIRS = (_is_pairs, "a list of [question, answer]")
 _TEXTS: dict[str, tuple[Callable[[object], bool], str]] = {
@@ -215,5 +236,6 @@ _TEXTS: dict[str, tuple[Callable[[object], bool], str]] = {
     "dialog": _PAIRS,
     "qa": _PAIRS,
     "other_qa": _PAIRS,
+    "conversations": (_is_messages, 'a list of {"from": "human" or "gpt", "value": text}'),
     "interleaved": (_is_pieces, 'a list of texts and {"image": field}'),
 }

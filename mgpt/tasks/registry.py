@@ -7,8 +7,8 @@
 
 A sample serves a task when it has what the task needs and, where `meta["tasks"]` lists names, the
 task is among them. A sample with `conversations` in the published form brings its own prompts: it
-serves the tasks that `meta["tasks"]` names, or else the one whose form it has. Neither vocabulary
-nor codes are known here.
+serves the tasks that `meta["tasks"]` names, or else the one whose form it has; `conversation` takes
+every such sample, whatever its form. Neither vocabulary nor codes are known here.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from mgpt.errors import ConfigError, DataError
 from mgpt.tasks import forms
 from mgpt.tasks.forms import SampleView, Shapes
 from mgpt.tasks.templates import TEMPLATES
-from mgpt.tokens.chat import Conversation, Document, ImageSlot, parse_official
+from mgpt.tokens.chat import Conversation, Document, ImageSlot
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Task:
         """The sample in this form. Raises `DataError` where it lacks what the form needs."""
         assert 0 <= variant < self.variants, f"{self.name} has {self.variants} variants"
         if self.name in TASKS and "conversations" in view.meta:
-            return parse_official(view.meta["conversations"], _official_fields(view.shapes))
+            return forms.conversation(view, variant)
         return self.form(view, variant)
 
 
@@ -103,15 +103,23 @@ DOCUMENTS: dict[str, Task] = {
     ),
 }
 
+READINGS: dict[str, Task] = {
+    **TASKS,
+    "conversation": Task("conversation", 1, forms.conversation, "text", ("conversations",)),
+    **DOCUMENTS,
+}
+"""All that a mix may name: the tasks, conversations in the published form as they are, documents."""
+
 
 def task(name: str) -> Task:
-    """The task or document kind of that name. Raises `ConfigError` listing the names."""
-    found = TASKS.get(name) or DOCUMENTS.get(name)
+    """The task, or other reading, of that name. Raises `ConfigError` listing the names."""
+    found = READINGS.get(name)
     if found is None:
-        near = difflib.get_close_matches(str(name), [*TASKS, *DOCUMENTS], n=1)
+        near = difflib.get_close_matches(str(name), READINGS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        others = ", ".join(other for other in READINGS if other not in TASKS)
         raise ConfigError(
-            f"no task {name!r}; {hint}Tasks: {', '.join(TASKS)}; documents: {', '.join(DOCUMENTS)}"
+            f"no task {name!r}; {hint}Tasks: {', '.join(TASKS)}; other readings: {others}"
         )
     return found
 
@@ -119,13 +127,13 @@ def task(name: str) -> Task:
 def can_serve(name: str, meta: Mapping[str, Any], shapes: Shapes) -> bool:
     """Whether a sample has all that the task `name` needs, its answer included."""
     wanted = task(name)
-    if name in TASKS:
+    if name not in DOCUMENTS:
         named = meta.get("tasks")
         if named is not None and name not in named:
             return False
         if "conversations" in meta:
-            form = _official_form(meta["conversations"], shapes)
-            return form is not None and (named is not None or form == name)
+            form = _official_form(meta, shapes)
+            return form is not None and (named is not None or name in (form, "conversation"))
     return all(forms.has_text(meta, key) for key in wanted.texts) and all(
         forms.has_pictures(field, meta, shapes) for field in wanted.pictures
     )
@@ -137,12 +145,15 @@ def tasks_fingerprint() -> str:
 
     It changes with any prompt or form, and so belongs to the lengths that were counted with them.
     """
-    sample = SampleView(_PROBE_META, dict.fromkeys(_PROBE_FIELDS, (4, 6)), latent_px=16)
+    shapes = dict.fromkeys(_PROBE_FIELDS, (4, 6))
+    sample = SampleView(_PROBE_META, shapes, latent_px=16)
     built = [
         (one.name, variant, one.build(sample, variant))
         for one in (*TASKS.values(), *DOCUMENTS.values())
         for variant in range(one.variants)
     ]
+    published = SampleView({"conversations": _PROBE_CONVERSATION}, shapes, latent_px=16)
+    built.append(("conversation", 0, READINGS["conversation"].build(published, 0)))
     return hashlib.sha256(repr(built).encode()).hexdigest()[:16]
 
 
@@ -157,16 +168,13 @@ _PROBE_META = {
     "interleaved": ["before", {"image": "image"}, "after"],
 }
 _PROBE_FIELDS = ("image", "view_00", "view_01")
+_PROBE_CONVERSATION = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 
 
-def _official_fields(shapes: Shapes) -> list[str]:
-    return forms.numbered("image", shapes) or [field for field in ("image",) if field in shapes]
-
-
-def _official_form(turns: object, shapes: Shapes) -> str | None:
+def _official_form(meta: Mapping[str, Any], shapes: Shapes) -> str | None:
     """The task whose form an official conversation has; None where it is not well formed."""
     try:
-        conversation = parse_official(turns, _official_fields(shapes))
+        conversation = forms.conversation(SampleView(meta, shapes, latent_px=1), 0)
     except DataError:
         return None
     asked = sum(isinstance(p, ImageSlot) for turn in conversation.turns for p in turn.question)

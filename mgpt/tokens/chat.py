@@ -37,6 +37,10 @@ class ImageSlot:
     field: str
 
 
+class ImageCountError(DataError):
+    """Another number of `<|image|>` in a conversation than it has images."""
+
+
 Part = str | ImageSlot
 _Value = TypeVar("_Value")
 
@@ -178,7 +182,7 @@ def parse_official(turns: object, fields: Sequence[str]) -> Conversation:
 
     The n-th `<|image|>` of the whole conversation is the n-th of `fields`. Where no symbol stands
     anywhere, one `<|image|> ` for each image goes in front of the first question.
-    Raises `DataError` on another form, or on any other number of symbols.
+    Raises `DataError` on another form, `ImageCountError` on any other number of symbols.
     """
     values = _official_values(turns)
     num_symbols = [value.count(IMAGE_SYMBOL) for value in values]
@@ -186,7 +190,7 @@ def parse_official(turns: object, fields: Sequence[str]) -> Conversation:
         values[0] = f"{IMAGE_SYMBOL} " * len(fields) + values[0]
         num_symbols[0] = len(fields)
     if sum(num_symbols) != len(fields):
-        raise DataError(
+        raise ImageCountError(
             f"a conversation with {sum(num_symbols)} {IMAGE_SYMBOL} and {len(fields)} images; "
             "write one for each image, or none at all to put them in front of the first question"
         )

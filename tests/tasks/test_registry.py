@@ -1,5 +1,7 @@
 """The sixteen formats word for word, what a sample can serve, and errors by name."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -213,6 +215,39 @@ def test_an_official_conversation_is_taken_word_for_word() -> None:
     view = SampleView({"conversations": official("What is it?", "a cube")}, {"image": (8, 6)}, 8)
     turn = Turn((ImageSlot("image"), " What is it?"), ("a cube",))
     assert task("vqa").build(view, 0) == Conversation((turn,))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        official("Hi", "Hello"),
+        official("Draw a cube", "<|image|>"),
+        official("Which? <|image|><|image|>", "the left") + official("Why?", "so"),
+        official("Draw both", "<|image|> and <|image|>") + official("Swap", "<|image|>"),
+    ],
+)
+def test_conversation_takes_every_official_record(turns: list[dict[str, str]]) -> None:
+    num_images = sum(message["value"].count("<|image|>") for message in turns)
+    shapes = {f"image_{number:02d}": (8, 6) for number in range(num_images)}
+    meta = {"conversations": turns}
+    assert can_serve("conversation", meta, shapes)
+    item = task("conversation").build(SampleView(meta, shapes, 8), 0)
+    shown = "\n".join(
+        written(parts) for turn in item.turns for parts in (turn.question, turn.answer)
+    )
+    slots = iter(sorted(shapes))
+    values = "\n".join(message["value"] for message in turns)
+    assert shown == re.sub(r"<\|image\|>", lambda _: f"<{next(slots)}>", values)
+    one_more = {**shapes, f"image_{num_images:02d}": (8, 6)}
+    assert can_serve("conversation", meta, one_more) == (num_images == 0)
+
+
+def test_conversation_takes_nothing_else() -> None:
+    assert not can_serve("conversation", META, SHAPES)
+    meta = {"conversations": official("Hi", "Hello"), "tasks": ["text_dialog"]}
+    assert not can_serve("conversation", meta, {})
+    with pytest.raises(DataError, match="the sample's 'conversations' is 'None', and must be"):
+        task("conversation").build(SampleView({}, {}, 8), 0)
 
 
 def test_an_unknown_task_is_named_with_the_nearest() -> None:
