@@ -1,24 +1,32 @@
-"""The settings a job's output was made with: written once, and compared by name ever after.
+"""What an output says of its job: the settings it was made with, and the shards it ended with.
 
 `settings.json` stands in the output folder from the first moment on, so that two runs with other
 settings cannot mix their shards there, whichever starts first. It holds what decides the bytes of
 the output, and nothing else: no path, host, worker count or time.
 
     fingerprint = settle_settings(output, {"seed": 0, "resolution": [512]}, "mgpt tokenize")
+
+`shards.json` names the finished shards and is written when a job ends. Without it a shard that was
+lost as a whole would leave no trace, and a job that was stopped would look like a smaller one.
+
+    list_finished(output, ["00000", "00001"])
+    read_finished(output)                         # ["00000", "00001"]; None before the first end
 """
 
 import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
-from mgpt.files import disk_errors, temporary_path
+from mgpt.files import atomic_write, disk_errors, temporary_path
 
 SETTINGS_FILE = "settings.json"
+FINISHED_FILE = "shards.json"
 
 Config = TypeVar("Config")
 
@@ -48,7 +56,12 @@ def settle_settings(output: Path, settings: dict[str, Any], command: str) -> str
             f"{output}: {command} made this folder with other settings: {'; '.join(differing)}; "
             "give another output folder, or the same settings"
         )
-    return hashlib.sha256(data).hexdigest()[:16]
+    return settings_fingerprint(settings)
+
+
+def settings_fingerprint(settings: dict[str, Any]) -> str:
+    """sha256 of the canonical JSON, first 16 hex digits."""
+    return hashlib.sha256(canonical_json(settings)).hexdigest()[:16]
 
 
 def read_settings(output: Path) -> dict[str, Any]:
@@ -64,6 +77,34 @@ def read_settings(output: Path) -> dict[str, Any]:
         raise DataError(f"{output}: no {SETTINGS_FILE}; this is no output of a job") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); restore it") from error
+
+
+def list_finished(output: Path, shards: Iterable[str]) -> None:
+    """Add these to the finished shards of the output; a list that holds them is left alone."""
+    kept = read_finished(output)
+    wanted = sorted({*shards, *(kept or ())})
+    if kept != wanted:
+        atomic_write(output / FINISHED_FILE, canonical_json(wanted) + b"\n")
+
+
+def read_finished(output: Path) -> list[str] | None:
+    """The finished shards, sorted; None where no job has ended there.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    path = output / FINISHED_FILE
+    try:
+        names = json.loads(path.read_bytes())
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("not a list of names")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); delete it and run mgpt tokenize again"
+        ) from error
+    return names
 
 
 def exactly(kind: type[Config], cfg: Config) -> Config:

@@ -10,7 +10,6 @@ other, as `<px>/<shard>.<key>.<field>.original.png` and `….decoded.png`. The f
 pictures the VQ model was not trained on, where it was trained on these.
 """
 
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
+from data_pipeline.contact_sheet import png
+from data_pipeline.decoding import CodeDecoder
 from data_pipeline.fitting import Fitted, Target, decode, fit_fields
 from data_pipeline.job_settings import read_settings
 from data_pipeline.raw_inputs import find_raw_shards
@@ -31,8 +31,6 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.errors import DataError
 from mgpt.files import atomic_write
-from mgpt.images.pixels import to_uint8
-from mgpt.models.vqgan import Vqgan, load_vqgan, vqgan_fingerprint
 from mgpt.tracking.tracker import Tracker
 
 MAX_PSNR_DB = 100.0  # identical pictures have no finite one
@@ -70,13 +68,8 @@ def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
         DataError: no tokenised output, another VQ model, or raw shards that are not its own.
     """
     settings = read_settings(Path(cfg.input))
-    vq = load_vqgan(cfg.vq)
-    if vqgan_fingerprint(vq) != settings.get("vq_fingerprint"):
-        raise DataError(
-            f"{cfg.input} was encoded with VQ model {settings.get('vq_fingerprint')}, {cfg.vq} is "
-            f"{vqgan_fingerprint(vq)}; give the model it was encoded with"
-        )
-    comparison = _Comparison(cfg, settings, vq)
+    decoder = CodeDecoder(cfg.vq, settings.get("vq_fingerprint", "none"), cfg.input)
+    comparison = _Comparison(cfg, settings, decoder)
     rows = []
     threads_before = torch.get_num_threads()
     torch.set_num_threads(cfg.threads)
@@ -97,8 +90,8 @@ def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
 class _Comparison:
     """What is decoded, and how: the state of one `roundtrip`."""
 
-    def __init__(self, cfg: RoundtripConfig, settings: dict[str, Any], vq: Vqgan) -> None:
-        self._cfg, self._settings, self._vq = cfg, settings, vq
+    def __init__(self, cfg: RoundtripConfig, settings: dict[str, Any], decode: CodeDecoder) -> None:
+        self._cfg, self._settings, self._decode = cfg, settings, decode
         self._folders = {px: Path(cfg.input) / str(px) for px in settings["resolution"]}
         limit = cfg.samples_per_resolution
         self._left = {
@@ -173,15 +166,8 @@ class _Comparison:
             "decoded": self._save(f"{px}/{name}.decoded.png", decoded_HWC),
         }
 
-    def _decode(self, codes_HW: npt.NDArray[np.uint16]) -> Levels:
-        with torch.inference_mode():
-            codes_1HW = torch.from_numpy(codes_HW.astype(np.int64))[None]
-            return to_uint8(self._vq.decode(codes_1HW)[0].numpy())
-
     def _save(self, name: str, levels_HWC: Levels) -> str:
-        buffer = io.BytesIO()
-        Image.fromarray(levels_HWC).save(buffer, "PNG")
-        atomic_write(Path(self._cfg.output) / name, buffer.getvalue())
+        atomic_write(Path(self._cfg.output) / name, png(levels_HWC))
         return name
 
 

@@ -24,7 +24,7 @@ from data_pipeline.claims import Claim
 from data_pipeline.encoding import ShardEncoder, vq_codes
 from data_pipeline.filters import FilterConfig, Filters
 from data_pipeline.fitting import Pictures, Target, decode, fit_fields
-from data_pipeline.job_settings import exactly, settle_settings
+from data_pipeline.job_settings import exactly, list_finished, settle_settings
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.workers import run_units
@@ -33,7 +33,7 @@ from mgpt.errors import DataError, MachineError
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
-from mgpt.tasks.registry import DOCUMENTS, TASKS
+from mgpt.tasks.registry import READINGS
 from mgpt.tracking.tracker import Tracker
 
 # Fields that decide bytes of the output, beside the VQ model, the device and the filters.
@@ -115,6 +115,7 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
             run_units(job, cfg.workers, bar.advance)
     finally:
         torch.set_num_threads(threads_before)
+    list_finished(job.output, job.units())
     summary = _summarise(job)
     _print_summary(summary, tracker)
     return summary
@@ -281,7 +282,7 @@ def _pictures(
     """The sample's decoded pictures, or why it is not used at any resolution."""
     if isinstance(item, Rejected):
         return item
-    unknown = sorted(set(item.meta.get("tasks", ())) - TASKS.keys() - DOCUMENTS.keys())
+    unknown = sorted(set(item.meta.get("tasks", ())) - READINGS.keys())
     if unknown:
         return Rejected(item.key, "unknown_task", ", ".join(unknown))
     if filtered := filters.before_decoding(item):

@@ -1,30 +1,40 @@
 """`mgpt verify`: proof that a tokenised output holds every sample of its raw shards, once.
 
     mgpt verify input=tokens
-    mgpt verify input=tokens raw=raw/train        # counts the raw shards anew
+    mgpt verify input=tokens raw=raw/train vq=scenes_f8
 
-Proven are: tar, index and manifest of every shard agree byte for byte; every shard is there at
-every resolution, made of the same raw shard with the same settings; at each resolution each key of
-the raw shard is written or rejected, none twice. Counted are identities (raw shard, key): one is
-`written` when it is at every resolution asked.
+Proven are: tar, index and manifest of every shard agree byte for byte; every shard that the job
+ended with is there at every resolution, made of the same raw shard with the output's settings; at
+each resolution each key of the raw shard is written or rejected, none twice. With `raw=` the raw
+shards are hashed and counted anew; with `vq=` samples of every shard are decoded, and a contact
+sheet shows them. Counted are identities (raw shard, key): one is `written` when it is at every
+resolution asked.
 """
 
+import multiprocessing
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.job_settings import read_settings
+import torch
+
+from data_pipeline.contact_sheet import Tile, contact_sheet, png
+from data_pipeline.job_settings import read_finished, read_settings
 from data_pipeline.raw_inputs import find_raw_shards
-from data_pipeline.raw_shards import RawSample, RawShardReader
+from data_pipeline.shard_audit import ShardAuditor, ShardReport, spread
+from data_pipeline.workers import die_with_parent
 from mgpt.data.dataset import NOT_MANIFESTS
-from mgpt.data.shards import Manifest, Shard, read_manifest
-from mgpt.data.verify import verify_shard
 from mgpt.errors import DataError
+from mgpt.files import atomic_write
 from mgpt.tracking.tracker import Tracker
 
 _MAX_PRINTED = 20  # problems; all are returned
+_MAX_TILES = 96  # of a contact sheet
+_SUFFIXES = (".index.npy", ".json", ".tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,148 +47,156 @@ class VerifyConfig:
     """The raw shards it was made of, to be read and counted again; null trusts the manifests."""
     allow_damaged: bool = False
     """Whether an output of damaged raw shards may be ok."""
+    vq: str | None = None
+    """The VQ model it was made with, to decode samples again; null decodes none."""
+    samples: int = 4
+    """Samples that are decoded of every shard at every resolution, evenly over the shard."""
+    output: str | None = None
+    """Folder of the contact sheets, `<px>.png`; null: `verify` in the input."""
+    workers: int = 1
+    """Processes; the outcome does not depend on it."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def verify(cfg: VerifyConfig, tracker: Tracker) -> dict[str, Any]:
-    """Check everything, print what is wrong.
+    """Check everything, print what is wrong, write the contact sheets.
 
     Returns:
         `inputs`, `written`, `rejected`, `duplicates` (counts of identities), `partly_written`
-        (those rejected at some resolutions only; they count as rejected), `damaged_shards`
-        (names), `problems` (messages) and `ok`.
+        (those rejected at some resolutions only; they count as rejected), `reasons` (counts of
+        rejected samples, at whichever resolution), `shards`, `decoded` (pictures),
+        `damaged_shards` (names), `problems` (messages) and `ok`.
 
     Raises:
-        DataError: the folder is no output of `mgpt tokenize`.
+        DataError: the folder is no output of `mgpt tokenize`, or `vq` is another model.
     """
-    folder = Path(cfg.input)
-    settings = read_settings(folder)
-    if settings.get("job") != "tokenize":
-        raise DataError(f"{folder}: made by another job than mgpt tokenize; give its output folder")
-    resolutions = [int(px) for px in settings["resolution"]]
-    found = {px: _shard_names(folder / str(px)) for px in resolutions}
-    names = sorted(set().union(*found.values()))
+    auditor = _open(cfg)
+    names = _shard_names(auditor)
     raw = find_raw_shards(cfg.raw) if cfg.raw is not None else None
-    audit = _Audit(folder, settings)
+    tasks = [(name, None if raw is None else raw.get(name)) for name in names]
+    summary = _Summary(auditor, len(names))
+    summary.problems += _list_problems(auditor.folder, names)
     with tracker.progress(len(names), "shards", "verify") as bar:
-        for name in names:
-            audit.check(name, [px for px in resolutions if name in found[px]], raw)
+        for report in _reports(auditor, tasks, cfg.workers):
+            summary.add(report)
             bar.advance(1)
-    if not names:
-        audit.problems.append(f"{folder}: no finished shard")
     if raw is not None:
-        audit.problems += [f"{path}: not tokenised" for n, path in raw.items() if n not in names]
-    for problem in audit.problems[:_MAX_PRINTED]:
+        summary.problems += [f"{raw[one]}: not tokenised" for one in sorted({*raw} - {*names})]
+        for name in sorted({*names} - {*raw}):
+            summary.problems.append(f"shard {name}: its raw shard is not in raw=")
+    for problem in summary.problems[:_MAX_PRINTED]:
         tracker.print(problem)
-    damaged = sorted(audit.damaged)
-    return {
-        "inputs": audit.counts["inputs"],
-        "written": audit.counts["written"],
-        "rejected": audit.counts["rejected"],
-        "partly_written": audit.counts["partly_written"],
-        "duplicates": audit.counts["duplicates"],
-        "damaged_shards": damaged,
-        "problems": audit.problems,
-        "ok": not audit.problems and (cfg.allow_damaged or not damaged),
-    }
+    if len(summary.problems) > _MAX_PRINTED:
+        tracker.print(f"and {len(summary.problems) - _MAX_PRINTED} problems more")
+    for px, tiles in sorted(summary.tiles.items()):
+        path = Path(cfg.output or Path(cfg.input) / "verify") / f"{px}.png"
+        atomic_write(path, png(contact_sheet(spread(tiles, _MAX_TILES))))
+        tracker.print(f"contact sheet: {path}")
+    return summary.result(cfg.allow_damaged)
 
 
-def _shard_names(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.json") if path.name not in NOT_MANIFESTS}
+def _open(cfg: VerifyConfig) -> ShardAuditor:
+    settings = read_settings(Path(cfg.input))
+    if settings.get("job") != "tokenize":
+        raise DataError(
+            f"{cfg.input}: made by another job than mgpt tokenize; give its output folder"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    auditor = ShardAuditor(Path(cfg.input), settings, cfg.vq, cfg.samples, device)
+    _ = auditor.decoder  # another VQ model is refused before anything is read
+    return auditor
 
 
-class _Audit:
-    """What has been seen so far of one output."""
+def _shard_names(auditor: ShardAuditor) -> list[str]:
+    """Every shard of which any file stands in a resolution's folder."""
+    found = set()
+    for folder in (auditor.folder / str(px) for px in auditor.resolutions):
+        for file in os.listdir(folder) if folder.is_dir() else ():
+            suffix = next((one for one in _SUFFIXES if file.endswith(one)), None)
+            if suffix and file not in NOT_MANIFESTS and not file.startswith("."):
+                found.add(file.removesuffix(suffix))
+    return sorted(found)
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+
+def _list_problems(folder: Path, names: list[str]) -> list[str]:
+    """What the list of finished shards has and the folders have not, and the other way round."""
+    try:
+        finished = read_finished(folder)
+    except DataError as error:
+        return [str(error)]
+    if finished is None:
+        return [f"{folder}: its job has not ended, {len(names)} shards so far; run it again"]
+    lost = [f"{folder}: shard {name} is missing" for name in finished if name not in {*names}]
+    more = [name for name in names if name not in {*finished}]
+    return lost + [f"{folder}: shard {name} is of a job that has not ended" for name in more]
+
+
+def _reports(
+    auditor: ShardAuditor, tasks: list[tuple[str, Path | None]], workers: int
+) -> Iterator[ShardReport]:
+    """The report of each shard, in order."""
+    names, raw_paths = [name for name, _ in tasks], [path for _, path in tasks]
+    if workers == 1 or len(tasks) < 2:
+        yield from map(auditor.audit, names, raw_paths)
+        return
+    # A forked child would inherit torch's threads in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, die_with_parent, (os.getpid(),)) as pool:
+        yield from pool.map(auditor.audit, names, raw_paths)
+
+
+class _Summary:
+    """The reports put together; the only thing seen across shards is which raw shard came twice."""
+
+    def __init__(self, auditor: ShardAuditor, num_shards: int) -> None:
         self.problems: list[str] = []
-        self.damaged: set[str] = set()
-        self.counts: Counter[str] = Counter()
-        self._folder, self._settings = folder, settings
-        self._resolutions = [int(px) for px in settings["resolution"]]
-        self._seen: dict[str, str] = {}  # raw shard: the first shard made of it
+        self.tiles: dict[int, list[Tile]] = {}
+        self._auditor = auditor
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._damaged: list[str] = []
+        self._num_shards = num_shards
+        self._shown = set(spread(range(num_shards), max(1, _MAX_TILES // auditor.samples)))
+        self._made_of: dict[str, str] = {}  # raw shard: the first shard made of it
+        self._seen = 0
 
-    def check(self, name: str, present: list[int], raw: Mapping[str, Path] | None) -> None:
-        """One shard at all resolutions."""
-        for px in set(self._resolutions) - set(present):
-            self.problems.append(f"{self._folder / str(px)}: shard {name} is missing")
-        sound = [px for px in present if self._is_sound(name, px)]
-        if sound != self._resolutions:
-            return
-        shards = {px: Shard(self._folder / str(px), name) for px in sound}
-        manifests = {px: shard.manifest for px, shard in shards.items()}
-        first = manifests[sound[0]]
-        if any(one.raw != first.raw for one in manifests.values()):
-            self.problems.append(f"{self._folder}: shard {name}: its resolutions differ in `raw`")
-            return
-        if first.raw["damaged"]:
-            self.damaged.add(name)
-        keys = {px: [shard.key(i) for i in range(len(shard))] for px, shard in shards.items()}
-        for px, manifest in manifests.items():
-            self._check_conservation(name, px, manifest, keys[px])
-        self._check_duplicates(name, first, keys[sound[0]])
-        self._count(first, [set(one) for one in keys.values()])
-        if raw is not None:
-            self._compare_with_raw(name, raw.get(name), first, keys[sound[0]])
+    def add(self, report: ShardReport) -> None:
+        self.problems += report.problems
+        self._counts.update(report.counts)
+        self._reasons.update(report.reasons)
+        if report.damaged:
+            self._damaged.append(report.name)
+        if self._seen in self._shown:
+            for px, tiles in report.tiles.items():
+                self.tiles.setdefault(px, []).extend(tiles)
+        self._seen += 1
+        raw_name = report.raw_name or self._auditor.claimed_raw_name(report.name)
+        if raw_name is not None:
+            self._check_origin(report.name, raw_name)
 
-    def _is_sound(self, name: str, px: int) -> bool:
-        folder = self._folder / str(px)
-        problems = verify_shard(folder, name)
-        if not problems:
-            manifest = read_manifest(folder, name)
-            wanted = {"resolution_px": px} | {
-                field: self._settings[field]
-                for field in ("latent_px", "num_codes", "vq_fingerprint")
-            }
-            problems = [
-                f"{folder}: shard {name} has {field} {getattr(manifest, field)}, not {value}"
-                for field, value in wanted.items()
-                if getattr(manifest, field) != value
-            ]
-        self.problems += problems
-        return not problems
-
-    def _check_conservation(self, name: str, px: int, manifest: Manifest, keys: list[str]) -> None:
-        where = f"{self._folder / str(px)}: shard {name}"
-        inputs, rejected = manifest.raw["inputs"], manifest.rejected
-        if len(keys) + len(rejected) != inputs:
-            self.problems.append(
-                f"{where}: {inputs} inputs, but {len(keys)} written and {len(rejected)} rejected"
-            )
-        # A key that came back is one more input and is rejected, while its first may be written.
-        both = {key for key, reason in rejected if reason != "duplicate_key"} & set(keys)
-        self.problems += [f"{where}: {key!r} is written and rejected" for key in sorted(both)]
-
-    def _check_duplicates(self, name: str, first: Manifest, keys: list[str]) -> None:
-        other = self._seen.setdefault(first.raw["name"], name)
+    def _check_origin(self, name: str, raw_name: str) -> None:
+        other = self._made_of.setdefault(raw_name, name)
         if other != name:
-            shard = Shard(self._folder / str(first.resolution_px), other)
-            twice = {shard.key(number) for number in range(len(shard))} & set(keys)
-            self.counts["duplicates"] += len(twice)
+            twice = self._auditor.shared_keys(other, name)
+            self._counts["duplicates"] += twice
             self.problems.append(
-                f"{self._folder}: shards {other} and {name} are both made of raw shard "
-                f"{first.raw['name']}: {len(twice)} samples are there twice"
+                f"{self._auditor.folder}: shards {other} and {name} are both made of raw shard "
+                f"{raw_name}: {twice} samples are there twice"
             )
 
-    def _count(self, first: Manifest, keys: list[set[str]]) -> None:
-        everywhere, anywhere = set.intersection(*keys), set.union(*keys)
-        self.counts["inputs"] += first.raw["inputs"]
-        self.counts["written"] += len(everywhere)
-        self.counts["rejected"] += first.raw["inputs"] - len(everywhere)
-        self.counts["partly_written"] += len(anywhere - everywhere)
-
-    def _compare_with_raw(
-        self, name: str, path: Path | None, first: Manifest, keys: list[str]
-    ) -> None:
-        if path is None:
-            self.problems.append(f"shard {name}: its raw shard is not in raw=")
-            return
-        with RawShardReader.open(path) as reader:
-            held = {item.key for item in reader if isinstance(item, RawSample)}
-        if reader.sha256 != first.raw["sha256"]:
-            self.problems.append(
-                f"{path}: sha256 {reader.sha256}, but {first.raw['sha256']} when it was tokenised"
-            )
-        elif reader.inputs != first.raw["inputs"] or not held >= set(keys):
-            self.problems.append(
-                f"{path}: holds {reader.inputs} samples, its output says {first.raw['inputs']}"
-            )
+    def result(self, allow_damaged: bool) -> dict[str, Any]:
+        if not self._num_shards:
+            self.problems.append(f"{self._auditor.folder}: no finished shard")
+        counted = ("inputs", "written", "rejected", "partly_written", "duplicates", "decoded")
+        return {
+            **{name: self._counts[name] for name in counted},
+            "reasons": dict(sorted(self._reasons.items())),
+            "shards": self._num_shards,
+            "damaged_shards": self._damaged,
+            "problems": self.problems,
+            "ok": not self.problems and (allow_damaged or not self._damaged),
+        }

@@ -1,0 +1,40 @@
+"""Codes back to pictures, with the very VQ model they were made with.
+
+decoder = CodeDecoder("scenes_f8", read_settings(tokens)["vq_fingerprint"], str(tokens))
+decoder(codes_HW).shape                       # (H * 8, W * 8, 3), uint8
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mgpt.errors import DataError
+from mgpt.images.pixels import to_uint8
+from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+
+
+class CodeDecoder:
+    """A VQ model that gives uint8 pictures [H, W, 3] for codes [h, w].
+
+    Raises, when it is made: DataError where `vq` is not the model of `fingerprint`, with both.
+    """
+
+    def __init__(self, vq: str, fingerprint: str, where: str, device: str = "cpu") -> None:
+        self._model = load_vqgan(vq)
+        found = vqgan_fingerprint(self._model)
+        if found != fingerprint:
+            raise DataError(
+                f"{where} was encoded with VQ model {fingerprint}, {vq} is {found}; give the model "
+                "it was encoded with"
+            )
+        self._model = self._model.to(device).eval()
+        self._device = device
+
+    def __call__(self, codes_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+        """One picture. Raises DataError where the model gives something that is no number."""
+        with torch.inference_mode():
+            codes_1HW = torch.from_numpy(codes_HW.astype(np.int64))[None].to(self._device)
+            pixels_CHW = self._model.decode(codes_1HW)[0].cpu().numpy()
+        if not np.isfinite(pixels_CHW).all():
+            raise DataError("the VQ model decodes these codes to pixels that are not finite")
+        return to_uint8(pixels_CHW)
