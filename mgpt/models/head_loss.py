@@ -48,11 +48,15 @@ class LossSums(NamedTuple):
 
 
 class HeadLoss(nn.Module):
-    """`weight` [V, D], without bias, and the loss over its logits."""
+    """`weight` [V, D], without bias, and the loss over its logits.
+
+    `trained_rows` (start, stop) leaves the gradient of every other row at exactly 0.
+    """
 
     def __init__(self, hidden: int, vocab_size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden))
+        self.trained_rows: tuple[int, int] | None = None
 
     def forward(self, hidden_BTD: Tensor, labels_BT: Tensor, z_loss: float = 0.0) -> LossSums:
         """Loss sums of `labels_BT` [B, T] (int64, -100 ignored) given `hidden_BTD` [B, T, D].
@@ -67,7 +71,7 @@ class HeadLoss(nn.Module):
             hidden_ND = hidden_ND[trained_N]
         need_grad = torch.is_grad_enabled()
         loss_sum, nll_N, z_sum = _ChunkedLoss.apply(
-            hidden_ND, self.weight, flat[trained_N], z_loss, need_grad
+            hidden_ND, self.weight, flat[trained_N], z_loss, need_grad, self.trained_rows
         )
         token_nll = torch.zeros(flat.shape, dtype=nll_N.dtype, device=flat.device)
         token_nll[trained_N] = nll_N
@@ -95,8 +99,10 @@ class _ChunkedLoss(torch.autograd.Function):
         labels_N: Tensor,
         z_loss: float,
         need_grad: bool,
+        trained_rows: tuple[int, int] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_tokens, vocab_size = len(hidden_ND), len(weight_VD)
+        rows = slice(*(trained_rows or (0, vocab_size)))
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         nll_N = torch.empty(num_tokens, dtype=wide, device=hidden_ND.device)
         z_sum = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
@@ -123,9 +129,9 @@ class _ChunkedLoss(torch.autograd.Function):
             grad_CV = grad_CV.to(hidden_ND.dtype)
             grad_hidden[part] = grad_CV @ weight_VD
             if hidden_ND.dtype == wide:
-                grad_weight.addmm_(grad_CV.T, hidden_CD)
+                grad_weight[rows].addmm_(grad_CV[:, rows].T, hidden_CD)
             else:
-                grad_weight += grad_CV.T @ hidden_CD
+                grad_weight[rows] += grad_CV[:, rows].T @ hidden_CD
         loss_sum = (nll_N.double().sum() + z_loss * z_sum).to(wide)
         ctx.mark_non_differentiable(nll_N, z_sum)
         return loss_sum, nll_N, z_sum
@@ -133,11 +139,12 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_loss: Tensor, *_: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             grad_hidden * grad_loss,
             (grad_weight * grad_loss).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,

@@ -178,6 +178,21 @@ class Transformer(nn.Module):
         self.model = Decoder(cfg)
         self.lm_head = HeadLoss(cfg.hidden, cfg.vocab_size)
 
+    def train_head_rows(self, start: int, stop: int) -> "Transformer":
+        """Leaves gradients to rows start..stop-1 of `lm_head.weight` alone; returns the model.
+
+        The layers then run without a backward pass, and every other gradient is None or 0.
+        """
+        assert 0 <= start < stop <= self.cfg.vocab_size
+        self.lm_head.trained_rows = (start, stop)
+        return self
+
+    @property
+    def trained_rows(self) -> tuple[str, int, int] | None:
+        """The one parameter that trains, by name, and its rows; None where all of them train."""
+        rows = self.lm_head.trained_rows
+        return None if rows is None else ("lm_head.weight", *rows)
+
     @property
     def embed(self) -> nn.Embedding:
         return self.model.embed_tokens
@@ -225,9 +240,10 @@ class Transformer(nn.Module):
         if documents is None:
             needed_BT = None if labels_BT is None else labels_BT != IGNORED
             documents = Documents.from_positions(positions_BT, needed_BT)
-        hidden = self._hidden(
-            documents.gather(ids_BT), documents.gather(positions_BT), documents, None
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_rows is None):
+            hidden = self._hidden(
+                documents.gather(ids_BT), documents.gather(positions_BT), documents, None
+            )
         shape_BT = (ids_BT.shape[0], ids_BT.shape[1])
         if labels_BT is None:
             return documents.scatter(hidden, shape_BT)

@@ -126,11 +126,19 @@ class TrainableModel(Protocol):
 
     def get_submodule(self, target: str) -> nn.Module: ...
 
+    @property
+    def trained_rows(self) -> tuple[str, int, int] | None:
+        """The one parameter that trains and its rows, start to stop; None where all train."""
+
 
 class OptimizerRecipe(Protocol):
     """Builds the optimiser over named parameters (mgpt.train.optim.OptimConfig)."""
 
-    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW: ...
+    weight_decay: float
+
+    def build(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], decays: bool = True
+    ) -> torch.optim.AdamW: ...
 
 
 class TrainingModule(nn.Module):

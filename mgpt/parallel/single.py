@@ -32,6 +32,7 @@ from mgpt.parallel.recompute import recompute_blocks
 from mgpt.parallel.state import (
     adam_state,
     full_tensor,
+    local_rows,
     num_updates,
     prepare_adam,
     read_state,
@@ -80,7 +81,9 @@ class SingleBackend:
         self._named = self._module.named_weights()
         self._parameters = [parameter for _, parameter in self._named]
         self.num_parameters = sum(parameter.numel() for parameter in self._parameters)
-        self._optimizer = optim_cfg.build(self._named)
+        self._trained_rows = module.model.trained_rows
+        self._weight_decay = optim_cfg.weight_decay
+        self._optimizer = optim_cfg.build(self._named, decays=self._trained_rows is None)
         prepare_adam(self._optimizer, self._parameters)
 
     def _place(
@@ -115,9 +118,18 @@ class SingleBackend:
                 clip_grads_with_norm_(self._parameters, max_norm, norm)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
+            self._decay_trained_rows(lr)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm), finite
+
+    def _decay_trained_rows(self, lr: float) -> None:
+        """Weight decay where only some rows train; AdamW would decay the whole tensor."""
+        if self._trained_rows is None:
+            return
+        name, start, stop = self._trained_rows
+        local, first = local_rows(dict(self._named)[name].detach())
+        local[max(0, start - first) : max(0, stop - first)].mul_(1.0 - lr * self._weight_decay)
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         self._module.eval()

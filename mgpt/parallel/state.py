@@ -41,6 +41,7 @@ __all__ = [
     "StoredWeight",
     "adam_state",
     "full_tensor",
+    "local_rows",
     "num_updates",
     "prepare_adam",
     "read_state",
@@ -68,8 +69,8 @@ def prepare_adam(optimizer: torch.optim.AdamW, parameters: Iterable[Tensor]) -> 
 
 
 def num_updates(optimizer: torch.optim.AdamW) -> int:
-    """Updates made so far; Adam counts them by parameter, and all counts are equal."""
-    return int(next(iter(optimizer.state.values()))["step"])
+    """Updates made so far; Adam counts them by parameter, and leaves out those that never train."""
+    return max(int(state["step"]) for state in optimizer.state.values())
 
 
 def set_num_updates(optimizer: torch.optim.AdamW, count: int) -> None:
@@ -185,6 +186,15 @@ def _slices(chunk: ChunkStorageMetadata) -> tuple[slice, ...]:
 def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded; collective where it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """This rank's rows of a tensor that may be sharded, and the index of the first of them."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    rank, size = tensor.device_mesh.get_local_rank(), tensor.device_mesh.size()
+    # torch.chunk's split, which Shard(0) is.
+    return tensor.to_local(), min(rank * -(-tensor.shape[0] // size), tensor.shape[0])
 
 
 def weights_checksum(named_tensors: Iterable[tuple[str, Tensor]], world: World) -> str:

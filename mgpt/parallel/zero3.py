@@ -72,7 +72,9 @@ class Zero3Backend:
         module = module.to(self.device)
         self._shapes = {name: p.shape for name, p in module.named_weights()}
         self.num_parameters = sum(shape.numel() for shape in self._shapes.values())
-        optimizer = optim_cfg.build(module.named_weights())
+        self._trained_rows = module.model.trained_rows
+        self._weight_decay, self._decay_lr = optim_cfg.weight_decay, 0.0
+        optimizer = optim_cfg.build(module.named_weights(), decays=self._trained_rows is None)
         full_precision = [(name, p.detach()) for name, p in module.named_weights()]
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -83,6 +85,9 @@ class Zero3Backend:
         self._named = module.named_weights()
         self._adam: torch.optim.AdamW = self._engine.optimizer.optimizer
         prepare_adam(self._adam, self._engine.optimizer.fp32_partitioned_groups_flat)
+        if self._trained_rows is not None:
+            # DeepSpeed looks for values that are not finite first, and then calls the optimiser.
+            self._adam.register_step_pre_hook(lambda *_: self._decay_trained_rows())
         if cfg.dtype != "float32":
             # DeepSpeed makes the float32 masters from weights that it has cast before.
             self.load_weights(full_precision)
@@ -100,9 +105,22 @@ class Zero3Backend:
         self._engine.optimizer.clip_grad = max_norm
         for group in self._adam.param_groups:
             group["lr"] = lr
+        self._decay_lr = lr
         self._engine.step()
         finite = not self._engine.optimizer.overflow
         return float(self._engine.get_global_grad_norm()) if finite else float("nan"), finite
+
+    def _decay_trained_rows(self) -> None:
+        """Weight decay where only some rows train, once a step: Adam is called for each group."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        assert self._trained_rows is not None
+        name, start, stop = self._trained_rows
+        piece = safe_get_local_fp32_param(dict(self._named)[name]).detach()
+        width, first = self._shapes[name][1], piece.numel() * self.dp_rank
+        own = piece[max(0, start * width - first) : max(0, stop * width - first)]
+        own.mul_(1.0 - self._decay_lr * self._weight_decay)
+        self._decay_lr = 0.0
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         self._engine.eval()

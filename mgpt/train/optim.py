@@ -39,17 +39,20 @@ class OptimConfig:
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
 
-    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+    def build(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], decays: bool = True
+    ) -> torch.optim.AdamW:
         """The optimiser over parameters under their names in the model.
 
-        The learning rate starts at 0: it is set before each update.
+        The learning rate starts at 0: it is set before each update. `decays=False` leaves weight
+        decay to the caller, for tensors of which only some rows train.
         """
         matrices: list[nn.Parameter] = []
         vectors: list[nn.Parameter] = []
         for name, parameter in named_parameters:
             (matrices if is_decayed(name, parameter.ndim) else vectors).append(parameter)
         groups = [
-            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": matrices, "weight_decay": self.weight_decay if decays else 0.0},
             {"params": vectors, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(

@@ -58,6 +58,9 @@ class Run:
     poison: tuple[int, ...] = ()
     """Steps in which the last rank's loss is not a number."""
     max_skipped: int = 8
+    head_rows: tuple[int, int] | None = None
+    """Only these rows of the head train."""
+    weight_decay: float = 0.1
     die_in_save: int = 0
     """Step in whose save rank 0 kills itself, after the state is written."""
     signal_at: int = 0
@@ -219,7 +222,7 @@ def _train_config(run: Run) -> Any:
         save_every=run.save_every,
         keep=20,
         z_loss=1e-4,
-        optim=OptimConfig(lr=run.lr, max_norm=1.0),
+        optim=OptimConfig(lr=run.lr, max_norm=1.0, weight_decay=run.weight_decay),
         schedule=ScheduleConfig(warmup_steps=run.warmup_steps),
         guard=GuardConfig(max_skipped=run.max_skipped),
     )
@@ -247,9 +250,12 @@ def _backend(run: Run, cfg: Any, vocab_size: int, world: Any) -> Any:
         gather=run.gather,
         reduce_each_micro_batch=run.reduce_each_micro_batch,
     )
-    return build_backend(
-        parallel, lambda: Transformer(model), cfg.optim, world, cfg.z_loss, run.seed, sharding_plan
-    )
+
+    def make() -> Transformer:
+        made = Transformer(model)
+        return made.train_head_rows(*run.head_rows) if run.head_rows else made
+
+    return build_backend(parallel, make, cfg.optim, world, cfg.z_loss, run.seed, sharding_plan)
 
 
 def _misbehave(run: Run, backend: Any, world: Any) -> None:
