@@ -91,6 +91,11 @@ def _stage_of(node: DictConfig, name: str) -> str:
     if stage not in STAGES or stage == "pipeline":
         hint = nearest(str(stage), STAGES)
         raise ConfigError(f"recipe entry {name}: stage={stage!r} is no stage{hint}")
+    if not hasattr(load_stage(stage), "inputs"):
+        raise ConfigError(
+            f"recipe entry {name}: mgpt {stage} keeps no record of what is complete, so a "
+            "pipeline cannot go on after it; run it as a command of its own"
+        )
     return str(stage)
 
 

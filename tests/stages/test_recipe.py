@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from mgpt.errors import ConfigError
-from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
+from mgpt.stages.recipe import Entry, _stage_of, compose_recipe, read_recipe
 
 
 def entries(*overrides: str) -> dict[str, Entry]:
@@ -71,3 +72,10 @@ def test_wrong_values_of_all_entries_come_together() -> None:
         read_recipe(composed)
     assert "steps=0 must be at least 1" in str(caught.value)
     assert "num_pieces: 'many' (str) where int belongs" in str(caught.value)
+
+
+def test_a_command_without_a_record_is_no_entry() -> None:
+    node = OmegaConf.create({"codes": {"stage": "encode"}, "raw": {"stage": "pack"}})
+    assert _stage_of(node, "raw") == "pack"
+    with pytest.raises(ConfigError, match="codes: mgpt encode keeps no record"):
+        _stage_of(node, "codes")
