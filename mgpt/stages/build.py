@@ -10,7 +10,7 @@ complete checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.settings import to_plain
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
-from mgpt.tokens.vocab import Vocabulary
+from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.checkpoint import newest_complete, stored_weights
 
 MODEL, VOCABULARY = "model", "vocabulary"
+TOKENIZER_FILES = ("tokenizer.json", "text_tokenizer.json")  # transformers' name, and Meta's
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,15 @@ class Weights:
         """The vocabulary that the weights were trained with."""
         return load_vocabulary(self.folder)
 
+    def own_vocabulary(self) -> Vocabulary | None:
+        """The same, or None where none stands beside the weights: an import without tokenizer."""
+        try:
+            return self.vocabulary()
+        except VocabularyError:
+            if any((self.folder / name).exists() for name in (VOCABULARY, "vocab")):
+                raise
+            return None
+
     def config(self) -> TransformerConfig:
         """The transformer's shape, without its dropout."""
         if not self.is_checkpoint:
@@ -146,7 +156,8 @@ class Weights:
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
-    """The vocabulary at or in a path: its own folder, a model folder, a checkpoint, a run folder.
+    """The vocabulary at or in a path: its own folder, a model folder, a checkpoint, a run folder,
+    or Chameleon's tokenizer.json.
 
     Raises VocabularyError that names the places looked at.
     """
@@ -158,10 +169,32 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     for place in places:
         if (place / VOCABULARY_FILE).exists():
             return Vocabulary.load(place)
+    file = tokenizer_file([path])
+    if file is not None:
+        return released_vocabulary(file)
     raise VocabularyError(
         f"{path}: no {VOCABULARY_FILE} in any of {', '.join(str(place) for place in places)}; give "
-        "the output of mgpt train_text or a model folder"
+        "the output of mgpt train_text, a model folder, or Chameleon's tokenizer.json"
     )
+
+
+def tokenizer_file(places: Iterable[Path]) -> Path | None:
+    """The first tokenizer of Chameleon's that is one of some paths or stands in one."""
+    for place in places:
+        if place.is_file():
+            return place
+        for name in TOKENIZER_FILES:
+            if (place / name).is_file():
+                return place / name
+    return None
+
+
+def released_vocabulary(file: Path) -> Vocabulary:
+    """Chameleon's vocabulary from a tokenizer.json; VocabularyError that names the file."""
+    try:
+        return chameleon_vocabulary(file)
+    except VocabularyError as error:
+        raise VocabularyError(f"{file}: {error}") from error
 
 
 def write_model_folder(

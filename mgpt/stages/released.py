@@ -38,12 +38,17 @@ from mgpt.models.folder import split_by_size, write_model, write_sharded
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
 from mgpt.models.vqgan_convert import is_released_folder
-from mgpt.stages.build import VOCABULARY, Weights
+from mgpt.stages.build import (
+    TOKENIZER_FILES,
+    VOCABULARY,
+    Weights,
+    released_vocabulary,
+    tokenizer_file,
+)
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
-from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
+from mgpt.tokens.vocab import Vocabulary
 
 VQ = "vq"
-_TOKENIZER_FILES = ("tokenizer.json", "text_tokenizer.json")
 # Meta's download keeps these two levels above a model: data/models/7b and data/tokenizer.
 _TOKENIZER_FOLDER = "tokenizer"
 # The token that transformers puts a picture's place with; Meta's file calls the same id reserved.
@@ -208,7 +213,7 @@ def plan_export(
     """
     weights = Weights.find(ckpt)
     cfg = replace(weights.config(), dropout=0.0)
-    vocabulary = _own_vocabulary(weights)
+    vocabulary = weights.own_vocabulary()
     model = load_vqgan(vq) if vq else _vqgan(weights.folder, None, [])
     encoder = None
     if with_vq and model is not None:
@@ -269,18 +274,15 @@ def _vocabulary(
     if tokenizer is None and (source / VOCABULARY / VOCABULARY_FILE).exists():
         vocabulary, where = Vocabulary.load(source / VOCABULARY), source / VOCABULARY
     else:
-        file = _tokenizer_file([Path(tokenizer)] if tokenizer else beside)
+        file = tokenizer_file([Path(tokenizer)] if tokenizer else beside)
         if file is None and tokenizer is not None:
             raise VocabularyError(
-                f"tokenizer={tokenizer}: neither a file nor a folder with {_TOKENIZER_FILES[0]} or "
-                f"{_TOKENIZER_FILES[1]}"
+                f"tokenizer={tokenizer}: neither a file nor a folder with "
+                f"{' or '.join(TOKENIZER_FILES)}"
             )
         if file is None:
             return None
-        try:
-            vocabulary, where = chameleon_vocabulary(file), file
-        except VocabularyError as error:
-            raise VocabularyError(f"{file}: {error}") from error
+        vocabulary, where = released_vocabulary(file), file
     if vocabulary.size != plan.cfg.vocab_size:
         raise VocabularyError(
             f"{where} has {vocabulary.size} ids, the weights in {source} {plan.cfg.vocab_size}; "
@@ -295,25 +297,6 @@ def _vocabulary(
             f"{plan.vocabulary_map[name]} ({len(moved)} such names); they are of two models"
         )
     return vocabulary
-
-
-def _tokenizer_file(places: Sequence[Path]) -> Path | None:
-    for place in places:
-        if place.is_file():
-            return place
-        for name in _TOKENIZER_FILES:
-            if (place / name).is_file():
-                return place / name
-    return None
-
-
-def _own_vocabulary(weights: Weights) -> Vocabulary | None:
-    try:
-        return weights.vocabulary()
-    except VocabularyError:
-        if (weights.folder / VOCABULARY).exists():
-            raise
-        return None
 
 
 def _vqgan(source: Path, vq: str | None, beside: Sequence[Path]) -> Vqgan | None:

@@ -9,16 +9,17 @@ that `init_from=` and `ckpt=` take.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from torch import Tensor
 
 from mgpt.data.loader import RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
-from mgpt.errors import ConfigError
+from mgpt.errors import ConfigError, MgptError, VocabularyError
 from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend
@@ -34,6 +35,7 @@ from mgpt.stages.build import (
     write_model_folder,
 )
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.released import is_released, plan_import
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
 from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -41,6 +43,8 @@ from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
+
+INIT_FROM = "init_from"  # what a released folder was imported into
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,16 @@ class TrainingConfig(TrainConfig):
     output: str
     """Folder for checkpoints, the record and, at the end, model/."""
     init_from: str | None = None
-    """Weights to start from: a model folder, a step folder, or the output of a training stage."""
+    """Weights to start from: a model folder, a step folder, the output of a training stage, or a
+    released folder as mgpt import takes it, which is imported into init_from/ of the output."""
+    image_rows: Literal["keep", "zero"] = "keep"
+    """zero: the head's rows of image codes start at 0, Lumina-mGPT's start from Chameleon, whose
+    released head was never trained to draw."""
+    train: Literal["all", "image_head"] = "all"
+    """image_head: the head's rows of image codes alone; every other weight stays as it is."""
     vocabulary: str | None = None
-    """Output of mgpt train_text, for a start from nothing; weights bring their own."""
+    """Output of mgpt train_text, or a tokenizer.json of Chameleon, for a start from nothing or from
+    weights without one; others bring their own."""
     resolution_px: int | None = None
     """Picks this resolution's folder in each source; null: each path is one already."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -83,6 +94,8 @@ class TrainingConfig(TrainConfig):
                 "init_from and vocabulary are both null; give the weights to start from, or the "
                 "output of mgpt train_text to start from nothing"
             )
+        if self.image_rows == "zero" and self.init_from is None:
+            raise ValueError("image_rows=zero is a start from weights; give init_from")
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
         if self.pictures_every and self.samples.vq is None:
@@ -116,16 +129,16 @@ def train(stage: str, cfg: TrainingConfig) -> None:
 
 
 def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> dict[str, Any]:
-    weights = Weights.find(cfg.init_from) if cfg.init_from else None
-    vocabulary = _vocabulary(cfg, weights)
-    shape = weights.config() if weights else cfg.model.transformer(vocabulary)
-    shape = replace(shape, dropout=cfg.dropout)
     with open_tracker(cfg, stage, world.is_main, record=False) as tracker:
+        weights = _start_weights(cfg, folder, world, tracker)
+        vocabulary = _vocabulary(cfg, weights)
+        shape = weights.config() if weights else cfg.model.transformer(vocabulary)
+        shape = replace(shape, dropout=cfg.dropout)
         data, held_out_data = _data(cfg)
         loader = _open_rows(data, vocabulary, cfg.seed, world, tracker)
         backend = build_backend(
             cfg.parallel,
-            lambda: Transformer(shape),
+            lambda: _model(cfg, shape, vocabulary),
             cfg.optim,
             world,
             z_loss=cfg.z_loss,
@@ -145,7 +158,7 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             micro_rows=cfg.parallel.micro_rows,
             seed=cfg.seed,
             config_yaml=yaml.safe_dump(record, sort_keys=False),
-            init_from=(weights.tensors(), str(weights.folder)) if weights else None,
+            init_from=_initial_weights(cfg, weights, vocabulary),
             held_out=_held_out(cfg, held_out_data, vocabulary),
             pictures=_pictures(cfg, shape, vocabulary, tracker),
         ).run()
@@ -162,15 +175,81 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
     return outcome.metrics
 
 
+def _start_weights(
+    cfg: TrainingConfig, folder: Path, world: World, tracker: Tracker
+) -> Weights | None:
+    """The weights of `init_from`; a released folder is imported first, once, by rank 0."""
+    if cfg.init_from is None:
+        return None
+    if not is_released(cfg.init_from):
+        return Weights.find(cfg.init_from)
+    imported, error = folder / INIT_FROM, None
+    if world.is_main and not (imported / "config.json").exists():
+        try:
+            planned = plan_import(Path(cfg.init_from))
+            for line in planned.lines():
+                tracker.print(line)
+            planned.write(imported)
+        except MgptError as cause:
+            error = cause
+    world.raise_together(error)
+    return Weights.find(imported)
+
+
+def _initial_weights(
+    cfg: TrainingConfig, weights: Weights | None, vocabulary: Vocabulary
+) -> tuple[Iterator[tuple[str, Tensor]], str] | None:
+    """(name, full tensor) pairs with the head's image rows as asked for; where they are from."""
+    if weights is None:
+        return None
+    tensors, origin = weights.tensors(), str(weights.folder)
+    if cfg.image_rows == "keep":
+        return tensors, origin
+    rows = slice(*_image_rows(vocabulary))
+
+    def zeroed() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            if name == "lm_head.weight":
+                tensor = tensor.clone()
+                tensor[rows] = 0.0
+            yield name, tensor
+
+    return zeroed(), f"{origin}, its head's image rows at 0"
+
+
+def _model(cfg: TrainingConfig, shape: TransformerConfig, vocabulary: Vocabulary) -> Transformer:
+    model = Transformer(shape)
+    if cfg.train == "all":
+        return model
+    return model.train_head_rows(*_image_rows(vocabulary))
+
+
+def _image_rows(vocabulary: Vocabulary) -> tuple[int, int]:
+    """Rows of embedding and head that stand for image codes: first, and one past the last."""
+    return vocabulary.image_start, vocabulary.image_start + vocabulary.num_codes
+
+
 def _vocabulary(cfg: TrainingConfig, weights: Weights | None) -> Vocabulary:
     given = load_vocabulary(cfg.vocabulary) if cfg.vocabulary else None
     if weights is None:
         assert given is not None, "the configuration's own check"
         return given
-    own = weights.vocabulary()
-    if given is not None:
+    own = weights.own_vocabulary()
+    if own is None and given is None:
+        raise VocabularyError(
+            f"init_from={cfg.init_from} has no vocabulary; give vocabulary= with the "
+            "tokenizer.json that came with these weights"
+        )
+    if own is not None and given is not None:
         check_same(own, given, f"init_from={cfg.init_from}", f"vocabulary={cfg.vocabulary}")
-    return own
+    chosen = own or given
+    assert chosen is not None
+    if chosen.size != weights.config().vocab_size:
+        raise VocabularyError(
+            f"the vocabulary has {chosen.size} ids, the weights of init_from={cfg.init_from} "
+            f"{weights.config().vocab_size}; give the tokenizer that came with these weights"
+        )
+    return chosen
 
 
 def _data(cfg: TrainingConfig) -> tuple[DataConfig, DataConfig]:

@@ -89,7 +89,7 @@ class SourceConfig:
         kind = self.content.get(LAYOUT_KEY)
         if kind is None:
             return None
-        return QkLayout("head") if kind == "head" else QkLayout("group", self.groups_hint)
+        return QkLayout("head" if kind == "head" else "group", self.groups_hint)
 
     @property
     def is_tied(self) -> bool:
@@ -217,7 +217,7 @@ def transformers_config(
         **{theirs: getattr(cfg, ours) for ours, (theirs, _) in SIZES.items()},
         "num_key_value_heads": cfg.kv_heads,
         "swin_norm": cfg.norm_placement == "post",
-        "model_parallel_size": cfg.qk_norm_groups if cfg.qk_norm == "group" else 1,
+        "model_parallel_size": cfg.qk_norm_groups,
         LAYOUT_KEY: cfg.qk_norm,
         "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
         "hidden_act": "silu",

@@ -144,5 +144,5 @@ def _vq_encoder(stored: dict[str, LazyTensor], config: SourceConfig) -> VqEncode
 def _words(norms: dict[str, LazyTensor], config: SourceConfig) -> str:
     if not norms:
         return QkLayout("none").qk_norm
-    rows = next(iter(norms.values())).shape[0]
-    return "by head" if rows in (config.heads, config.kv_heads) else "by group"
+    rows = next(norm.shape[0] for name, norm in norms.items() if ".q_norm." in name)
+    return "by head" if rows == config.heads else "by group"
