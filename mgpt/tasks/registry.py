@@ -108,7 +108,7 @@ READINGS: dict[str, Task] = {
     "conversation": Task("conversation", 1, forms.conversation, "text", ("conversations",)),
     **DOCUMENTS,
 }
-"""All that a mix may name: the tasks, conversations in the published form as they are, documents."""
+"""All that a mix may name; `conversation` is the published form as it is."""
 
 
 def task(name: str) -> Task:

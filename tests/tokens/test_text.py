@@ -2,10 +2,12 @@
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from chameleon_layout import chameleon_json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -14,7 +16,7 @@ from mgpt.errors import ConfigError, DataError, MachineError, VocabularyError
 from mgpt.tokens.text import JsonText, SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary
 
-from .conftest import CORPUS, chameleon_json, chameleon_names
+from .conftest import CORPUS
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
@@ -127,15 +129,33 @@ def test_a_control_token_in_a_text_stays_text(vocab: Vocabulary, text: str) -> N
 
 
 def test_a_control_token_that_cannot_be_cut_is_refused() -> None:
-    names = chameleon_names()
-    text = JsonText(chameleon_json([*names, "@"]))
+    text = JsonText(chameleon_json(lambda names: [*names, "@"]))
     assert text.encode("a at b")
     with pytest.raises(DataError, match="control token '@'"):
         text.encode("a@b")
 
 
-def test_pieces_of_a_conversation_encode_as_the_whole(chameleon: Vocabulary) -> None:
-    raw = Tokenizer.from_buffer(chameleon_json(chameleon_names()))
-    whole = raw.encode("the red  one. <reserved08706>the  red\n", add_special_tokens=False).ids
-    first, second = chameleon.encode_text("the red  one. "), chameleon.encode_text("the  red\n")
-    assert whole == [*first, chameleon.end_of_turn, *second]
+@pytest.fixture(scope="module")
+def encode_whole() -> Callable[[str], list[int]]:
+    """The tokenizer by itself, to which the published code gives a whole conversation."""
+    model = Tokenizer.from_buffer(chameleon_json(extra={"<|image|>": 65536}))
+    return lambda text: model.encode(text, add_special_tokens=False).ids
+
+
+# Without what a control token's name is made of: such a name is text to us alone.
+_NO_NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<I"), max_size=30)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(_NO_NAMES, min_size=1, max_size=3), min_size=1, max_size=4))
+@example([[" a", "red ", "\n"], ["", "  the  red\n", " "]])
+def test_pieces_of_a_conversation_encode_as_the_whole(
+    chameleon: Vocabulary, encode_whole: Callable[[str], list[int]], messages: list[list[str]]
+) -> None:
+    ids = []
+    for pieces in messages:
+        for number, piece in enumerate(pieces):
+            ids += [65536] * bool(number) + chameleon.encode_text(piece)
+        ids.append(chameleon.end_of_turn)
+    written = "".join("<|image|>".join(pieces) + "<reserved08706>" for pieces in messages)
+    assert encode_whole(written) == ids

@@ -1,16 +1,16 @@
 """Every id has one owner, and a wrong vocabulary is named."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from chameleon_layout import chameleon_json
 
 from mgpt.errors import DataError, VocabularyError
-from mgpt.tokens.text import JsonText, SentencePieceText, train_sentencepiece
+from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary, check_same, scratch_vocabulary
-
-from .conftest import chameleon_json, chameleon_names
 
 
 def test_scratch_layout(scratch: Vocabulary) -> None:
@@ -45,25 +45,27 @@ def test_chameleon_ids(chameleon: Vocabulary) -> None:
     assert v.is_text([16384, 65535]).all()
 
 
-def _swapped(first: int, second: int) -> bytes:
-    names = chameleon_names()
-    names[first], names[second] = names[second], names[first]
-    return chameleon_json(names)
+def _swapped(first: int, second: int) -> Callable[[list[str]], list[str]]:
+    def change(names: list[str]) -> list[str]:
+        names[first], names[second] = names[second], names[first]
+        return names
+
+    return change
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("change", "named"),
     [
         (_swapped(104, 105), "IMGIMGBABZ has id 104, and must have id 105|IMGIMGBAAZ has id 105"),
         (_swapped(8196, 8197), "<eoss> has id 8197, and must have id 8196"),
         (_swapped(8805, 8806), "<reserved08801> has id 8806"),
         (_swapped(8710, 8711), "<reserved08706> has id 8711"),
-        (chameleon_json(chameleon_names()[:8803]), "<reserved08799> is missing"),
+        (lambda names: names[:8803], "<reserved08799> is missing"),
     ],
 )
-def test_another_tokenizer_is_named(content: bytes, named: str) -> None:
+def test_another_tokenizer_is_named(change: Callable[[list[str]], list[str]], named: str) -> None:
     with pytest.raises(VocabularyError, match=f"not Chameleon's tokenizer: (image code|{named})"):
-        chameleon_vocabulary(content)
+        chameleon_vocabulary(chameleon_json(change))
 
 
 def test_size_tokens(vocab: Vocabulary) -> None:
@@ -96,10 +98,9 @@ def test_save_and_load(vocab: Vocabulary, tmp_path: Path) -> None:
     check_same(vocab, loaded, "here", "there")
 
 
-def test_scratch_with_a_json_tokenizer(tmp_path: Path) -> None:
-    text = JsonText(chameleon_json(chameleon_names()))
+def test_a_scratch_vocabulary_fits_16_bits(chameleon: Vocabulary) -> None:
     with pytest.raises(VocabularyError, match="at most 65536 fit"):
-        scratch_vocabulary(text, num_codes=8, max_grids=2)
+        scratch_vocabulary(chameleon.text, num_codes=8, max_grids=2)
 
 
 def test_a_changed_file_is_refused(scratch: Vocabulary, tmp_path: Path) -> None:
