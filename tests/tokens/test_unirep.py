@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgpt.errors import DataError
+from mgpt.images.buckets import bucket_sizes
 from mgpt.tokens.unirep import (
     Allowed,
     ImageGrammar,
@@ -17,7 +18,7 @@ from mgpt.tokens.unirep import (
     find_images,
     grid_length,
 )
-from mgpt.tokens.vocab import Vocabulary
+from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 
 SIDES = st.integers(1, 4).map(lambda grids: 2 * grids)
 SHAPES = st.tuples(SIDES, SIDES)
@@ -37,6 +38,46 @@ def test_round_trip(vocab: Vocabulary, shape: tuple[int, int], seed: int) -> Non
     decoded_HW = decode_grid(ids, vocab)
     assert decoded_HW.dtype == np.uint16
     np.testing.assert_array_equal(decoded_HW, codes_HW)
+
+
+@pytest.mark.parametrize(
+    ("layout", "target_px", "latent_px", "num_sizes"),
+    [
+        *(("chameleon", px, 16, count) for px, count in ((512, 49), (768, 73), (1024, 97))),
+        *(("ladder", px, 8, None) for px in (32, 48, 64)),
+    ],
+)
+def test_every_size_of_every_bucket(
+    request: pytest.FixtureRequest,
+    layout: str,
+    target_px: int,
+    latent_px: int,
+    num_sizes: int | None,
+) -> None:
+    vocab = request.getfixturevalue(layout)
+    sizes = bucket_sizes(target_px, 2 * latent_px)
+    assert num_sizes in (None, len(sizes))
+    for width_px, height_px in sizes:
+        height, width = height_px // latent_px, width_px // latent_px
+        ids = encode_grid(grid((height, width), vocab), vocab)
+        assert len(ids) == grid_length(height, width) == (height * (width + 1)) + 4
+        np.testing.assert_array_equal(decode_grid(ids, vocab), grid((height, width), vocab))
+        # Height first, then width, each counted in grids of two latents.
+        assert [vocab.grids(token) for token in ids[1:3]] == [height // 2, width // 2]
+        swapped = ids.copy()
+        swapped[[1, 2]] = ids[[2, 1]]
+        if height != width:
+            with pytest.raises(DataError, match=rf"^position {3 + min(height, width)}: id"):
+                decode_grid(swapped, vocab)
+        wider = np.insert(ids, 3, vocab.image_start)
+        with pytest.raises(DataError, match=rf"^position {3 + width}: .* where end of line"):
+            decode_grid(wider, vocab)
+
+
+@pytest.fixture(scope="module")
+def ladder(scratch: Vocabulary) -> Vocabulary:
+    """The small ladder's: the longest side is 128 px, 8 grids of 16."""
+    return scratch_vocabulary(scratch.text, num_codes=32, max_grids=8)
 
 
 def test_the_published_form(chameleon: Vocabulary) -> None:
