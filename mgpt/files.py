@@ -76,6 +76,35 @@ def atomic_write(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def create_exclusive(path: str | Path, data: bytes) -> bool:
+    """The file with its content at once, unless there is one already; whether it is ours.
+
+    Raises:
+        FileNotFoundError: its folder is not there.
+        MachineError: it cannot be written; the file system needs hard links.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, path)
+    except FileNotFoundError:
+        raise
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be written ({error.strerror or error}); the folder needs free space "
+            "and a file system with hard links"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
 def remove_leftovers(folder: str | Path, prefix: str = "") -> list[str]:
     """Delete temporary files that dead writers left for targets named `prefix…`; their targets.
 

@@ -15,13 +15,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BASE = {"torch", "numpy", "safetensors", "PIL"}
-OPEN_TO_ALL = {"mgpt.errors", "mgpt.files", "mgpt.tracking"}
+OPEN_TO_ALL = {"mgpt.errors", "mgpt.files", "mgpt.storage", "mgpt.tracking"}
 EVERYTHING = {"mgpt", "data_pipeline"}
 
 # room: (rooms of ours, third party at import, third party inside functions)
 ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.errors": (set(), set(), set()),
     "mgpt.files": (set(), set(), set()),
+    "mgpt.remote": (set(), set(), {"fsspec", "aiohttp"}),
+    "mgpt.storage": ({"mgpt.remote"}, set(), {"braceexpand"}),
     "mgpt.tracking": (set(), set(), {"wandb", "rich"}),
     "mgpt.settings": (set(), set(), set()),
     "mgpt.config": ({"mgpt.settings"}, {"hydra", "omegaconf", "yaml"}, set()),
@@ -63,11 +65,12 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
             "mgpt.tasks",
             "mgpt.models.vqgan",
             "mgpt.data",
+            "mgpt.evals.page",
             "mgpt.parallel.dist",
             "mgpt.config",
         },
         {"webdataset", "fsspec"},
-        {"skimage"},
+        {"skimage", "pyarrow"},
     ),
 }
 

@@ -1,0 +1,409 @@
+"""Files wherever they are: on a local file system, or objects of s3://, gs:// and http(s)://.
+
+`locate` turns what a user writes into a `Path` or a `RemotePath`, which has the part of `Path`'s
+face that reading needs. What must appear whole or not at all, exclusively, or be read in ranges
+goes through the functions here, so that no other module asks where a file is.
+
+    shard = locate("s3://corpus/tokens") / "512" / "00000.tar"
+    with WholeFile(shard) as file:              # local: temporary name, fsync, rename
+        file.write(block)                       # remote: one conditional PUT (If-None-Match: *)
+        file.publish(claim.check)
+    read_at(shard).read(offset=512, num_bytes=97)
+
+http(s) is read only. Copies of small remote files stand in `cache_folder()`, by their hash.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from mgpt import files
+from mgpt.errors import MachineError
+from mgpt.remote import EXTRAS, RemotePath, entries_of, info, matching, name_of, plain, request
+
+BLOCK_BYTES = 8 << 20  # of a remote file that is read from its beginning to its end
+MAX_PUT_BYTES = 5 << 30  # what S3 takes in one request
+
+Location = Path | RemotePath
+
+
+def locate(path: str | Path | RemotePath) -> Location:
+    """The place that a user's `input=` or `output=` names."""
+    if isinstance(path, str) and path.partition("://")[0] in EXTRAS:
+        return RemotePath(path.rstrip("/"))
+    return path if isinstance(path, RemotePath) else Path(path)
+
+
+def find_glob(pattern: str) -> Sequence[Location]:
+    """Files that a glob names, sorted; in a URL, `{00000..00009}` stands for its numbers."""
+    if not isinstance(locate(pattern), RemotePath):
+        return [Path(name) for name in sorted(glob.glob(pattern))]
+    from braceexpand import braceexpand
+
+    found: list[RemotePath] = []
+    for one in map(RemotePath, braceexpand(pattern)):
+        is_glob = any(character in one.url for character in "*?[")
+        found += matching(one) if is_glob else [one]
+    return sorted(found)
+
+
+# ------------------------------------------------------------------ whole files
+
+
+class WholeFile:
+    """A file that is written in pieces and appears at `publish`, whole, or never.
+
+    Local bytes go to a temporary file in the same folder; remote ones to a nameless local file,
+    and from there in one conditional request. Only the holder of the claim to a path writes it:
+    whatever a dead one left under the name is removed or replaced.
+
+    Raises MachineError where the folder cannot be written or the disk is full.
+    """
+
+    def __init__(self, path: Location) -> None:
+        self._path = path
+        self._temporary: Path | None = None
+        self._stream: BinaryIO
+        if isinstance(path, RemotePath):
+            _refuse_http(path)
+            with self._errors():
+                self._stream = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (likewise)
+            return
+        with self._errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(path.parent, path.name)
+            self._temporary = files.temporary_path(path)
+            self._stream = open(self._temporary, "xb")  # noqa: SIM115 (closed in __exit__)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        path = self._path
+        return files.disk_errors(path if isinstance(path, Path) else Path(tempfile.gettempdir()))
+
+    def __enter__(self) -> WholeFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # a full disk: what was buffered is given up with the file
+            self._stream.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        with self._errors():
+            self._stream.write(data)
+
+    def publish(self, check: Callable[[], None] | None = None) -> None:
+        """Give the file its name.
+
+        Args:
+            check: called before a remote object of other bytes that is there already is replaced;
+                it raises to stop that (a claim that was lost).
+        """
+        if isinstance(self._path, RemotePath):
+            with self._errors():
+                self._stream.seek(0)
+                data = self._stream.read()
+            _put_new(self._path, data, check)
+            return
+        assert self._temporary is not None
+        with self._errors():
+            files.publish(self._stream, self._temporary, self._path)
+
+
+def _put_new(path: RemotePath, data: bytes, check: Callable[[], None] | None) -> None:
+    """One conditional PUT. An object of the same bytes that is there already is as good: the
+    answer to our own was lost, or a dead worker got so far. Others are replaced after `check`."""
+    if len(data) > MAX_PUT_BYTES:
+        raise MachineError(
+            f"{path}: {len(data)} bytes, an object takes {MAX_PUT_BYTES} in one request; make "
+            "shards of fewer samples"
+        )
+    wanted = hashlib.sha256(data).hexdigest()
+    for _ in range(2):
+        if _put(path, data):
+            return
+        try:
+            if digest(path) == wanted:
+                return
+        except FileNotFoundError:
+            continue  # deleted meanwhile
+        if check is not None:
+            check()
+        path.unlink(missing_ok=True)
+    if not _put(path, data):
+        raise MachineError(f"{path}: somebody else writes this object; give another output")
+
+
+def _put(path: RemotePath, data: bytes) -> bool:
+    """Create the object in one request; False where there is one already."""
+
+    def put(filesystem: Any) -> bool:
+        try:
+            filesystem.pipe_file(path.url, data, mode="create", chunksize=MAX_PUT_BYTES)
+        except FileExistsError:
+            return False
+        except OSError as error:  # a 412 that some servers answer without naming the condition
+            if error.errno == errno.EINVAL and filesystem.exists(path.url):
+                return False
+            raise
+        return True
+
+    return request(path, "writing it", put)
+
+
+def _refuse_http(path: RemotePath) -> None:
+    if path.url.startswith("http"):
+        raise MachineError(f"{path}: http is read only; give a local, s3:// or gs:// output")
+
+
+def write_whole(path: Location, data: bytes) -> None:
+    """Write or overwrite a file; a reader sees the old one or the new one, never a part."""
+    if isinstance(path, RemotePath):
+        _refuse_http(path)
+        request(path, "writing it", lambda fs: fs.pipe_file(path.url, data))
+    else:
+        files.atomic_write(path, data)
+
+
+def write_new(path: Location, data: bytes, check: Callable[[], None] | None = None) -> None:
+    """`WholeFile` in one go, for a file that only the holder of a claim writes."""
+    with WholeFile(path) as file:
+        file.write(data)
+        file.publish(check)
+
+
+def create(path: Location, data: bytes) -> bool:
+    """The file with its content at once, unless there is one already; whether it is ours.
+
+    A remote request whose answer was lost is known by its bytes: make them unique to the writer
+    where it matters who was first.
+    """
+    if not isinstance(path, RemotePath):
+        return files.create_exclusive(path, data)
+    _refuse_http(path)
+    if _put(path, data):
+        return True
+    try:
+        return path.read_bytes() == data
+    except FileNotFoundError:
+        return False
+
+
+def remove_tree(folder: Location) -> None:
+    """Delete a folder with all that is in it; nothing happens where there is none."""
+    if not isinstance(folder, RemotePath):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in list(folder.rglob("*")):
+        path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ reading
+
+
+class RangeReader:
+    """Reads at any place of one file; safe in several threads."""
+
+    def __init__(self, path: Location) -> None:
+        self._path = path
+        if isinstance(path, RemotePath):
+            self.num_bytes = path.stat().st_size
+        else:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (lives as long as this)
+            self.num_bytes = os.fstat(self._file.fileno()).st_size
+
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        """The bytes there, fewer at the end of the file. One request, or one system call."""
+        path = self._path
+        if not isinstance(path, RemotePath):
+            return os.pread(self._file.fileno(), num_bytes, offset)
+        stop = min(offset + num_bytes, self.num_bytes)
+        if offset >= stop:
+            return b""
+
+        def fetch(filesystem: Any) -> bytes:
+            data = bytes(filesystem.cat_file(path.url, start=offset, end=stop))
+            if len(data) != stop - offset:
+                raise EOFError(f"{len(data)} of {stop - offset} bytes at {offset}")
+            return data
+
+        return request(path, "reading it", fetch)
+
+
+def read_at(path: Location) -> RangeReader:
+    """Opens a file for reading in ranges. Raises OSError as `open` does."""
+    return RangeReader(path)
+
+
+class _BlockStream(io.RawIOBase):
+    """A remote file from its beginning on, in ranged requests that are checked for their length:
+    a connection that breaks must not look like the end of the file."""
+
+    def __init__(self, path: RemotePath) -> None:
+        self._reader, self._at = RangeReader(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._reader.num_bytes}
+        self._at = base[whence] + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._reader.read(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def open_stream(path: Location) -> BinaryIO:
+    """A file to be read forward (and sought in). Raises OSError as `open` does."""
+    if not isinstance(path, RemotePath):
+        return open(path, "rb", buffering=1 << 20)
+    if path.url.startswith("http") and not info(path).get("partial"):
+        return _download(path)  # a server without ranges
+    return io.BufferedReader(_BlockStream(path), BLOCK_BYTES)
+
+
+def _download(path: RemotePath) -> BinaryIO:
+    num_bytes = path.stat().st_size
+    copy = tempfile.NamedTemporaryFile(prefix="mgpt-")  # noqa: SIM115 (gone when it is closed)
+
+    def fetch(filesystem: Any) -> None:
+        filesystem.get_file(path.url, copy.name)
+        found = os.stat(copy.name).st_size
+        if found != num_bytes:
+            raise EOFError(f"{found} of {num_bytes} bytes")
+
+    request(path, "fetching it", fetch)
+    return cast(BinaryIO, copy)
+
+
+def read_all(paths: Sequence[Location]) -> list[bytes | None]:
+    """The content of small files, None where there is none; remote ones side by side."""
+    remote = [path for path in paths if isinstance(path, RemotePath)]
+    if len(remote) < 2:
+        return [_read_or_none(path) for path in paths]
+    assert len(remote) == len(paths), "files of one place"
+
+    def fetch(filesystem: Any) -> list[bytes | None]:
+        answers = filesystem.cat([path.url for path in remote], on_error="return")
+        by_name = {plain(name): answer for name, answer in answers.items()}
+        found: list[bytes | None] = []
+        for path in remote:
+            answer = by_name[plain(path.url)]
+            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
+                raise answer
+            found.append(None if isinstance(answer, Exception) else bytes(answer))
+        return found
+
+    return request(remote[0].parent, f"reading {len(remote)} files", fetch)
+
+
+def _read_or_none(path: Location) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def digest(path: Location) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    if not isinstance(path, RemotePath):
+        return files.file_sha256(path)
+    found = hashlib.sha256()
+    with open_stream(path) as stream:
+        while data := stream.read(1 << 20):
+            found.update(data)
+    return found.hexdigest()
+
+
+def modified_times(folder: Location) -> dict[str, float]:
+    """Name → seconds since 1970 of each file in a folder, by the clock of whoever stores them."""
+    if isinstance(folder, RemotePath):
+        return {
+            name_of(entry): _modified(entry)
+            for entry in entries_of(folder)
+            if entry.get("type") == "file"
+        }
+    found = {}
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return {}
+    for entry in entries:
+        try:
+            found[entry.name] = entry.stat().st_mtime
+        except FileNotFoundError:  # gone since it was listed
+            continue
+    return found
+
+
+def _modified(entry: dict[str, Any]) -> float:
+    stamp = entry.get("LastModified") or entry.get("mtime") or entry.get("updated")
+    if isinstance(stamp, str):
+        from datetime import datetime
+
+        stamp = datetime.fromisoformat(stamp.replace("Z", "+00:00"))
+    return float(stamp if isinstance(stamp, (int, float)) else stamp.timestamp())  # type: ignore[union-attr]
+
+
+def touch(path: Location) -> None:
+    """Make an empty file, or give the one there the store's present time."""
+    if isinstance(path, RemotePath):
+        request(path, "writing it", lambda fs: fs.pipe_file(path.url, b""))
+    else:
+        path.touch()
+
+
+# ------------------------------------------------------------------ local copies
+
+
+def cache_folder() -> Path:
+    """$MGPT_CACHE, else `mgpt` in the user's cache folder; anything in it may be deleted."""
+    own = os.environ.get("MGPT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(base) / "mgpt"
+
+
+def local_copy(path: Location, sha256: str | None = None) -> Path:
+    """The file itself, or its copy in the cache, to be mapped.
+
+    Args:
+        sha256: what it must hold, where that is known; a copy of it is fetched once. Otherwise
+            the name in the cache follows from the URL, which must not change its content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        MachineError: the remote file holds something else, or the cache cannot be written.
+    """
+    if not isinstance(path, RemotePath):
+        return path
+    name = sha256 or hashlib.sha256(path.url.encode()).hexdigest()
+    copy = cache_folder() / "files" / name[:2] / f"{name}{path.suffix}"
+    if not copy.is_file():
+        data = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise MachineError(
+                f"{path}: sha256 is {hashlib.sha256(data).hexdigest()}, its manifest says "
+                f"{sha256}; run mgpt verify on its folder, or mgpt reindex"
+            )
+        files.atomic_write(copy, data)
+    return copy
