@@ -27,15 +27,20 @@ class Tile:
     levels_HWC: npt.NDArray[np.uint8]
     words: str
 
-    def small(self) -> "Tile":
-        """The same with at most `TILE_PX` a side."""
+    def fitted(self) -> "Tile":
+        """The same at the size it is shown: scaled down, or up by a whole number."""
         image = Image.fromarray(self.levels_HWC)
-        image.thumbnail((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
+        times = TILE_PX // max(image.size)
+        if times > 1:
+            size = (image.width * times, image.height * times)
+            image = image.resize(size, Image.Resampling.NEAREST)
+        else:
+            image.thumbnail((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
         return Tile(np.asarray(image), self.words)
 
 
 def contact_sheet(tiles: Sequence[Tile], columns: int = 8) -> Image.Image:
-    """The tiles in reading order, each at most `TILE_PX` a side; small pictures keep their size."""
+    """The tiles in reading order, each about `TILE_PX` at its longer side."""
     columns = max(1, min(columns, len(tiles)))
     rows = max(1, -(-len(tiles) // columns))
     step_x, step_y = TILE_PX + _GAP_PX, TILE_PX + _WORDS_PX + _GAP_PX
@@ -44,7 +49,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 8) -> Image.Image:
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         x, y = _GAP_PX + column * step_x, _GAP_PX + row * step_y
-        image = Image.fromarray(tile.small().levels_HWC)
+        image = Image.fromarray(tile.fitted().levels_HWC)
         sheet.paste(image, (x + (TILE_PX - image.width) // 2, y + TILE_PX - image.height))
         words = tile.words if len(tile.words) <= _MAX_WORDS else "…" + tile.words[1 - _MAX_WORDS :]
         draw.text((x, y + TILE_PX + 1), words, fill=_INK, font=font)

@@ -184,7 +184,7 @@ class ShardAuditor:
                     report.problems.append(f"{where}: {name}: {error}")
                     continue
                 field_name = "" if name == "image" else f".{name}"
-                tiles.append(Tile(levels_HWC, f"{shard.name}/{sample.key}{field_name}").small())
+                tiles.append(Tile(levels_HWC, f"{shard.name}/{sample.key}{field_name}").fitted())
         report.tiles[px] = tiles
 
 

@@ -1,6 +1,7 @@
-"""The report as one self-contained HTML page: pictures and curves inline, no script, no network.
+"""One self-contained HTML page: pictures and curves inline, no script, no network.
 
-It knows how things look, not what they mean: `report` hands it what to show.
+It knows how things look, not what they mean: the report of a pipeline, the view of a sample and
+the summary of a data set hand it what to show.
 
     html = page("mgpt quickstart", [Section("What it learned", table(("task",), [("vqa",)]))])
 """
@@ -38,6 +39,9 @@ figure img { height: 96px; border-radius: 4px; display: block; background: #f1f5
 .label { color: var(--soft); font-size: 11px; text-transform: uppercase; letter-spacing: .04em; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .curves { display: flex; flex-wrap: wrap; gap: 22px; }
+.plain figure img { height: auto; max-width: 100%; }
+.ids { line-height: 1.9; font-size: 13px; } .ids span { padding: 1px 4px; border-radius: 3px; }
+.trained { background: #c6f6d5; } .given { background: #edf2f7; color: var(--soft); }
 svg text { font-size: 10px; fill: #64748b; } .legend span { margin-right: 12px; font-size: 11px; }
 """
 
@@ -83,8 +87,13 @@ def _cell(value: object) -> str:
 
 
 def picture(file: Path, caption: str = "") -> str:
-    """One PNG file as a data URI, so that the page stays one file."""
-    data = base64.b64encode(file.read_bytes()).decode()
+    """A PNG file within the page."""
+    return inline_picture(file.read_bytes(), caption)
+
+
+def inline_picture(png: bytes, caption: str = "") -> str:
+    """The bytes of a PNG as a data URI, so that the page stays one file."""
+    data = base64.b64encode(png).decode()
     words = html.escape(caption)
     return (
         f"<figure><img src='data:image/png;base64,{data}' alt='{words}'>"
