@@ -9,7 +9,9 @@ settings alone, not on the number of workers or on interruptions.
 """
 
 import dataclasses
+import importlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,22 +21,14 @@ from typing import Any
 
 from data_pipeline.claims import Claim
 from data_pipeline.job_settings import exactly, settle_settings
-from data_pipeline.pack_config import PackConfig, SourceName
-from data_pipeline.raw_shards import RawShardWriter, Rejected
-from data_pipeline.sources import folder, img2dataset, photos, scenes
+from data_pipeline.pack_config import SOURCES, PackConfig
+from data_pipeline.raw_shards import RawShardWriter, RefusedSample, Rejected
 from data_pipeline.sources.part import Part
 from data_pipeline.workers import run_units
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError
 from mgpt.files import atomic_write
 from mgpt.tracking.tracker import Tracker
-
-SOURCES: dict[SourceName, Callable[[PackConfig], list[Part]]] = {
-    "scenes": scenes.parts,
-    "photos": photos.parts,
-    "img2dataset": img2dataset.parts,
-    "folder": folder.parts,
-}
 
 
 def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
@@ -72,10 +66,32 @@ def read_stats(output: Path, shard: str) -> dict[str, Any]:
     return dict(json.loads((output / f"{shard}.json").read_bytes()))
 
 
+def source_parts(cfg: PackConfig) -> list[Part]:
+    """The parts of the source that `cfg` names, one of the table or a Python file.
+
+    Raises:
+        ConfigError: a file that is not there, or without a function `parts`.
+    """
+    if cfg.source not in SOURCES:
+        file = Path(cfg.source).resolve()
+        if not file.is_file():
+            raise ConfigError(f"source={cfg.source}: no such file")
+        # As `python my_source.py` does it; a process that is started later finds it there too.
+        if str(file.parent) not in sys.path:
+            sys.path.insert(0, str(file.parent))
+    module = importlib.import_module(SOURCES.get(cfg.source, Path(cfg.source).stem))
+    if not hasattr(module, "parts"):
+        raise ConfigError(f"source={cfg.source}: {module.__file__} has no function parts(cfg)")
+    found: list[Part] = module.parts(cfg)
+    return found
+
+
 def _settings(cfg: PackConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {"job": "pack", "source": cfg.source}
+    settings: dict[str, Any] = {"job": "pack", "source": Path(cfg.source).stem}
     if cfg.source != "img2dataset":
         settings["samples_per_shard"] = cfg.samples_per_shard
+    if cfg.source == "plain_text":
+        settings["text_chars"] = cfg.text_chars
     if cfg.source == "scenes":
         settings |= {f"scenes.{k}": v for k, v in dataclasses.asdict(cfg.scenes).items()}
     return settings
@@ -93,7 +109,7 @@ class PackJob:
 
     @cached_property
     def parts(self) -> dict[str, Part]:
-        parts = SOURCES[self.cfg.source](self.cfg)
+        parts = source_parts(self.cfg)
         if not parts:
             raise ConfigError(f"source={self.cfg.source} has no samples to pack")
         return {part.name: part for part in parts}
@@ -117,16 +133,15 @@ class PackWorker:
     def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
         part, output = self._job.parts[unit], self._job.output
         rejected: list[Rejected] = []
-        keys: set[str] = set()
         with RawShardWriter(output / f"{unit}.tar") as writer:
             for item in part.read():
                 if isinstance(item, Rejected):
                     rejected.append(item)
-                elif item.key in keys:
-                    rejected.append(Rejected(item.key, "duplicate_key"))
                 else:
-                    keys.add(item.key)
-                    writer.add(item)
+                    try:
+                        writer.add(item)
+                    except RefusedSample as refusal:
+                        rejected.append(refusal.rejected)
                 advance(1)
             stats = writer.close(before_publish=claim.check)
         record = {

@@ -1,4 +1,4 @@
-"""What `mgpt pack` is told; the sources and the job that runs them both read it.
+"""What `mgpt pack` is told, and where its sources stand; the sources and the job both read it.
 
 >>> cfg = PackConfig(source="folder", input="my_pictures", output="raw/mine")
 >>> cfg.samples_per_shard
@@ -6,26 +6,43 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from data_pipeline.scenes.corpus import CorpusConfig
 
-SourceName = Literal["scenes", "photos", "img2dataset", "folder"]
+SOURCES: dict[str, str] = {
+    "scenes": "data_pipeline.sources.scenes",
+    "photos": "data_pipeline.sources.photos",
+    "img2dataset": "data_pipeline.sources.img2dataset",
+    "folder": "data_pipeline.sources.folder",
+    "conversations": "data_pipeline.sources.conversations",
+    "chat": "data_pipeline.sources.chat",
+    "plain_text": "data_pipeline.sources.plain_text",
+    "interleaved": "data_pipeline.sources.interleaved",
+    "coco_keypoints": "data_pipeline.sources.coco_keypoints",
+}
+"""The module of each source; its function `parts` gives the samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
     """What to pack, and where to."""
 
-    source: SourceName
+    source: str
     """Where samples come from: scenes (rendered), photos (scikit-image's own), img2dataset
-    (webdataset tars), folder (pictures with captions.jsonl)."""
+    (webdataset tars), folder (pictures, with captions.jsonl or .parquet or without), conversations
+    (the published training JSON), chat (text-only conversations), plain_text, interleaved (texts
+    and pictures in turn), coco_keypoints; or a Python file with a function `parts`, such as
+    my_source.py."""
     output: str
     """Folder of the raw shards."""
     input: str | None = None
-    """What the source reads: a folder, glob or tar; scenes and photos read nothing."""
+    """What the source reads: a file, folder, glob or tar; scenes and photos read nothing."""
+    pictures: str | None = None
+    """Folder of the pictures that the input's records name; null for the input's own folder."""
     samples_per_shard: int = 500
     """Samples a shard; img2dataset keeps its own shards."""
+    text_chars: int = 8000
+    """Characters that a sample of plain_text has at most; a longer text becomes several."""
     workers: int = 1
     """Processes; shards do not depend on it."""
     scenes: CorpusConfig = field(
@@ -34,9 +51,11 @@ class PackConfig:
     """The rendered corpus, for source=scenes."""
 
     def __post_init__(self) -> None:
-        known = get_args(SourceName)
-        if self.source not in known:
-            raise ValueError(f"source={self.source!r} is unknown; choose of {', '.join(known)}")
-        for name in ("samples_per_shard", "workers"):
+        if self.source not in SOURCES and not self.source.endswith(".py"):
+            raise ValueError(
+                f"source={self.source!r} is unknown; choose of {', '.join(SOURCES)}, or give a "
+                "Python file"
+            )
+        for name in ("samples_per_shard", "text_chars", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

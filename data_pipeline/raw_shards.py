@@ -92,6 +92,15 @@ class Rejected:
     detail: str = ""
 
 
+class RefusedSample(DataError):
+    """A sample that cannot be written; `rejected` says why."""
+
+    def __init__(self, path: Path, rejected: Rejected) -> None:
+        why = rejected.detail or REASONS[rejected.reason]
+        super().__init__(f"{path}: sample {rejected.key!r}: {why}")
+        self.rejected = rejected
+
+
 class MemberName(NamedTuple):
     """A member's name taken apart; `field` is empty where the extension is not a known one."""
 
@@ -299,6 +308,11 @@ def _read_texts(texts: dict[str, bytes]) -> dict[str, Any] | str:
             return "bad_json"
     if "txt" in decoded and not isinstance(meta.get("caption"), str):
         meta["caption"] = decoded["txt"].strip()
+    return json_problem(meta) or meta
+
+
+def json_problem(meta: dict[str, Any]) -> str | None:
+    """The reason why a sample's JSON is not one; None where it is."""
     tasks = meta.get("tasks", [])
     if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
         return "bad_json"
@@ -306,9 +320,9 @@ def _read_texts(texts: dict[str, bytes]) -> dict[str, Any] | str:
         canonical_json(meta)
     except (UnicodeEncodeError, RecursionError):  # half a surrogate pair in an escape
         return "text_not_utf8"
-    except ValueError:  # 1e999 reads as infinity
+    except (TypeError, ValueError):  # 1e999 reads as infinity
         return "bad_json"
-    return meta
+    return None
 
 
 # ------------------------------------------------------------------ writing
@@ -356,19 +370,18 @@ class RawShardWriter:
         """Append a sample; its key is new in the shard and safe as a file name.
 
         Raises:
-            DataError: a key that was used before or is no file name, or a value that is not JSON.
+            RefusedSample: a key that was used before or is no file name, or a value that is not
+                JSON; the shard is as it was.
             MachineError: the disk is full.
         """
         problem = name_problem(sample.key, sample.key)
         if sample.key in self._keys:
             problem = "duplicate_key"
+        problem = problem or json_problem(sample.meta)
         if problem:
-            raise DataError(f"{self._path}: sample {sample.key!r}: {REASONS[problem]}")
+            raise RefusedSample(self._path, Rejected(sample.key, problem))
         self._keys.add(sample.key)
-        try:
-            members = {f"{sample.key}.json": canonical_json(sample.meta)}
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{self._path}: sample {sample.key!r} is not JSON: {error}") from error
+        members = {f"{sample.key}.json": canonical_json(sample.meta)}
         for field_name, picture in sample.pictures.items():
             infix = "" if field_name == "image" else f".{field_name}"
             members[f"{sample.key}{infix}.{picture.extension}"] = picture.data

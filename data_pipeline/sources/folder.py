@@ -1,17 +1,18 @@
-"""A folder of pictures with `captions.jsonl`: one JSON object a line, in the order of the samples.
+"""A folder of pictures, with or without `captions.jsonl` (an object a line) or `.parquet` (a row).
 
     {"file": "cats/tom.jpg", "caption": "a grey cat"}
     {"file": "room.png", "depth": "room_depth.png", "caption": "a room", "tasks": ["depth"]}
 
 `file` is the picture, relative to the folder; a known field name (`depth`, `segmentation`,
-`edit_1`, …) names a further picture; everything else goes into the sample's JSON as it is. The key
-is the file's name without extension, or the line's number where that cannot be one or is taken.
+`edit_1`, …) names a further picture; everything else goes into the sample's JSON as it is. Without
+such a file every picture in the folder and its subfolders is a sample, in the order of their
+paths, and `cats/tom.txt` is the caption of `cats/tom.jpg`. The key is the picture's path without
+extension, or the record's number where that cannot be one or is taken.
 
     mgpt pack source=folder input=my_pictures output=raw/mine
 """
 
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,120 +21,117 @@ from data_pipeline.pack_config import PackConfig
 from data_pipeline.raw_shards import (
     PICTURE_EXTENSIONS,
     PICTURE_FIELD,
-    Picture,
     RawSample,
     Rejected,
     name_problem,
 )
+from data_pipeline.record_files import BadRecord, Numbered, find_spans, read_span
 from data_pipeline.sources.part import Part, shard_name
+from data_pipeline.sources.records import Record, pictures_folder, record_key
 from mgpt.errors import ConfigError, DataError
 
-CAPTIONS_FILE = "captions.jsonl"
+CAPTIONS_FILES = ("captions.jsonl", "captions.parquet")
 FILE_FIELDS = ("file", "file_name")
 
 
 def parts(cfg: PackConfig) -> list[Part]:
-    """Consecutive lines of the captions file.
+    """Consecutive records of the captions file, or consecutive pictures.
 
     Raises:
         ConfigError: no input.
-        DataError: no captions file, or an empty one.
+        DataError: no folder, or neither captions nor pictures in it; two captions files.
     """
     if cfg.input is None:
-        raise ConfigError(f"source=folder needs input=<folder with {CAPTIONS_FILE}>")
-    folder = Path(cfg.input)
-    found: list[Part] = []
-    for first, offset, count in _line_ranges(folder / CAPTIONS_FILE, cfg.samples_per_shard):
-        read = functools.partial(_read, folder, first, offset, count)
-        found.append(Part(shard_name(len(found)), count, read))
-    if not found:
-        raise DataError(f"{folder / CAPTIONS_FILE}: empty; give one JSON object a line")
-    return found
-
-
-def _line_ranges(path: Path, step: int) -> Iterator[tuple[int, int, int]]:
-    """(number of the first line, its byte offset, number of lines) of each part."""
-    try:
-        stream = open(path, "rb")  # noqa: SIM115 (closed below)
-    except OSError as error:
+        raise ConfigError("source=folder needs input=<folder of pictures>")
+    folder, step = Path(cfg.input), cfg.samples_per_shard
+    captions = [folder / name for name in CAPTIONS_FILES if (folder / name).is_file()]
+    if len(captions) > 1:
+        raise DataError(f"{folder}: both {' and '.join(CAPTIONS_FILES)}; remove or rename one")
+    reads: list[tuple[int, functools.partial[Iterator[Numbered]]]] = []
+    if captions:
+        for span in find_spans(captions[0], step):
+            reads.append((span.count, functools.partial(read_span, span)))
+    else:
+        names = _picture_names(folder)
+        for start in range(0, len(names), step):
+            some = names[start : start + step]
+            reads.append((len(some), functools.partial(_bare_records, folder, some, start)))
+    if not reads:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); it holds one JSON object a line, such as "
-            '{"file": "tom.jpg", "caption": "a grey cat"}'
-        ) from error
-    with stream:
-        first, offset, position, count = 0, 0, 0, 0
-        for line in stream:
-            position += len(line)
-            count += 1
-            if count == step:
-                yield first, offset, count
-                first, offset, count = first + count, position, 0
-        if count:
-            yield first, offset, count
+            f"{folder}: neither pictures nor {' or '.join(CAPTIONS_FILES)} there, with an object a "
+            'picture, such as {"file": "tom.jpg", "caption": "a grey cat"}'
+        )
+    pictures = pictures_folder(cfg)
+    return [
+        Part(shard_name(place), count, functools.partial(_read_part, read, pictures))
+        for place, (count, read) in enumerate(reads)
+    ]
 
 
-def _read(folder: Path, first: int, offset: int, count: int) -> Iterator[RawSample | Rejected]:
+def _picture_names(folder: Path) -> list[str]:
+    """Every picture below the folder, as a relative path; sorted."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder of pictures")
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix[1:].lower() in PICTURE_EXTENSIONS
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def _bare_records(folder: Path, names: list[str], first: int) -> Iterator[Numbered]:
+    """Records of pictures that have none: the file, and the caption that stands beside it."""
+    for number, name in enumerate(names, first):
+        record: dict[str, Any] | BadRecord = {"file": name}
+        try:
+            caption = (folder / name).with_suffix(".txt").read_bytes().decode("utf-8-sig").strip()
+            record = {"file": name, "caption": caption}
+        except FileNotFoundError:
+            pass
+        except UnicodeDecodeError as error:
+            record = BadRecord("text_not_utf8", str(error))
+        yield number, record
+
+
+def _read_part(
+    records: functools.partial[Iterator[Numbered]], pictures: Path
+) -> Iterator[RawSample | Rejected]:
     keys: set[str] = set()
-    with open(folder / CAPTIONS_FILE, "rb") as stream:
-        stream.seek(offset)
-        for number in range(first, first + count):
-            line = stream.readline()
-            if not line.strip():
-                continue
-            item = _read_line(folder, line, f"{number:09d}", keys)
-            keys.add(item.key)
-            yield item
+    for number, value in records():
+        if isinstance(value, BadRecord):
+            yield Rejected(record_key(number), value.reason, value.detail)
+            continue
+        item = _read(Record(number, value, pictures), keys)
+        keys.add(item.key)
+        yield item
 
 
-def _read_line(folder: Path, line: bytes, number: str, keys: set[str]) -> RawSample | Rejected:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return Rejected(number, "text_not_utf8")
-    except (ValueError, RecursionError) as error:
-        return Rejected(number, "bad_json", str(error))
-    if not isinstance(record, dict):
-        return Rejected(number, "bad_json", "not an object")
-    files, meta = _split_record(record)
+def _read(record: Record, keys: set[str]) -> RawSample | Rejected:
+    files, meta = _split_record(record.value)
     file = files.get("image", "")
+    file = file if isinstance(file, str) else ""  # a table may hold the picture itself
     key = file.removesuffix(Path(file).suffix)
     if not key or key in keys or name_problem(key, key):
-        key = number
-    if not isinstance(meta.get("tasks", []), list):
-        return Rejected(key, "bad_json", "tasks is not a list")
-    pictures = {}
-    for name, relative in files.items():
-        picture = _read_picture(folder, relative)
-        if isinstance(picture, str):
-            return Rejected(key, picture, relative)
-        pictures[name] = picture
-    if not pictures and not meta:
-        return Rejected(key, "missing_picture")
+        key = record.key
+    try:
+        pictures = {name: record.picture(value) for name, value in files.items()}
+        if not pictures and not meta:
+            raise BadRecord("missing_picture")
+    except BadRecord as bad:
+        return Rejected(key, bad.reason, bad.detail)
     return RawSample(key, pictures, meta | ({"file": file} if file else {}))
 
 
-def _split_record(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """The record's picture files by field, and what is left of it."""
+def _split_record(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record's pictures by field, as names or bytes, and what is left of it."""
     files, meta = {}, {}
     for name, value in record.items():
-        if name in FILE_FIELDS and isinstance(value, str):
+        if name in FILE_FIELDS or (name == "image" and isinstance(value, dict)):
             files["image"] = value
-        elif PICTURE_FIELD.fullmatch(name) and isinstance(value, str):
+        elif PICTURE_FIELD.fullmatch(name):
             files[name] = value
         else:
             meta[name] = value
     return files, meta
-
-
-def _read_picture(folder: Path, relative: str) -> Picture | str:
-    """The picture as it stands in the folder, or a reason."""
-    path = folder / relative
-    extension = path.suffix[1:].lower()
-    if Path(relative).is_absolute() or ".." in Path(relative).parts:
-        return "unsafe_name"
-    if extension not in PICTURE_EXTENSIONS:
-        return "unknown_extension"
-    try:
-        return Picture(path.read_bytes(), extension)
-    except OSError:
-        return "missing_picture"

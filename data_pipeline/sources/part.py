@@ -1,8 +1,9 @@
 """What a source hands to `mgpt pack`: its samples, cut into parts that become one raw shard each.
 
 A source is one file with one function, `parts`, listed in `SOURCES` of
-`data_pipeline/build_shards.py`. Parts are read lazily and in any order, by different processes,
-so each reads itself from its own beginning, and gives the same samples every time.
+`data_pipeline/pack_config.py` or given by its path. Parts are read lazily and in any order, by
+different processes, so each reads itself from its own beginning, and gives the same samples every
+time. For records of JSON or parquet files `data_pipeline.sources.records` has all but the meaning.
 
     def parts(cfg: PackConfig) -> list[Part]:
         names = sorted(os.listdir(cfg.input))
@@ -17,7 +18,7 @@ from data_pipeline.raw_shards import RawSample, Rejected
 
 @dataclass(frozen=True)
 class Part:
-    """One raw shard to be: its name, how many samples it will have at most, and how to read them.
+    """One raw shard to be: its name, about how many samples it will have, and how to read them.
 
     `read` yields a `Rejected` for what it cannot use; nothing is left out without one.
     """
