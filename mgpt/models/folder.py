@@ -31,11 +31,13 @@ __all__ = [
     "read_weights",
     "save_model",
     "split_by_size",
+    "vocabulary_fingerprint",
     "write_model",
     "write_sharded",
 ]
 
 _CONFIG = "config.json"
+_VOCABULARY = "vocabulary"
 _INDEX = "model.safetensors.index.json"
 _MODEL_TYPE = "mgpt"
 _MAX_FILE_BYTES = 4 << 30
@@ -43,18 +45,29 @@ _SHOWN_PROBLEMS = 8
 
 
 def save_model(
-    folder: str | Path, cfg: TransformerConfig, state_dict: Mapping[str, Tensor]
+    folder: str | Path,
+    cfg: TransformerConfig,
+    state_dict: Mapping[str, Tensor],
+    vocabulary: str | None = None,
 ) -> None:
     """Writes `cfg` and all of `state_dict` (any device, any layout) as a model folder.
 
-    An older model in the folder is replaced; other files there stay.
+    `vocabulary` is the fingerprint of the one that the weights were trained with. An older model in
+    the folder is replaced; other files there stay.
     """
-    write_model(Path(folder), cfg, [lazy(name, tensor) for name, tensor in state_dict.items()])
+    tensors = [lazy(name, tensor) for name, tensor in state_dict.items()]
+    write_model(Path(folder), cfg, tensors, vocabulary)
 
 
-def write_model(folder: Path, cfg: TransformerConfig, tensors: Sequence[LazyTensor]) -> None:
+def write_model(
+    folder: Path,
+    cfg: TransformerConfig,
+    tensors: Sequence[LazyTensor],
+    vocabulary: str | None = None,
+) -> None:
     """Writes a model folder from tensors that are read one by one; see `write_sharded`."""
-    write_sharded(folder, tensors, {"model_type": _MODEL_TYPE, **asdict(cfg)})
+    head = {"model_type": _MODEL_TYPE, _VOCABULARY: vocabulary}
+    write_sharded(folder, tensors, {**head, **asdict(cfg)})
 
 
 def write_sharded(folder: Path, tensors: Sequence[LazyTensor], config: Mapping[str, Any]) -> None:
@@ -107,19 +120,9 @@ def split_by_size(tensors: Sequence[LazyTensor]) -> dict[str, list[LazyTensor]]:
 def load_model_config(folder: str | Path) -> TransformerConfig:
     """The sizes of the model in `folder`; CheckpointError where there is none."""
     path = Path(folder) / _CONFIG
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} is not a model folder: it has no {_CONFIG}; give the folder that a training"
-            " stage wrote as <output>/model"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    stored = _read_config(path)
+    stored.pop(_VOCABULARY, None)
     known = {field.name for field in fields(TransformerConfig)}
-    model_type = stored.pop("model_type", None) if isinstance(stored, dict) else None
-    if model_type != _MODEL_TYPE:
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected {_MODEL_TYPE!r}")
     if stored.keys() != known:
         raise CheckpointError(
             f"{path}: fields missing {sorted(known - stored.keys())}, unknown"
@@ -129,6 +132,30 @@ def load_model_config(folder: str | Path) -> TransformerConfig:
         return TransformerConfig(**stored)
     except (MgptError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def vocabulary_fingerprint(folder: str | Path) -> str | None:
+    """The fingerprint of the vocabulary that the weights in `folder` were trained with; None where
+    it was not known. CheckpointError where there is no model."""
+    fingerprint = _read_config(Path(folder) / _CONFIG).get(_VOCABULARY)
+    return None if fingerprint is None else str(fingerprint)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The fields of config.json beside its kind."""
+    try:
+        stored = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} is not a model folder: it has no {_CONFIG}; give the folder that a"
+            " training stage wrote as <output>/model"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    model_type = stored.pop("model_type", None) if isinstance(stored, dict) else None
+    if model_type != _MODEL_TYPE:
+        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected {_MODEL_TYPE!r}")
+    return dict(stored)
 
 
 def model_tensors(folder: str | Path) -> dict[str, LazyTensor]:

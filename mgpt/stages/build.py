@@ -22,7 +22,12 @@ from torch import Tensor
 from mgpt.errors import CheckpointError, DataError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
-from mgpt.models.folder import load_model_config, model_tensors, save_model
+from mgpt.models.folder import (
+    load_model_config,
+    model_tensors,
+    save_model,
+    vocabulary_fingerprint,
+)
 from mgpt.models.sizes import SIZES
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.transformer import Transformer, TransformerConfig
@@ -115,8 +120,19 @@ class Weights:
         )
 
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary that the weights were trained with."""
-        return load_vocabulary(self.folder)
+        """The vocabulary that the weights were trained with.
+
+        Raises VocabularyError where it is missing, or another stands in its place.
+        """
+        found = load_vocabulary(self.folder)
+        trained_with = None if self.is_checkpoint else vocabulary_fingerprint(self.folder)
+        if trained_with not in (None, found.fingerprint):
+            raise VocabularyError(
+                f"{self.folder}: its weights were trained with vocabulary {trained_with}, and the "
+                f"one that stands there is {found.fingerprint} ({found.layout}, {found.size} ids); "
+                "copy the whole model folder again"
+            )
+        return found
 
     def own_vocabulary(self) -> Vocabulary | None:
         """The same, or None where none stands beside the weights: an import without tokenizer."""
@@ -202,7 +218,7 @@ def write_model_folder(
 ) -> None:
     """config.json, safetensors and vocabulary/: what `ckpt=` and `init_from=` take."""
     vocabulary.save(folder / VOCABULARY)
-    save_model(folder, replace(cfg, dropout=0.0), weights)
+    save_model(folder, replace(cfg, dropout=0.0), weights, vocabulary.fingerprint)
 
 
 def vq_input(vq: str | None) -> dict[str, str]:

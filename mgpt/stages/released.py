@@ -118,7 +118,9 @@ class Import:
                 save_vqgan(self.vq, folder / VQ)
             elif self.plan.vq is not None:
                 self.plan.vq.save(folder / ENCODER_FOLDER)
-            write_model(folder, self.plan.cfg, _counted(self.plan.tensors, on_tensor))
+            fingerprint = None if self.vocabulary is None else self.vocabulary.fingerprint
+            tensors = _counted(self.plan.tensors, on_tensor)
+            write_model(folder, self.plan.cfg, tensors, fingerprint)
 
 
 def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = None) -> Import:

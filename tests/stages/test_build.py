@@ -1,0 +1,59 @@
+"""Weights and the vocabulary that lies beside them go together, or both are named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgpt.errors import VocabularyError
+from mgpt.infer.engine import Engine
+from mgpt.models.transformer import Transformer, TransformerConfig
+from mgpt.stages.build import VOCABULARY, Weights, load_vocabulary, write_model_folder
+from mgpt.tokens.text import SentencePieceText, train_sentencepiece
+from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
+
+
+def vocabulary(folder: Path, num_codes: int, max_grids: int) -> Vocabulary:
+    model = train_sentencepiece(["a red cube"] * 9, folder / "text.model", 300)
+    return scratch_vocabulary(SentencePieceText(model), num_codes, max_grids)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Transformer:
+    """A transformer, saved in tmp_path/model with the vocabulary of 16 codes and 4 sizes."""
+    own = vocabulary(tmp_path, 16, 4)
+    sizes = {"hidden": 16, "ffn": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 16}
+    model = Transformer(TransformerConfig(**sizes, vocab_size=own.size))
+    model.init_weights(0)
+    write_model_folder(tmp_path / "model", model.cfg, model.state_dict(), own)
+    return model
+
+
+def test_weights_bring_their_vocabulary(tmp_path: Path, model: Transformer):
+    weights = Weights.find(tmp_path)
+    assert weights.vocabulary().num_codes == 16
+    assert torch.equal(weights.load(torch.device("cpu")).embed.weight, model.embed.weight)
+
+
+def test_another_vocabulary_of_the_same_size_is_named(tmp_path: Path, model: Transformer):
+    own, other = vocabulary(tmp_path, 16, 4), vocabulary(tmp_path, 15, 5)
+    assert own.size == other.size
+    other.save(tmp_path / "model" / VOCABULARY)
+    for read in (Weights.vocabulary, Weights.own_vocabulary):
+        with pytest.raises(VocabularyError) as caught:
+            read(Weights.find(tmp_path))
+        assert f"trained with vocabulary {own.fingerprint}" in str(caught.value)
+        assert f"stands there is {other.fingerprint}" in str(caught.value)
+
+
+def test_a_vocabulary_of_another_size_is_named_before_an_id_is_looked_up(
+    tmp_path: Path, model: Transformer
+):
+    larger = vocabulary(tmp_path, 17, 4)
+    with pytest.raises(VocabularyError, match=f"{model.cfg.vocab_size} .* {larger.size};"):
+        Engine(model, larger)
+
+
+def test_a_missing_vocabulary_says_where_it_was_looked_for(tmp_path: Path):
+    with pytest.raises(VocabularyError, match=r"no vocabulary\.json in any of"):
+        load_vocabulary(tmp_path)
