@@ -4,6 +4,8 @@
 # It installs only when setup.py, the pins, the Python or the extra have changed since last time.
 #   MGPT_PYTHON   the Python to make .venv with (default: the newest of python3.10 to 3.13 found)
 #   MGPT_VENV     where the environment stands (default: <checkout>/.venv)
+# pip's own variables hold too: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives torch's
+# CPU build, which the pin matches and pip prefers (2.13.0+cpu ranks above 2.13.0).
 
 MGPT_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
