@@ -1,9 +1,9 @@
 """The stages of the command line: a literal table, and from a name to a module and its settings.
 
 A new stage is a module with a dataclass `Config`, `inputs(cfg)` and `main(cfg)`, a yaml in `conf/`
-and a line here. Its module is imported once the stage is asked for, so that `mgpt --help` waits
-for nothing. The pipeline, whose configuration joins those of a recipe, brings a `compose` and a
-`configure` of its own.
+and a line here; one without `inputs` is a command that no pipeline runs. Its module is imported
+once the stage is asked for, so that `mgpt --help` waits for nothing. The pipeline, whose
+configuration joins those of a recipe, brings a `compose` and a `configure` of its own.
 
     >>> module = load_stage("pack")
     >>> configure(module, compose_stage("pack", module, ["source=photos", "output=raw"])).output
@@ -69,7 +69,7 @@ STAGES: dict[str, Stage] = {
         "mgpt.stages.inspect",
         "one tokenised sample: pictures, text, ids trained or not",
         "tokenised shards; a VQGAN, a vocabulary",
-        "inspect.html",
+        "<key>.html",
         "input=tokens key=000000012 vq=scenes_f8 output=inspected",
     ),
     "summarize": Stage(
