@@ -22,8 +22,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -102,27 +102,29 @@ class WholeFile:
         with self._errors():
             self._stream.write(data)
 
-    def publish(self, check: Callable[[], None] | None = None) -> None:
+    def publish(self, before_replace: Callable[[], None] | None = None) -> None:
         """Give the file its name.
 
         Args:
-            check: called before a remote object of other bytes that is there already is replaced;
-                it raises to stop that (a claim that was lost).
+            before_replace: called where there is a file of that name already; it raises to keep
+                that one (a claim that was lost). A remote one of the same bytes is as good as ours.
         """
         if isinstance(self._path, RemotePath):
             with self._errors():
                 self._stream.seek(0)
                 data = self._stream.read()
-            _put_new(self._path, data, check)
+            _put_new(self._path, data, before_replace)
             return
+        if before_replace is not None and self._path.exists():
+            before_replace()
         assert self._temporary is not None
         with self._errors():
             files.publish(self._stream, self._temporary, self._path)
 
 
-def _put_new(path: RemotePath, data: bytes, check: Callable[[], None] | None) -> None:
-    """One conditional PUT. An object of the same bytes that is there already is as good: the
-    answer to our own was lost, or a dead worker got so far. Others are replaced after `check`."""
+def _put_new(path: RemotePath, data: bytes, before_replace: Callable[[], None] | None) -> None:
+    """One conditional PUT. Of an object with the same bytes that is there already, the answer was
+    lost, or a dead worker got so far; others are replaced, again with a condition."""
     if len(data) > MAX_PUT_BYTES:
         raise MachineError(
             f"{path}: {len(data)} bytes, an object takes {MAX_PUT_BYTES} in one request; make "
@@ -137,8 +139,8 @@ def _put_new(path: RemotePath, data: bytes, check: Callable[[], None] | None) ->
                 return
         except FileNotFoundError:
             continue  # deleted meanwhile
-        if check is not None:
-            check()
+        if before_replace is not None:
+            before_replace()
         path.unlink(missing_ok=True)
     if not _put(path, data):
         raise MachineError(f"{path}: somebody else writes this object; give another output")
@@ -175,11 +177,13 @@ def write_whole(path: Location, data: bytes) -> None:
         files.atomic_write(path, data)
 
 
-def write_new(path: Location, data: bytes, check: Callable[[], None] | None = None) -> None:
+def write_new(
+    path: Location, data: bytes, before_replace: Callable[[], None] | None = None
+) -> None:
     """`WholeFile` in one go, for a file that only the holder of a claim writes."""
     with WholeFile(path) as file:
         file.write(data)
-        file.publish(check)
+        file.publish(before_replace)
 
 
 def create(path: Location, data: bytes) -> bool:
@@ -395,6 +399,7 @@ def local_copy(path: Location, sha256: str | None = None) -> Path:
         MachineError: the remote file holds something else, or the cache cannot be written.
     """
     if not isinstance(path, RemotePath):
+        path.stat()
         return path
     name = sha256 or hashlib.sha256(path.url.encode()).hexdigest()
     copy = cache_folder() / "files" / name[:2] / f"{name}{path.suffix}"
@@ -407,3 +412,18 @@ def local_copy(path: Location, sha256: str | None = None) -> Path:
             )
         files.atomic_write(copy, data)
     return copy
+
+
+@contextmanager
+def local_files(folder: Location, names: Sequence[str]) -> Iterator[Path]:
+    """The folder itself, or a temporary one with copies of these files of a remote one, as far as
+    they are there."""
+    if not isinstance(folder, RemotePath):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="mgpt-") as copies:
+        for name in names:
+            with suppress(FileNotFoundError):
+                data = (folder / name).read_bytes()
+                (Path(copies) / name).write_bytes(data)
+        yield Path(copies)

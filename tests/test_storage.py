@@ -24,11 +24,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> storage.Location:
     return locate("s3://corpus/folder/")
 
 
-def put(path: storage.Location, data: bytes, check: Callable[[], None] | None = None) -> None:
+def put(path: storage.Location, data: bytes, before_replace: Callable[[], None] | None = None) -> None:
     with WholeFile(path) as file:
         file.write(data[:3])
         file.write(data[3:])
-        file.publish(check)
+        file.publish(before_replace)
 
 
 def test_a_file_comes_back_by_every_way_of_reading(folder):
@@ -116,7 +116,7 @@ def test_a_put_whose_answer_is_lost_is_known_as_our_own(s3):
 def test_the_same_bytes_twice_are_one_object(s3):
     path = locate("s3://corpus/a")
     put(path, b"content")
-    put(path, b"content", check=lambda: pytest.fail("nothing is replaced"))
+    put(path, b"content", before_replace=lambda: pytest.fail("nothing is replaced"))
     assert path.read_bytes() == b"content"
 
 
@@ -128,10 +128,10 @@ def test_other_bytes_are_replaced_by_the_holder_of_the_claim_alone(s3):
         raise MachineError("the claim was lost")
 
     with pytest.raises(MachineError, match="claim was lost"):
-        put(path, b"of a late worker", check=lost)
+        put(path, b"of a late worker", before_replace=lost)
     assert path.read_bytes() == b"of a dead worker"
     checks = []
-    put(path, b"of the holder", check=lambda: checks.append(1))
+    put(path, b"of the holder", before_replace=lambda: checks.append(1))
     assert path.read_bytes() == b"of the holder" and checks == [1]
 
 

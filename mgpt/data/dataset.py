@@ -9,12 +9,12 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 
-from mgpt.data.shards import Shard, TokenisedSample, canonical_json, read_manifest
+from mgpt.data.shards import Shard, TokenisedSample, canonical_json, read_manifests
 from mgpt.errors import DataError
+from mgpt.storage import Location, locate
 
 NOT_MANIFESTS = frozenset({"settings.json"})
 OPEN_SHARDS = 128  # each holds two file descriptors; 1,024 is the usual limit of a process
@@ -24,11 +24,12 @@ class TokenisedDataset:
     """All finished shards of one resolution's folder, as one numbered list in shard order.
 
     Shards without a manifest are not finished and not seen. `fingerprint` covers every byte of
-    every shard through the manifests' sha256. Safe to read from several threads.
+    every shard through the manifests' sha256. A sample of remote shards (s3://, gs://) is one
+    ranged request. Safe to read from several threads.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Location) -> None:
+        self.folder = locate(folder)
         names = sorted(
             path.stem for path in self.folder.glob("*.json") if path.name not in NOT_MANIFESTS
         )
@@ -37,7 +38,7 @@ class TokenisedDataset:
                 f"{self.folder}: no finished shard here; give the folder of one resolution "
                 "that mgpt tokenize wrote, such as output/512"
             )
-        self.manifests = [read_manifest(self.folder, name) for name in names]
+        self.manifests = read_manifests(self.folder, names)
         first = self.manifests[0]
         for manifest in self.manifests[1:]:
             for name in ("resolution_px", "latent_px", "num_codes", "vq_fingerprint"):
@@ -87,7 +88,7 @@ class TokenisedDataset:
         return str(shard.manifest.raw["name"]), shard.key(number)
 
 
-def open_dataset(folder: str | Path) -> TokenisedDataset:
+def open_dataset(folder: str | Location) -> TokenisedDataset:
     """The finished shards of a `<px>` folder.
 
     Raises:

@@ -1,7 +1,7 @@
 """How many tokens each sample gives, for every task and template variant, counted once.
 
 Packing needs lengths before it reads a code. They follow from the text and the sizes of the
-pictures, so no code is read to count them. The counts are kept beside the shards as
+pictures, so no code is read to count them. The counts of each task are kept beside the shards as
 `lengths/<fingerprint>.npy` (npy arrays one after another, mapped), where the fingerprint covers
 the shards, the vocabulary and the task templates: whatever changes a count changes it.
 
@@ -10,18 +10,17 @@ the shards, the vocabulary and the task templates: whatever changes a count chan
 """
 
 import hashlib
-import io
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mgpt.data.arrays import encode_arrays, map_arrays
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.data.draws import identity64
-from mgpt.data.shards import map_arrays
 from mgpt.errors import DataError, MachineError
-from mgpt.files import atomic_write
+from mgpt.storage import Location, local_copy, write_whole
 from mgpt.tasks.registry import SampleView, can_serve, task, tasks_fingerprint
 from mgpt.tokens.chat import count
 from mgpt.tokens.unirep import LATENTS_PER_GRID
@@ -69,26 +68,35 @@ def load_lengths(
         DataError: a sample that its task cannot use, named by shard and key.
     """
     names = sorted(set(task_names))
-    path = dataset.folder / "lengths" / f"{lengths_fingerprint(dataset, vocab, names)}.npy"
-    if path.is_file():
-        arrays = map_arrays(path, 3 * len(names), "delete it, and it is made again")
-    else:
-        arrays = _count_all(dataset, vocab, names, on_progress)
-        buffer = io.BytesIO()
-        for array in arrays:
-            np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    paths = {name: _path(dataset, vocab, name) for name in names}
+    arrays = {name: _read(path) for name, path in paths.items()}
+    missing = [name for name in names if arrays[name] is None]
+    if missing:
+        counted = _count_all(dataset, vocab, missing, on_progress)
+        arrays |= counted
         try:
-            atomic_write(path, buffer.getvalue())
+            for name, three in counted.items():
+                write_whole(paths[name], encode_arrays(three))
         except MachineError as error:
             logger.warning("lengths are counted again at the next start: %s", error)
-    triples = zip(arrays[0::3], arrays[1::3], arrays[2::3], strict=True)
-    return {name: TaskLengths(*triple) for name, triple in zip(names, triples, strict=True)}
+    return {name: TaskLengths(*three) for name, three in arrays.items() if three is not None}
 
 
-def lengths_fingerprint(dataset: TokenisedDataset, vocab: Vocabulary, names: list[str]) -> str:
+def lengths_fingerprint(dataset: TokenisedDataset, vocab: Vocabulary, name: str) -> str:
     """16 hex digits over everything that a count depends on."""
-    parts = [dataset.fingerprint, vocab.fingerprint, tasks_fingerprint(), *names]
+    parts = [dataset.fingerprint, vocab.fingerprint, tasks_fingerprint(), name]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _path(dataset: TokenisedDataset, vocab: Vocabulary, name: str) -> Location:
+    return dataset.folder / "lengths" / f"{lengths_fingerprint(dataset, vocab, name)}.npy"
+
+
+def _read(path: Location) -> list[np.ndarray] | None:
+    try:
+        return map_arrays(local_copy(path), 3, "delete it, and it is made again", path)
+    except FileNotFoundError:
+        return None
 
 
 def _count_all(
@@ -96,8 +104,8 @@ def _count_all(
     vocab: Vocabulary,
     names: list[str],
     on_progress: Callable[[int, int], None] | None,
-) -> list[np.ndarray]:
-    """Samples, identities and counts of each task in turn, as three arrays a task."""
+) -> dict[str, list[np.ndarray]]:
+    """Samples, identities and counts of each task."""
     samples: dict[str, list[int]] = {name: [] for name in names}
     identities: dict[str, list[int]] = {name: [] for name in names}
     counts: dict[str, list[list[tuple[int, ...]]]] = {name: [] for name in names}
@@ -129,11 +137,11 @@ def _count_all(
             on_progress(index + 1, len(dataset))
     if on_progress is not None:
         on_progress(len(dataset), len(dataset))
-    arrays: list[np.ndarray] = []
-    for name in names:
-        arrays += [
+    return {
+        name: [
             np.array(samples[name], dtype=np.uint32),
             np.array(identities[name], dtype=np.uint64),
             np.array(counts[name], dtype=np.uint32).reshape(-1, task(name).variants, 4),
         ]
-    return arrays
+        for name in names
+    }

@@ -23,19 +23,17 @@ import functools
 import hashlib
 import io
 import json
-import mmap
-import os
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mgpt.data.arrays import encode_arrays, map_arrays
 from mgpt.errors import DataError
-from mgpt.files import atomic_write, disk_errors, publish, remove_leftovers, temporary_path
+from mgpt.storage import Location, WholeFile, local_copy, locate, read_all, read_at, write_new
 
 FORMAT = "mgpt tokenised shard 1"
 BLOCK_BYTES = 512
@@ -212,10 +210,8 @@ class IndexBuilder:
             [(offset, place[name], height, width) for offset, name, height, width in self.fields],
             dtype=FIELD_DTYPE,
         )
-        buffer = io.BytesIO()
-        for array in (samples, fields, np.frombuffer(bytes(self.keys), np.uint8)):
-            np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
-        return buffer.getvalue(), tuple(field_names), tuple(task_names)
+        keys = np.frombuffer(bytes(self.keys), np.uint8)
+        return encode_arrays([samples, fields, keys]), tuple(field_names), tuple(task_names)
 
 
 # ------------------------------------------------------------------ writer
@@ -229,40 +225,30 @@ class ShardWriter:
                 writer.add(sample)
             writer.close(manifest_extra)
 
-    The tar streams to a temporary file, so memory does not grow with the shard. Starting a writer
-    deletes what a dead one left under the same name: the caller holds the claim to it.
+    The tar streams to a temporary file. What a dead writer left is deleted: the caller holds the
+    claim to the name.
     """
 
-    def __init__(self, folder: str | Path, name: str) -> None:
+    def __init__(self, folder: str | Location, name: str) -> None:
         if not SHARD_NAME.fullmatch(name):
             raise DataError(f"shard name {name!r}: use letters, digits, '.', '_' and '-'")
-        self.folder, self.name = Path(folder), name
+        self.folder, self.name = locate(folder), name
         self._tar_path = self.folder / f"{name}.tar"
-        self._temporary = temporary_path(self._tar_path)
+        self._tar = WholeFile(self._tar_path)
         self._index = IndexBuilder()
         self._keys: set[str] = set()
         self._hash = hashlib.sha256()
         self._max_code = -1
-        with disk_errors(self._tar_path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for suffix in ("tar", "index.npy", "json"):
-                remove_leftovers(self.folder, f"{name}.{suffix}")
-            self._stream = open(self._temporary, "xb")  # noqa: SIM115 - closed in __exit__
 
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._temporary.unlink(missing_ok=True)
+    def __exit__(self, *error: object) -> None:
+        self._tar.__exit__(*error)
 
     def add(self, sample: TokenisedSample) -> None:
-        """Append a sample: codes uint16 [h, w] by field, JSON-serialisable meta, a new key.
-
-        Raises:
-            DataError: a key twice, a name that does not fit, a value that is not JSON.
-            MachineError: the disk is full.
-        """
+        """Append a sample with a new key. Raises DataError (a key twice, a name that does not fit,
+        a value that is not JSON) or MachineError (the disk is full)."""
         if sample.key in self._keys:
             raise DataError(f"{self._tar_path}: key {sample.key!r} comes twice; keys are unique")
         block, json_bytes, fields = encode_sample(sample)
@@ -274,8 +260,7 @@ class ShardWriter:
         self._index.add(sample, len(block), json_bytes, fields)
 
     def _write(self, data: bytes) -> None:
-        with disk_errors(self._tar_path):
-            self._stream.write(data)
+        self._tar.write(data)
         self._hash.update(data)
 
     def close(
@@ -288,8 +273,8 @@ class ShardWriter:
         Args:
             manifest_extra: `raw`, `rejected`, `resolution_px`, `latent_px`, `num_codes`,
                 `vq_fingerprint`, `settings_fingerprint` of `Manifest`.
-            before_publish: called once everything but the names is done; it raises to stop the
-                shard from appearing (a claim that is no longer the worker's own).
+            before_publish: called once everything but the names is done, and again before the
+                manifest; it raises to stop the shard from appearing (a claim that was lost).
 
         Raises:
             DataError: a code at or above `num_codes`.
@@ -316,37 +301,50 @@ class ShardWriter:
             rejected=tuple(rejected),
             **extra,
         )
-        if before_publish is not None:
-            before_publish()
-        with disk_errors(self._tar_path):
+        check = before_publish or (lambda: None)
+        manifest_path = self.folder / f"{self.name}.json"
+
+        def replace_tar() -> None:
+            check()
             # An older manifest must not vouch for a newer tar, should this worker die in between.
-            (self.folder / f"{self.name}.json").unlink(missing_ok=True)
-            publish(self._stream, self._temporary, self._tar_path)
-        atomic_write(self.folder / f"{self.name}.index.npy", index)
-        atomic_write(self.folder / f"{self.name}.json", encode_manifest(manifest))
+            manifest_path.unlink(missing_ok=True)
+
+        check()
+        self._tar.publish(replace_tar)
+        write_new(self.folder / f"{self.name}.index.npy", index, check)
+        check()
+        write_new(manifest_path, encode_manifest(manifest), check)
         return manifest
 
 
 # ------------------------------------------------------------------ reader
 
 
-def read_manifest(folder: str | Path, name: str) -> Manifest:
+def read_manifest(folder: str | Location, name: str) -> Manifest:
     """The manifest of one shard, checked against its own checksum.
 
     Raises:
         DataError: missing, not a manifest, or altered.
     """
-    path = Path(folder) / f"{name}.json"
+    return read_manifests(folder, [name])[0]
+
+
+def read_manifests(folder: str | Location, names: Sequence[str]) -> list[Manifest]:
+    """`read_manifest` of many; remote ones are fetched side by side."""
+    paths = [locate(folder) / f"{name}.json" for name in names]
+    return [_parse_manifest(*both) for both in zip(paths, names, read_all(paths), strict=True)]
+
+
+def _parse_manifest(path: Location, name: str, text: bytes | None) -> Manifest:
+    if text is None:
+        raise DataError(f"{path}: no such manifest; the shard was never finished")
     try:
-        text = path.read_bytes()
         values = json.loads(text)
         format_name = values.pop("format")
         values.pop("checksum")
         values["rejected"] = tuple((key, reason) for key, reason in values["rejected"])
         values["fields"], values["tasks"] = tuple(values["fields"]), tuple(values["tasks"])
         manifest = Manifest(**values)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such manifest; the shard was never finished") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a shard manifest ({error}); tokenise the shard again") from (
             error
@@ -358,58 +356,39 @@ def read_manifest(folder: str | Path, name: str) -> Manifest:
     return manifest
 
 
-def map_arrays(path: Path, num_arrays: int, remedy: str) -> list[np.ndarray]:
-    """Read-only views of the npy arrays that follow one another in a file, through one mapping.
-
-    Raises:
-        DataError: the file is missing, cut short, or holds something else.
-    """
-    arrays = []
-    try:
-        with open(path, "rb") as stream:
-            buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            for _ in range(num_arrays):
-                if np.lib.format.read_magic(stream) != (1, 0):
-                    raise ValueError("not an npy array of version 1.0")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-                array = np.frombuffer(buffer, dtype, int(np.prod(shape)), stream.tell())
-                stream.seek(array.nbytes, os.SEEK_CUR)
-                arrays.append(array.reshape(shape))
-    except Exception as error:  # numpy's header parser raises kinds from SyntaxError to TokenError
-        raise DataError(f"{path}: not the arrays it should hold ({error}); {remedy}") from error
-    return arrays
-
-
 class Shard:
     """One finished shard, by sample number; a sample costs one seek and one read.
 
+    Of a remote shard the index is copied to the local cache, and a sample is one ranged request.
     Safe to read from several threads. Holds two file descriptors until it is garbage.
     """
 
-    def __init__(self, folder: str | Path, name: str, manifest: Manifest | None = None) -> None:
-        self.folder, self.name = Path(folder), name
+    def __init__(self, folder: str | Location, name: str, manifest: Manifest | None = None) -> None:
+        self.folder, self.name = locate(folder), name
         self.manifest = manifest if manifest is not None else read_manifest(folder, name)
         self._path = self.folder / f"{name}.tar"
         index_path = self.folder / f"{name}.index.npy"
-        self._samples, self._fields, self._keys = map_arrays(
-            index_path, 3, "run mgpt verify on its folder"
-        )
+        remedy = "run mgpt reindex on its folder"
+        try:
+            local = local_copy(index_path, self.manifest.index_sha256)
+        except FileNotFoundError as error:
+            raise DataError(f"{index_path}: missing; {remedy}") from error
+        self._samples, self._fields, self._keys = map_arrays(local, 3, remedy, index_path)
         if self._samples.dtype != SAMPLE_DTYPE or self._fields.dtype != FIELD_DTYPE:
             raise DataError(f"{index_path}: columns of another format; tokenise the shard again")
         if len(self._samples) != self.manifest.samples:
             raise DataError(
                 f"{index_path}: {len(self._samples)} samples, its manifest says "
-                f"{self.manifest.samples}; run mgpt verify on {self.folder}"
+                f"{self.manifest.samples}; {remedy}"
             )
         try:
-            self._tar = open(self._path, "rb", buffering=0)  # noqa: SIM115 - lives as long
-            size = os.fstat(self._tar.fileno()).st_size
+            self._tar = read_at(self._path)
         except OSError as error:
             raise DataError(f"{self._path}: {error.strerror}; restore the shard") from error
-        if size != self.manifest.bytes:
+        if self._tar.num_bytes != self.manifest.bytes:
             raise DataError(
-                f"{self._path}: {size} bytes, its manifest says {self.manifest.bytes}; "
-                "restore it or tokenise the shard again"
+                f"{self._path}: {self._tar.num_bytes} bytes, its manifest says "
+                f"{self.manifest.bytes}; restore it or tokenise the shard again"
             )
 
     def __len__(self) -> int:
@@ -473,7 +452,7 @@ class Shard:
         return [(offset, names[place], height, width) for offset, place, height, width in rows]
 
     def _read(self, index: int, offset: int, num_bytes: int) -> bytes:
-        data = os.pread(self._tar.fileno(), num_bytes, offset)
+        data = self._tar.read(offset, num_bytes)
         if len(data) != num_bytes:
             raise DataError(
                 f"{self._path}: sample {self.key(index)!r} is cut short: {len(data)} of "

@@ -16,19 +16,26 @@ from mgpt.data.shards import (
 )
 from mgpt.errors import DataError
 from mgpt.files import file_sha256
+from mgpt.storage import Location, local_files, locate
 
 MOST_NAMED = 8  # samples named in one report; the counts go on
 
 
-def verify_shard(folder: str | Path, name: str) -> list[str]:
+def verify_shard(folder: str | Location, name: str) -> list[str]:
     """List every problem of a shard; an empty list is the proof that there is none.
 
     Both files are hashed against the manifest (which carries its own checksum), and each sample is
     read through the index and encoded again: the tar must hold those bytes, in that order, and
     nothing else, and the index must be the one they give. So a byte cut, flipped or added anywhere
-    in the three files is reported, with the first samples it touches.
+    in the three files is reported, with the first samples it touches. Remote files are fetched
+    once, to a temporary folder.
     """
-    folder = Path(folder)
+    names = [f"{name}.{suffix}" for suffix in ("json", "index.npy", "tar")]
+    with local_files(locate(folder), names) as local:
+        return [line.replace(str(local), str(folder)) for line in _problems(local, name)]
+
+
+def _problems(folder: Path, name: str) -> list[str]:
     try:
         manifest = read_manifest(folder, name)
     except DataError as error:
@@ -59,7 +66,7 @@ def _wrong_samples(shard: Shard, manifest: Manifest) -> list[str]:
     """Samples whose bytes are not what the writer would write, and the index likewise."""
     problems: list[str] = []
     builder = IndexBuilder()
-    tar = shard.folder / f"{shard.name}.tar"
+    tar = Path(str(shard.folder)) / f"{shard.name}.tar"
     with open(tar, "rb") as stream:
         for index in range(len(shard)):
             try:
@@ -84,7 +91,7 @@ def _wrong_samples(shard: Shard, manifest: Manifest) -> list[str]:
             problems.append(f"{tar}: does not end in two zero blocks after its last sample")
     if not problems:
         index_file, fields_named, tasks_named = builder.finish()
-        path = shard.folder / f"{shard.name}.index.npy"
+        path = tar.with_name(f"{shard.name}.index.npy")
         if path.read_bytes() != index_file:
             problems.append(f"{path}: not the index of the samples in the tar")
         if (fields_named, tasks_named) != (manifest.fields, manifest.tasks):

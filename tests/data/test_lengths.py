@@ -81,7 +81,7 @@ def test_an_unknown_task_is_a_config_error(corpus, vocab):
 
 def test_a_damaged_file_says_to_delete_it(corpus, vocab):
     load_lengths(open_dataset(corpus), vocab, NAMES)
-    (path,) = (corpus / "lengths").iterdir()
+    path = next((corpus / "lengths").iterdir())
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="delete it"):
         load_lengths(open_dataset(corpus), vocab, NAMES)

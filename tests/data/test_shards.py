@@ -141,7 +141,7 @@ def test_a_shard_whose_writer_dies_between_its_files_has_no_manifest(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mgpt.data.shards, "atomic_write", die)
+    monkeypatch.setattr(mgpt.data.shards, "write_new", die)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, "0", [sample("0", 2)])
     with pytest.raises(DataError, match="never finished"):
