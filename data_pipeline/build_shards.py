@@ -22,7 +22,8 @@ from typing import Any
 from data_pipeline.claims import Claim
 from data_pipeline.job_settings import exactly, settle_settings
 from data_pipeline.pack_config import SOURCES, PackConfig
-from data_pipeline.raw_shards import RawShardWriter, RefusedSample, Rejected
+from data_pipeline.raw_shards import RawSample, RawShardWriter, RefusedSample, Rejected
+from data_pipeline.reject_log import RejectLog
 from data_pipeline.sources.part import Part
 from data_pipeline.workers import run_units
 from mgpt.data.shards import canonical_json
@@ -129,19 +130,17 @@ class PackWorker:
 
     def __init__(self, job: PackJob) -> None:
         self._job = job
+        self._log = RejectLog()
 
     def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
         part, output = self._job.parts[unit], self._job.output
         rejected: list[Rejected] = []
         with RawShardWriter(output / f"{unit}.tar") as writer:
             for item in part.read():
-                if isinstance(item, Rejected):
-                    rejected.append(item)
-                else:
-                    try:
-                        writer.add(item)
-                    except RefusedSample as refusal:
-                        rejected.append(refusal.rejected)
+                refused = item if isinstance(item, Rejected) else _add(writer, item)
+                if refused is not None:
+                    rejected.append(refused)
+                    self._log.note(unit, refused)
                 advance(1)
             stats = writer.close(before_publish=claim.check)
         record = {
@@ -150,3 +149,12 @@ class PackWorker:
             "rejected": sorted((one.key, one.reason) for one in rejected),
         }
         atomic_write(output / f"{unit}.json", canonical_json(record) + b"\n")
+
+
+def _add(writer: RawShardWriter, sample: RawSample) -> Rejected | None:
+    """The sample into the shard, or why it cannot be written."""
+    try:
+        writer.add(sample)
+    except RefusedSample as refusal:
+        return refusal.rejected
+    return None

@@ -9,7 +9,6 @@ listed in the manifest with a reason. A rerun of a finished job changes nothing.
 """
 
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from data_pipeline.fitting import Pictures, Target, decode, fit_fields
 from data_pipeline.job_settings import exactly, list_finished, settle_settings
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from data_pipeline.reject_log import RejectLog
 from data_pipeline.workers import run_units
 from mgpt.data.shards import Manifest, ShardWriter, read_manifest
 from mgpt.errors import DataError, MachineError
@@ -46,8 +46,6 @@ _DECISIVE = (
     "rotate_exif",
     "max_pixels",
 )
-_MAX_LOGGED_REJECTS = 20  # a process; all are listed in the manifests
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +202,7 @@ class TokenizeWorker:
         if vqgan_fingerprint(vq) != job.vq_fingerprint:
             raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
         self._encode = partial(vq_codes, vq)
-        self._logged = 0
+        self._log = RejectLog()
 
     def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
         """Write the unit at every resolution at which it is missing."""
@@ -256,7 +254,7 @@ class TokenizeWorker:
         if isinstance(pictures, Rejected):
             for encoder in encoders.values():
                 encoder.reject(pictures)
-            self._log_reject(unit, pictures)
+            self._log.note(unit, pictures)
             return
         assert isinstance(item, RawSample)
         for px, encoder in encoders.items():
@@ -266,14 +264,6 @@ class TokenizeWorker:
                 encoder.reject(dataclasses.replace(fitted, key=item.key))
             else:
                 encoder.add(item.key, item.meta, fitted)
-
-    def _log_reject(self, unit: str, rejected: Rejected) -> None:
-        self._logged += 1
-        if self._logged <= _MAX_LOGGED_REJECTS:
-            why = f"{rejected.reason} ({rejected.detail})" if rejected.detail else rejected.reason
-            _log.warning("%s: sample %r rejected: %s", unit, rejected.key, why)
-        elif self._logged == _MAX_LOGGED_REJECTS + 1:
-            _log.warning("further rejected samples are listed in the manifests only")
 
 
 def _pictures(

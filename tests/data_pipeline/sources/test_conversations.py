@@ -151,7 +151,7 @@ def test_ids_and_labels_are_the_published_ones(tmp_path, run, pictures, tracker,
     assert all(one in found for one in wanted) and len(wanted) == 6
 
 
-def test_what_cannot_be_used_is_listed_with_its_index_and_reason(tmp_path, run, pictures):
+def test_what_cannot_be_used_is_listed_with_its_index_and_reason(tmp_path, run, pictures, caplog):
     summary = run(json.dumps(RECORDS, indent=1), pictures=str(pictures), samples_per_shard=5)
     counts = {reason: 0 for _, reason in BAD.values()}
     for _, reason in BAD.values():
@@ -160,6 +160,7 @@ def test_what_cannot_be_used_is_listed_with_its_index_and_reason(tmp_path, run, 
     listed = [
         pair for n in range(4) for pair in read_stats(tmp_path / "raw", f"{n:05d}")["rejected"]
     ]
+    assert "record 9: a conversation with 2 <|image|> and 1 images" in caplog.text
     assert listed == [[f"{index:09d}", reason] for index, (_, reason) in BAD.items()]
 
 
