@@ -9,31 +9,33 @@ listed in the manifest with a reason. A rerun of a finished job changes nothing.
 """
 
 import dataclasses
+import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from data_pipeline.admission import Admission
 from data_pipeline.claims import Claim
+from data_pipeline.duplicates import Known, LookJob, find_job_duplicates
 from data_pipeline.encoding import ShardEncoder, vq_codes
 from data_pipeline.filters import FilterConfig, Filters
-from data_pipeline.fitting import Pictures, Target, decode, fit_fields
+from data_pipeline.fitting import Target, fit_fields
 from data_pipeline.job_settings import exactly, list_finished, settle_settings
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.reject_log import RejectLog
 from data_pipeline.workers import run_units
-from mgpt.data.shards import Manifest, ShardWriter, read_manifest
+from mgpt.data.shards import Manifest, ShardWriter, canonical_json, read_manifests
 from mgpt.errors import DataError, MachineError
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
-from mgpt.tasks.registry import READINGS
+from mgpt.storage import Location, locate
 from mgpt.tracking.tracker import Tracker
 
 # Fields that decide bytes of the output, beside the VQ model, the device and the filters.
@@ -106,9 +108,15 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
     """
     job = TokenizeJob.prepare(exactly(TokenizeConfig, cfg))
     counts = estimate_samples(job.paths)
-    finished = sum(counts[unit] for unit in job.units() if job.is_done(unit))
+    done = job.finished()
+    finished = sum(counts[unit] for unit in job.units() if unit in done)
     threads_before = torch.get_num_threads()
     try:
+        if job.looks_across and finished < sum(counts.values()):
+            with tracker.progress(sum(counts.values()), "samples", "find duplicates") as bar:
+                looks = LookJob(cfg.output, job.paths, job.admission)
+                known = find_job_duplicates(looks, cfg.workers, bar.advance)
+                job = dataclasses.replace(job, known=known)
         with tracker.progress(sum(counts.values()), "samples", "tokenize", done=finished) as bar:
             run_units(job, cfg.workers, bar.advance)
     finally:
@@ -124,12 +132,14 @@ class TokenizeJob:
     """One unit a raw shard; see `data_pipeline.workers.Job`."""
 
     cfg: TokenizeConfig
-    paths: dict[str, Path]
+    paths: dict[str, Location]
     device: str
     latent_px: int
     num_codes: int
     vq_fingerprint: str
     settings_fingerprint: str
+    known: Known | None = None
+    """Duplicates by raw shard, where they are found over the whole job."""
 
     @classmethod
     def prepare(cls, cfg: TokenizeConfig) -> "TokenizeJob":
@@ -150,21 +160,30 @@ class TokenizeJob:
             **{name: getattr(cfg, name) for name in _DECISIVE},
             **{f"filters.{name}": value for name, value in vars(cfg.filters).items()},
         }
-        fingerprint = settle_settings(Path(cfg.output), settings, "mgpt tokenize")
+        if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
+            settings["filters.duplicates_among"] = _names_and_sizes(paths)
+        fingerprint = settle_settings(locate(cfg.output), settings, "mgpt tokenize")
         job = cls(cfg, paths, device, latent_px, num_codes, vq_fingerprint, fingerprint)
         job._check_unchanged()
         return job
 
     @property
-    def output(self) -> Path:
-        return Path(self.cfg.output)
+    def output(self) -> Location:
+        return locate(self.cfg.output)
 
-    def folder(self, px: int) -> Path:
+    def folder(self, px: int) -> Location:
         """Where the shards of one resolution stand."""
         return self.output / str(px)
 
     def units(self) -> list[str]:
         return list(self.paths)
+
+    def finished(self) -> set[str]:
+        return set.intersection(*(self.finished_at(px) for px in self.cfg.resolution))
+
+    def finished_at(self, px: int) -> set[str]:
+        """Raw shards that are finished at one resolution, by one listing."""
+        return {path.stem for path in self.folder(px).glob("*.json")}
 
     def is_done(self, unit: str) -> bool:
         return not self.missing(unit)
@@ -173,15 +192,28 @@ class TokenizeJob:
         """Resolutions at which the raw shard is not finished."""
         return [px for px in self.cfg.resolution if not (self.folder(px) / f"{unit}.json").exists()]
 
+    @property
+    def admission(self) -> Admission:
+        """Which samples are used."""
+        cfg = self.cfg
+        smallest_px = 0 if cfg.enlarge else min(cfg.resolution)
+        return Admission(cfg.filters, smallest_px, cfg.rotate_exif, cfg.max_pixels)
+
+    @property
+    def looks_across(self) -> bool:
+        """Whether a sample may be left out for one in another raw shard."""
+        filters = self.cfg.filters
+        return filters.finds_duplicates and filters.duplicates_across == "job"
+
     def open(self, slot: int) -> "TokenizeWorker":
         return TokenizeWorker(self, slot)
 
     def _check_unchanged(self) -> None:
-        for unit, path in self.paths.items():
-            num_bytes = path.stat().st_size
-            for px in sorted(set(self.cfg.resolution) - set(self.missing(unit))):
-                kept = read_manifest(self.folder(px), unit).raw["bytes"]
-                if kept != num_bytes:
+        for px in self.cfg.resolution:
+            done = sorted(self.finished_at(px).intersection(self.paths))
+            for unit, manifest in zip(done, read_manifests(self.folder(px), done), strict=True):
+                path, kept = self.paths[unit], manifest.raw["bytes"]
+                if (num_bytes := path.stat().st_size) != kept:
                     raise DataError(
                         f"{path}: {num_bytes} bytes, but {kept} when it was tokenised into "
                         f"{self.folder(px)}; restore it, or give another output folder"
@@ -214,7 +246,7 @@ class TokenizeWorker:
                 writers[px] = stack.enter_context(ShardWriter(job.folder(px), unit))
                 encoders[px] = ShardEncoder(writers[px], self._encode, job.cfg.batch_pixels)
             reader = stack.enter_context(RawShardReader.open(job.paths[unit]))
-            filters = Filters(job.cfg.filters)
+            filters = job.admission.filters(job.known and job.known(unit))
             for item in reader:
                 self._tokenize(unit, item, filters, encoders)
                 advance(1)
@@ -250,7 +282,7 @@ class TokenizeWorker:
     ) -> None:
         """One sample, or one refusal, into every encoder."""
         cfg = self._job.cfg
-        pictures = _pictures(item, filters, cfg)
+        pictures = self._job.admission.admit(item, filters)
         if isinstance(pictures, Rejected):
             for encoder in encoders.values():
                 encoder.reject(pictures)
@@ -266,22 +298,10 @@ class TokenizeWorker:
                 encoder.add(item.key, item.meta, fitted)
 
 
-def _pictures(
-    item: RawSample | Rejected, filters: Filters, cfg: TokenizeConfig
-) -> Pictures | Rejected:
-    """The sample's decoded pictures, or why it is not used at any resolution."""
-    if isinstance(item, Rejected):
-        return item
-    unknown = sorted(set(item.meta.get("tasks", ())) - READINGS.keys())
-    if unknown:
-        return Rejected(item.key, "unknown_task", ", ".join(unknown))
-    if filtered := filters.before_decoding(item):
-        return filtered
-    pictures = decode(item, cfg.rotate_exif, cfg.max_pixels)
-    if isinstance(pictures, Rejected) or not pictures:
-        return pictures
-    main = next(iter(pictures.values()))
-    return filters.after_decoding(item.key, main.width, main.height) or pictures
+def _names_and_sizes(paths: Mapping[str, Location]) -> str:
+    """16 hex digits over the raw shards: with another one among them, other samples are first."""
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    return hashlib.sha256(canonical_json(sizes)).hexdigest()[:16]
 
 
 def _device(wanted: str) -> str:
@@ -294,8 +314,7 @@ def _device(wanted: str) -> str:
 
 def _summarise(job: TokenizeJob) -> dict[str, Any]:
     manifests: dict[int, list[Manifest]] = {
-        px: [read_manifest(job.folder(px), unit) for unit in job.units()]
-        for px in job.cfg.resolution
+        px: read_manifests(job.folder(px), job.units()) for px in job.cfg.resolution
     }
     first = manifests[job.cfg.resolution[0]]
     return {
