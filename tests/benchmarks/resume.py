@@ -1,0 +1,95 @@
+"""From a checkpoint's loader state to the first batch, after any number of samples.
+
+    python tests/benchmarks/resume.py --samples 10000000
+
+The index is synthetic: that many entries with identities of their own that point at a few real
+samples, so that shards need not be written for it. Timed are `load_state` and the first
+`read_step` of one rank in a loader that is just made: planning the window, reading and encoding
+the documents, laying out the rows. Opening the shards' indexes is not in it.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from corpora import TASK, conditions, make_vocabulary, show, write_corpus
+
+from mgpt.data import loader as loader_module
+from mgpt.data.dataset import open_dataset
+from mgpt.data.lengths import TaskLengths, load_lengths
+from mgpt.data.loader import RowLoader
+from mgpt.data.source import Component, DataConfig, SourceConfig
+from mgpt.tokens.vocab import Vocabulary
+
+REAL_SAMPLES = 500
+
+
+def make_component(folder: Path, vocab: Vocabulary, num_samples: int) -> Component:
+    """`num_samples` entries, each of a real sample and as long as it."""
+    dataset = open_dataset(folder)
+    real = load_lengths(dataset, vocab, [TASK])[TASK]
+    place_N = np.arange(num_samples) % len(real)
+    lengths = TaskLengths(
+        real.samples_N[place_N],
+        np.random.default_rng(0).integers(0, 2**63, num_samples, dtype=np.uint64),
+        real.counts_NVC[place_N],
+    )
+    return Component("synthetic", TASK, dataset, lengths, 1.0, None)
+
+
+def first_batch_ms(loader: RowLoader, passed: int, config: DataConfig) -> tuple[float, float]:
+    """(wall, CPU) milliseconds to the first batch after `passed` samples."""
+    fresh = loader.state(0) | {"window": passed // config.window_documents, "step": passed}
+    started, cpu = time.perf_counter(), time.process_time()
+    loader.load_state(fresh)
+    with mock.patch.object(loader_module, "PREFETCH_STEPS", 0):
+        step = loader.read_step(passed, rank=0, world=1, micro_rows=config.step_rows)
+    elapsed = time.perf_counter() - started, time.process_time() - cpu
+    assert step.documents > 0
+    return elapsed[0] * 1e3, elapsed[1] * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=10_000_000)
+    parser.add_argument("--row-tokens", type=int, default=16_384)
+    parser.add_argument("--step-rows", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        vocab = make_vocabulary(root / "text")
+        write_corpus(root / "512", 512, REAL_SAMPLES, shards=1)
+        component = make_component(root / "512", vocab, arguments.samples)
+        config = DataConfig(
+            {"synthetic": SourceConfig(str(root / "512"), {TASK: 1.0})},
+            row_tokens=arguments.row_tokens,
+            step_rows=arguments.step_rows,
+        )
+        for passed in (0, 10_000, 1_000_000, 10_000_000, 100_000_000):
+            times = []
+            for repeat in range(arguments.repeats):
+                with mock.patch.object(loader_module, "open_components", lambda *_: [component]):
+                    loader = RowLoader(config, vocab, seed=0)
+                times.append(first_batch_ms(loader, passed + 4096 * repeat, config))
+                loader.close()
+            wall, cpu = (round(min(column), 1) for column in zip(*times, strict=True))
+            rows.append({"samples_passed": passed, "first_batch_wall_ms": wall, "cpu_ms": cpu})
+    show(
+        rows,
+        conditions(
+            samples=arguments.samples,
+            row_tokens=arguments.row_tokens,
+            step_rows=arguments.step_rows,
+            window_documents=config.window_documents,
+            goal_ms=50,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
