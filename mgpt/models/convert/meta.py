@@ -14,6 +14,7 @@ rows, and the values of their norms, are permuted to transformers'.
     (4, 'Meta checkpoint, 4 shards, fused')
 """
 
+import functools
 import json
 import pickle
 import re
@@ -40,6 +41,8 @@ SINGLE, SHARDS = "consolidated.pth", "consolidated.*.pth"
 # that. The pickle inside names tensors only, and has some 100 kB.
 _MAX_FILE_BYTES = 80 << 30
 _MAX_PICKLE_BYTES = 64 << 20
+# Read of one file before it is mapped anew.
+_MAPPED_BYTES = 256 << 20
 # Released params.json do not say it (arXiv 2405.09818).
 _MAX_POSITIONS = 4096
 
@@ -194,16 +197,32 @@ def _list_tensors(path: Path) -> dict[str, LazyTensor]:
             f"{path} has {num_bytes} bytes, more than the {_MAX_FILE_BYTES} a shard may have: this "
             "is another file"
         )
-    listed = _load(path)
+    shard = _Shard(path)
     return {
-        name: LazyTensor(name, tuple(t.shape), t.dtype, lambda name=name: _load(path)[name])  # type: ignore[misc]
-        for name, t in listed.items()
+        name: LazyTensor(name, tuple(t.shape), t.dtype, functools.partial(shard.read, name))
+        for name, t in shard.tensors.items()
     }
 
 
+class _Shard:
+    """A mapped file. Pages that were read count as this process's memory while they are mapped, so
+    the file is mapped anew when many have been; the old map goes with its last tensor."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.tensors = _load(path)
+        self._read_bytes = 0
+
+    def read(self, name: str) -> Tensor:
+        if self._read_bytes > _MAPPED_BYTES:
+            self.tensors, self._read_bytes = _load(self._path), 0
+        tensor = self.tensors[name]
+        self._read_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
 def _load(path: Path) -> dict[str, Tensor]:
-    """The file's tensors, mapped. Each call maps anew and lets go with its last tensor: pages that
-    were read count as this process's memory until then."""
+    """The file's tensors, mapped."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [item for item in archive.infolist() if item.filename.endswith("/data.pkl")]
