@@ -28,7 +28,7 @@ from data_pipeline.sources.part import Part
 from data_pipeline.workers import run_units
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError
-from mgpt.files import atomic_write
+from mgpt.storage import Location, locate, read_all, write_new
 from mgpt.tracking.tracker import Tracker
 
 
@@ -45,11 +45,13 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
     job = PackJob(exactly(PackConfig, cfg))
     settle_settings(job.output, _settings(cfg), "mgpt pack")
     parts = job.parts
-    finished = sum(part.num_samples for part in parts.values() if job.is_done(part.name))
+    done = job.finished()
+    finished = sum(part.num_samples for part in parts.values() if part.name in done)
     total = sum(part.num_samples for part in parts.values())
     with tracker.progress(total, "samples", f"pack {cfg.source}", done=finished) as bar:
         run_units(job, cfg.workers, bar.advance)
-    stats = [read_stats(job.output, name) for name in parts]
+    texts = read_all([job.output / f"{name}.json" for name in parts])
+    stats = [json.loads(text or b"") for text in texts]
     rejected = Counter(reason for one in stats for _, reason in one["rejected"])
     if rejected:
         rows = [[reason, count] for reason, count in sorted(rejected.items())]
@@ -62,7 +64,7 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
     }
 
 
-def read_stats(output: Path, shard: str) -> dict[str, Any]:
+def read_stats(output: Location, shard: str) -> dict[str, Any]:
     """The counts beside a finished raw shard: samples, bytes, sha256, rejected [[key, reason]]."""
     return dict(json.loads((output / f"{shard}.json").read_bytes()))
 
@@ -105,8 +107,8 @@ class PackJob:
     cfg: PackConfig
 
     @property
-    def output(self) -> Path:
-        return Path(self.cfg.output)
+    def output(self) -> Location:
+        return locate(self.cfg.output)
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -117,6 +119,9 @@ class PackJob:
 
     def units(self) -> list[str]:
         return list(self.parts)
+
+    def finished(self) -> set[str]:
+        return {path.stem for path in self.output.glob("*.json")}
 
     def is_done(self, unit: str) -> bool:
         return (self.output / f"{unit}.json").exists()
@@ -148,7 +153,7 @@ class PackWorker:
             **dataclasses.asdict(stats),
             "rejected": sorted((one.key, one.reason) for one in rejected),
         }
-        atomic_write(output / f"{unit}.json", canonical_json(record) + b"\n")
+        write_new(output / f"{unit}.json", canonical_json(record) + b"\n", claim.check)
 
 
 def _add(writer: RawShardWriter, sample: RawSample) -> Rejected | None:

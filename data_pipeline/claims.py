@@ -1,10 +1,12 @@
 """Who works on which unit: atomic claims in a shared folder, freed when their holder is gone.
 
-A claim on a unit is a file `<unit>.<n>` that is created whole and exclusively; the highest n holds
-the unit. Taking over is creating n + 1, so nothing is ever deleted or renamed to win, and two
-takers cannot both succeed. A holder that is dead on this same machine loses its unit at once; any
-other loses it after `LEASE_S` without a heartbeat. A holder asks `check` right before it publishes:
-one that was overtaken (suspended, cut off) then stops instead of publishing.
+A claim on a unit is a file `<unit>.<n>` that is created whole and exclusively (a hard link; on an
+object store a PUT on condition that there is none) and never changed; the highest n holds the
+unit. Taking over is creating n + 1, so nothing is deleted or renamed to win, and two takers cannot
+both succeed. Each process renews a file of its own, `.alive-<nonce>`, as its heartbeat. A holder
+that is dead on this same machine loses its units at once; any other loses them after `LEASE_S`
+without a heartbeat. A holder asks `check` right before it publishes: one that was overtaken
+(suspended, cut off) then stops instead of publishing.
 
 Host, boot, process and time stand in these files only, and the folder goes when the job is done.
 
@@ -19,14 +21,18 @@ import json
 import os
 import secrets
 import threading
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from mgpt.errors import MachineError
+from mgpt.storage import Location, create, locate, modified_times, touch
 
 LEASE_S = 60.0
 HEARTBEAT_S = 10.0
+_RELEASED = b'{"released": true}'
 
 
 class ClaimLost(Exception):
@@ -43,8 +49,7 @@ class Claim:
 
     def check(self) -> None:
         """Raises ClaimLost unless the unit is still this process's own."""
-        holder = self.claims.newest(self.unit)
-        if holder != self.number or not self.claims.is_own(self.unit, self.number):
+        if not self.claims.holds(self):
             raise ClaimLost(self.unit)
 
     def release(self) -> None:
@@ -56,112 +61,156 @@ class Claims:
     """The claims in one folder, and a thread that keeps those of this process alive."""
 
     def __init__(
-        self, folder: Path, lease_s: float = LEASE_S, heartbeat_s: float = HEARTBEAT_S
+        self, folder: Location, lease_s: float = LEASE_S, heartbeat_s: float = HEARTBEAT_S
     ) -> None:
-        self._folder = folder
+        self._folder = locate(folder)
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
-        self._identity = json.dumps({**_this_process(), "nonce": secrets.token_hex(8)})
-        self._held: dict[Path, None] = {}
+        nonce = secrets.token_hex(8)
+        self._identity = json.dumps({**_this_process(), "nonce": nonce}).encode()
+        self._alive = self._folder / _alive_name(nonce)
+        self._held: list[Claim] = []
+        self._holders: dict[tuple[str, float], dict[str, Any]] = {}
+        self._clock_s = 0.0  # the folder's clock minus ours
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
 
     def __enter__(self) -> "Claims":
+        while not self._join():
+            pass
+        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._beating.start()
+        return self
+
+    def _join(self) -> bool:
+        """Show this process in the folder; False where the folder went meanwhile, with its job."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(
                 f"{self._folder}: cannot be created ({error.strerror}); give another output"
             ) from error
-        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._beating.start()
-        return self
+        try:
+            create(self._alive, b"first")
+            if create(self._alive, b"second"):
+                raise MachineError(
+                    f"{self._folder}: this store overwrites what it was asked to create once (If-"
+                    "None-Match: *), so workers could not share a job there; give another output"
+                )
+            self._renew()
+        except FileNotFoundError:
+            return False
+        return True
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._beating is not None:
             self._beating.join()
-        for path in list(self._held):
-            path.unlink(missing_ok=True)
+        for claim in list(self._held):
+            self.release(claim)
+        self._alive.unlink(missing_ok=True)
 
     def take(self, unit: str) -> Claim | None:
         """The unit's claim, or None while a living process holds it."""
-        newest = self.newest(unit)
-        if newest is not None and not self._is_free(self._path(unit, newest)):
+        times = modified_times(self._folder)
+        newest = _newest(unit, times)
+        if newest is not None and not self._is_free(f"{unit}.{newest}", times):
             return None
-        number = 0 if newest is None else newest + 1
-        path = self._path(unit, number)
-        temporary = self._folder / f".{secrets.token_hex(8)}.tmp"
+        claim = Claim(self, unit, 0 if newest is None else newest + 1)
         try:
-            temporary.write_text(self._identity)
-            os.link(temporary, path)  # exclusive, and the content is there with the name
-        except FileExistsError:
+            if not create(self._path(claim), self._identity):
+                return None
+        except FileNotFoundError:  # a job of fewer units ended, and the folder went with it
+            self._join()
             return None
-        except FileNotFoundError:  # the job ended and its folder went
-            return None
-        except OSError as error:
-            raise MachineError(
-                f"{path}: cannot be written ({error.strerror}); the output folder needs a file "
-                "system with free space and hard links"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        self._held[path] = None
-        return Claim(self, unit, number)
+        self._held.append(claim)
+        return claim
 
-    def newest(self, unit: str) -> int | None:
-        """The number of the claim that holds the unit; None where there is none."""
-        numbers = [
-            int(suffix)
-            for path in self._folder.glob(f"{unit}.*")
-            if (suffix := path.name[len(unit) + 1 :]).isdigit()
-        ]
-        return max(numbers, default=None)
-
-    def is_own(self, unit: str, number: int) -> bool:
-        try:
-            return self._path(unit, number).read_text() == self._identity
-        except FileNotFoundError:
-            return False
+    def holds(self, claim: Claim) -> bool:
+        """Whether the claim is the unit's newest, and this process's own."""
+        return _newest(claim.unit, modified_times(self._folder)) == claim.number and (
+            self._read(self._path(claim)) == self._identity
+        )
 
     def release(self, claim: Claim) -> None:
-        path = self._path(claim.unit, claim.number)
-        self._held.pop(path, None)
-        if self.is_own(claim.unit, claim.number):
-            path.unlink(missing_ok=True)
+        """Free the unit, unless it was taken over. A unit that was taken over from another keeps
+        its numbers, lest the other, late, took its own claim for the newest."""
+        if claim in self._held:
+            self._held.remove(claim)
+        with suppress(FileNotFoundError):  # the job ended and its folder went
+            if not self.holds(claim):
+                return
+            if claim.number == 0:
+                self._path(claim).unlink(missing_ok=True)
+            else:
+                create(self._folder / f"{claim.unit}.{claim.number + 1}", _RELEASED)
 
-    def _path(self, unit: str, number: int) -> Path:
-        return self._folder / f"{unit}.{number}"
+    def others_at_work(self, done: Collection[str]) -> bool:
+        """Whether a living process holds a unit that is none of these."""
+        times = modified_times(self._folder)
+        units = {name.rpartition(".")[0] for name in times if name.rpartition(".")[2].isdigit()}
+        return any(
+            not self._is_free(f"{unit}.{_newest(unit, times)}", times)
+            for unit in units.difference(done)
+        )
 
-    def _is_free(self, path: Path) -> bool:
-        """Whether the holder of the claim is gone."""
-        try:
-            holder = json.loads(path.read_text())
-            silent_s = self._now_of_folder() - path.stat().st_mtime
-        except FileNotFoundError:
+    def _path(self, claim: Claim) -> Location:
+        return self._folder / f"{claim.unit}.{claim.number}"
+
+    def _is_free(self, name: str, times: dict[str, float]) -> bool:
+        """Whether the holder of the claim of this name is gone."""
+        holder = self._holder(name, times[name])
+        if holder.get("released"):
             return True
-        except ValueError:  # damaged: who holds it is unknown, and only silence frees it
-            return self._now_of_folder() - path.stat().st_mtime > self._lease_s
         here = _this_process()
         same_machine = all(holder.get(name) == here[name] for name in ("host", "boot", "pids"))
         if same_machine and _started(holder["pid"]) != holder["started"]:
             return True
-        return silent_s > self._lease_s
+        # Of a damaged claim the holder is unknown, and only the claim's own age frees it.
+        heard_s = max(times[name], times.get(_alive_name(holder.get("nonce", "")), 0.0))
+        return time.time() + self._clock_s - heard_s > self._lease_s
 
-    def _now_of_folder(self) -> float:
-        """The file system's clock, which is the one that stamps heartbeats on every machine."""
-        probe = self._folder / f".{secrets.token_hex(8)}.tmp"
+    def _holder(self, name: str, modified_s: float) -> dict[str, Any]:
+        """What a claim says of its holder; claims do not change, so each is read once."""
+        known = self._holders.get((name, modified_s))
+        if known is None:
+            data = self._read(self._folder / name)
+            try:
+                known = json.loads(_RELEASED if data is None else data)
+            except ValueError:
+                known = {}
+            self._holders[name, modified_s] = known
+        return known
+
+    @staticmethod
+    def _read(path: Location) -> bytes | None:
         try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _renew(self) -> None:
+        """A heartbeat; its stamp tells the clock that stamps those of every machine."""
+        self._clock_s = touch(self._alive) - time.time()
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
-            for path in list(self._held):
-                with suppress(OSError):  # overtaken or unreachable: `check` will tell
-                    os.utime(path)
+            with suppress(OSError, MachineError):  # unreachable: `check` will tell
+                self._renew()
+
+
+def _alive_name(nonce: str) -> str:
+    return f".alive-{nonce}"
+
+
+def _newest(unit: str, names: dict[str, float]) -> int | None:
+    """The number of the claim that holds the unit; None where there is none."""
+    numbers = [
+        int(name[len(unit) + 1 :])
+        for name in names
+        if name.startswith(f"{unit}.") and name[len(unit) + 1 :].isdigit()
+    ]
+    return max(numbers, default=None)
 
 
 def _this_process() -> dict[str, str | int]:

@@ -57,6 +57,9 @@ class LookJob:
     def finished(self) -> set[str]:
         return {path.stem for path in self.output.glob("*.npy")}
 
+    def finished(self) -> set[str]:
+        return {path.stem for path in self.output.glob("*.npy")}
+
     def is_done(self, unit: str) -> bool:
         return (self.output / f"{unit}.npy").exists()
 
@@ -106,7 +109,7 @@ def find_job_duplicates(job: LookJob, workers: int, advance: Callable[[int], Non
     Raises:
         DataError: fingerprints that cannot be read.
     """
-    if not all((job.output / f"{unit}.json").exists() for unit in job.units()):
+    if not {*job.units()} <= {path.stem for path in job.output.glob("*.json")}:
         run_units(job, workers, advance)
         _write_duplicates(job)
     return KnownDuplicates(job.output)

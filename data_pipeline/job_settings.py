@@ -16,14 +16,12 @@ lost as a whole would leave no trace, and a job that was stopped would look like
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
-from mgpt.files import atomic_write, disk_errors, temporary_path
+from mgpt.storage import Location, create, write_whole
 
 SETTINGS_FILE = "settings.json"
 FINISHED_FILE = "shards.json"
@@ -31,7 +29,7 @@ FINISHED_FILE = "shards.json"
 Config = TypeVar("Config")
 
 
-def settle_settings(output: Path, settings: dict[str, Any], command: str) -> str:
+def settle_settings(output: Location, settings: dict[str, Any], command: str) -> str:
     """Write `settings` for a new output, or compare them with those it has; their fingerprint.
 
     Returns:
@@ -43,7 +41,8 @@ def settle_settings(output: Path, settings: dict[str, Any], command: str) -> str
     path = output / SETTINGS_FILE
     data = canonical_json(settings)
     if not path.exists():
-        _create(path, data)
+        output.mkdir(parents=True, exist_ok=True)
+        create(path, data + b"\n")
     kept = read_settings(output)
     wanted = json.loads(data)
     differing = [
@@ -64,7 +63,7 @@ def settings_fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(settings)).hexdigest()[:16]
 
 
-def read_settings(output: Path) -> dict[str, Any]:
+def read_settings(output: Location) -> dict[str, Any]:
     """The settings of an existing output.
 
     Raises:
@@ -79,15 +78,15 @@ def read_settings(output: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error}); restore it") from error
 
 
-def list_finished(output: Path, shards: Iterable[str]) -> None:
+def list_finished(output: Location, shards: Iterable[str]) -> None:
     """Add these to the finished shards of the output; a list that holds them is left alone."""
     kept = read_finished(output)
     wanted = sorted({*shards, *(kept or ())})
     if kept != wanted:
-        atomic_write(output / FINISHED_FILE, canonical_json(wanted) + b"\n")
+        write_whole(output / FINISHED_FILE, canonical_json(wanted) + b"\n")
 
 
-def read_finished(output: Path) -> list[str] | None:
+def read_finished(output: Location) -> list[str] | None:
     """The finished shards, sorted; None where no job has ended there.
 
     Raises:
@@ -112,20 +111,3 @@ def exactly(kind: type[Config], cfg: Config) -> Config:
     of the job, and its processes need not import the stage."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: getattr(cfg, name) for name in names})
-
-
-def _create(path: Path, data: bytes) -> None:
-    """The file with its content at once, unless another run was first."""
-    temporary = temporary_path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(data + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -7,27 +7,28 @@ A shard's name is that of its output: the file's name without `.tar`; below an i
 path joined by dashes, so `a/00000.tar` and `b/00000.tar` stay apart.
 """
 
-import glob
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from data_pipeline.raw_shards import RawShardReader
 from mgpt.errors import DataError
+from mgpt.storage import Location, find_glob, locate, read_all
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 # Beside `<shard>.tar`: what `mgpt pack` and img2dataset count there.
 _STATS_FILES = (("{}.json", "samples"), ("{}_stats.json", "successes"))
 
 
-def find_raw_shards(source: str | Sequence[str]) -> dict[str, Path]:
+def find_raw_shards(source: str | Sequence[str]) -> dict[str, Location]:
     """Raw shards by name, sorted: of a folder (with its subfolders), a glob, a tar, or a list.
+
+    They are local, at s3:// or gs://, or tars at http(s)://, with `{00000..00099}` for numbers.
 
     Raises:
         DataError: nothing found, something that is no file, or two shards of one name.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Location] = {}
     for one in [source] if isinstance(source, str) else source:
         for name, path in _expand(one):
             if not path.is_file():
@@ -40,25 +41,25 @@ def find_raw_shards(source: str | Sequence[str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _expand(source: str) -> list[tuple[str, Path]]:
-    folder = Path(source)
+def _expand(source: str) -> list[tuple[str, Location]]:
+    folder = locate(source)
     if folder.is_dir():
         paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
         named = [("-".join(path.relative_to(folder).parts), path) for path in paths]
     else:
-        paths = [folder] if folder.is_file() else [Path(name) for name in sorted(glob.glob(source))]
+        paths = [folder] if folder.is_file() else list(find_glob(source))
         named = [(path.name, path) for path in paths]
     if not named:
         raise DataError(f"{source}: no raw shards there (a folder with *.tar, a glob, or a tar)")
     return [(_NOT_IN_NAMES.sub("_", name.removesuffix(".tar")), path) for name, path in named]
 
 
-def estimate_samples(shards: Mapping[str, Path]) -> dict[str, int]:
+def estimate_samples(shards: Mapping[str, Location]) -> dict[str, int]:
     """About how many samples each shard holds: as counted beside it, else by size.
 
     The first shard without a count is read through, and its samples a byte stand for the others'.
     """
-    counts = {name: _counted(path) for name, path in shards.items()}
+    counts = _counted(shards)
     unknown = [name for name, count in counts.items() if count is None]
     per_byte = 0.0
     if unknown:
@@ -72,12 +73,17 @@ def estimate_samples(shards: Mapping[str, Path]) -> dict[str, int]:
     }
 
 
-def _counted(path: Path) -> int | None:
+def _counted(shards: Mapping[str, Location]) -> dict[str, int | None]:
+    """What the files beside the shards say."""
+    counts: dict[str, int | None] = dict.fromkeys(shards)
     for pattern, field in _STATS_FILES:
-        try:
-            count = json.loads(path.with_name(pattern.format(path.stem)).read_bytes())[field]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
-        if isinstance(count, int) and count >= 0:
-            return count
-    return None
+        names = [name for name, count in counts.items() if count is None]
+        files = [shards[name].with_name(pattern.format(shards[name].stem)) for name in names]
+        for name, text in zip(names, read_all(files), strict=True):
+            try:
+                count = json.loads(text or b"")[field]
+            except (ValueError, LookupError, TypeError):
+                continue
+            if isinstance(count, int) and count >= 0:
+                counts[name] = count
+    return counts

@@ -24,12 +24,10 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from data_pipeline.tar_stream import (
     BLOCK_BYTES,
-    CHUNK_BYTES,
     MAX_MEMBER_BYTES,
     Damaged,
     Member,
@@ -37,7 +35,7 @@ from data_pipeline.tar_stream import (
 )
 from mgpt.data.shards import canonical_json
 from mgpt.errors import DataError
-from mgpt.files import disk_errors, publish, remove_leftovers, temporary_path
+from mgpt.storage import Location, WholeFile, locate, open_stream
 
 MAX_SAMPLE_BYTES = 2 * MAX_MEMBER_BYTES
 MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes
@@ -95,7 +93,7 @@ class Rejected:
 class RefusedSample(DataError):
     """A sample that cannot be written; `rejected` says why."""
 
-    def __init__(self, path: Path, rejected: Rejected) -> None:
+    def __init__(self, path: Location, rejected: Rejected) -> None:
         why = rejected.detail or REASONS[rejected.reason]
         super().__init__(f"{path}: sample {rejected.key!r}: {why}")
         self.rejected = rejected
@@ -182,17 +180,17 @@ class RawShardReader:
         self._last_suffixes: set[str] = set()
 
     @classmethod
-    def open(cls, path: str | Path) -> "RawShardReader":
-        """A reader of a local file.
+    def open(cls, path: str | Location) -> "RawShardReader":
+        """A reader of a file, local or remote.
 
         Raises:
             DataError: the file cannot be opened.
         """
         try:
-            stream = open(path, "rb", buffering=CHUNK_BYTES)  # noqa: SIM115 (closed by __exit__)
+            stream = open_stream(locate(path))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        return cls(stream, Path(path).name)
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        return cls(stream, locate(path).name)
 
     def __enter__(self) -> "RawShardReader":
         return self
@@ -340,7 +338,7 @@ class RawShardStats:
 class RawShardWriter:
     """Writes one raw shard: plain ustar, mtime, uid and gid 0, names sorted within a sample.
 
-        with RawShardWriter(Path("train/00000.tar")) as writer:
+        with RawShardWriter(locate("train/00000.tar")) as writer:
             writer.add(RawSample("cat", {"image": Picture(data, "jpg")}, {"caption": "a cat"}))
             stats = writer.close()
 
@@ -348,23 +346,18 @@ class RawShardWriter:
     what a dead one left under the same name: the caller holds the claim to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self._path = path
-        self._temporary = temporary_path(path)
+        self._tar = WholeFile(path)
         self._hash = hashlib.sha256()
         self._keys: set[str] = set()
         self._num_bytes = 0
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path.parent, path.name)
-            self._stream = open(self._temporary, "xb")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> "RawShardWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._temporary.unlink(missing_ok=True)
+    def __exit__(self, *error: object) -> None:
+        self._tar.__exit__(*error)
 
     def add(self, sample: RawSample) -> None:
         """Append a sample; its key is new in the shard and safe as a file name.
@@ -397,12 +390,10 @@ class RawShardWriter:
         self._write(bytes(2 * BLOCK_BYTES))
         if before_publish is not None:
             before_publish()
-        with disk_errors(self._path):
-            publish(self._stream, self._temporary, self._path)
+        self._tar.publish(before_publish)
         return RawShardStats(len(self._keys), self._num_bytes, self._hash.hexdigest())
 
     def _write(self, data: bytes) -> None:
-        with disk_errors(self._path):
-            self._stream.write(data)
+        self._tar.write(data)
         self._hash.update(data)
         self._num_bytes += len(data)

@@ -5,7 +5,7 @@ process reads its records without those before them, and holds one at a time. Wh
 single record comes out in its place as a `BadRecord`; a file that cannot be followed any further
 (a JSON list with a syntax error) is refused as a whole, before anything is written.
 
-    for span in find_spans(Path("chats.jsonl"), step=500):
+    for span in find_spans(locate("chats.jsonl"), step=500):
         for number, value in read_span(span):     # number in the file; dict, or BadRecord
             ...
 """
@@ -15,11 +15,11 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_pipeline.tar_stream import CHUNK_BYTES, MAX_MEMBER_BYTES
 from mgpt.errors import DataError, MachineError
+from mgpt.storage import Location, open_stream
 
 MAX_RECORD_BYTES = MAX_MEMBER_BYTES
 _SPACE = re.compile("[ \t\r\n\ufeff]*")  # with the byte order mark that some editors write
@@ -42,13 +42,13 @@ class Span:
     """`count` records from number `first` on; `offset` is where that one starts: a byte, in a
     parquet file its row."""
 
-    path: Path
+    path: Location
     first: int
     count: int
     offset: int
 
 
-def find_spans(path: Path, step: int) -> Iterator[Span]:
+def find_spans(path: Location, step: int) -> Iterator[Span]:
     """The spans of `step` records that a file falls into, in one pass over it.
 
     Raises:
@@ -63,18 +63,18 @@ def read_span(span: Span) -> Iterator[Numbered]:
     return _format(span.path).read(span)
 
 
-def open_records(path: Path) -> BinaryIO:
+def open_records(path: Location) -> BinaryIO:
     """The file, to be read. Raises `DataError` where it cannot be."""
     try:
-        return open(path, "rb", buffering=CHUNK_BYTES)
+        return open_stream(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 # ------------------------------------------------------------------ lines
 
 
-def _find_lines(path: Path, step: int) -> Iterator[Span]:
+def _find_lines(path: Location, step: int) -> Iterator[Span]:
     with open_records(path) as stream:
         first, offset, position, count = 0, 0, 0, 0
         while num_bytes := _next_line(stream)[1]:
@@ -146,7 +146,7 @@ class JsonStream:
             ...
     """
 
-    def __init__(self, stream: BinaryIO, path: Path, offset: int = 0) -> None:
+    def __init__(self, stream: BinaryIO, path: Location, offset: int = 0) -> None:
         stream.seek(offset)
         self.offset = offset
         self._stream, self._path = stream, path
@@ -231,7 +231,7 @@ class JsonStream:
         return DataError(f"{self._path}: no JSON at byte {self.offset}: {what}; restore the file")
 
 
-def _find_json(path: Path, step: int) -> Iterator[Span]:
+def _find_json(path: Location, step: int) -> Iterator[Span]:
     with open_records(path) as stream:
         json_stream = JsonStream(stream, path)
         if json_stream.peek() != "[":
@@ -264,19 +264,19 @@ def _read_json(span: Span) -> Iterator[Numbered]:
 # ------------------------------------------------------------------ parquet
 
 
-def _parquet(path: Path) -> Any:
+def _parquet(path: Location) -> Any:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MachineError(f"{path}: parquet needs pyarrow: pip install pyarrow") from error
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(open_records(path))
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as parquet ({error})") from error
 
 
-def _find_parquet(path: Path, step: int) -> Iterator[Span]:
+def _find_parquet(path: Location, step: int) -> Iterator[Span]:
     with _parquet(path) as table:
         num_rows = table.metadata.num_rows
     for first in range(0, num_rows, step):
@@ -306,7 +306,7 @@ def _read_parquet(span: Span) -> Iterator[Numbered]:
 
 @dataclass(frozen=True)
 class _Format:
-    find: Callable[[Path, int], Iterator[Span]]
+    find: Callable[[Location, int], Iterator[Span]]
     read: Callable[[Span], Iterator[Numbered]]
 
 
@@ -320,7 +320,7 @@ FORMATS: dict[str, _Format] = {
 each line is a record `{"text": line}`."""
 
 
-def _format(path: Path) -> _Format:
+def _format(path: Location) -> _Format:
     found = FORMATS.get(path.suffix.lower())
     if found is None:
         raise DataError(f"{path}: records are read from {', '.join(FORMATS)} files")

@@ -1,6 +1,6 @@
 """Everything that can be said of one tokenised shard, at all resolutions, from its files.
 
-    auditor = ShardAuditor(Path("tokens"), read_settings(Path("tokens")))
+    auditor = ShardAuditor(locate("tokens"), read_settings(locate("tokens")))
     report = auditor.audit("00000", raw_path=None)
     report.problems, report.counts["written"]
 
@@ -14,7 +14,6 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.contact_sheet import Tile
@@ -24,6 +23,7 @@ from data_pipeline.raw_shards import RawShardReader
 from mgpt.data.shards import Manifest, Shard, read_manifest
 from mgpt.data.verify import verify_shard
 from mgpt.errors import DataError
+from mgpt.storage import Location, locate
 
 _MAX_NAMED = 3  # keys in one problem
 _open_decoder = functools.lru_cache(maxsize=1)(CodeDecoder)  # one a process
@@ -54,7 +54,7 @@ class ShardAuditor:
     vq: the VQ model that decodes `samples` of each shard at each resolution; None decodes none.
     """
 
-    folder: Path
+    folder: Location
     settings: Mapping[str, Any]
     vq: str | None = None
     samples: int = 1
@@ -73,7 +73,7 @@ class ShardAuditor:
             self.vq, self.settings["vq_fingerprint"], str(self.folder), self.device
         )
 
-    def audit(self, name: str, raw_path: str | Path | None = None) -> ShardReport:
+    def audit(self, name: str, raw_path: str | Location | None = None) -> ShardReport:
         """Look at a shard; with `raw_path` its raw shard is hashed and counted anew."""
         report = ShardReport(name)
         sound = [px for px in self.resolutions if self._is_sound(name, px, report)]
@@ -91,7 +91,7 @@ class ShardAuditor:
             self._check_conservation(shard.manifest, keys[px], px, report)
         self._count(manifests, keys, report)
         if raw_path is not None:
-            _compare_with_raw(Path(raw_path), first, keys[sound[0]], report)
+            _compare_with_raw(locate(raw_path), first, keys[sound[0]], report)
         for px, shard in shards.items():
             self._decode(shard, px, report)
         return report
@@ -109,7 +109,7 @@ class ShardAuditor:
         shard = self._open_as_it_is(self.folder / str(self.resolutions[0]), name)
         return None if shard is None else str(shard.manifest.raw["name"])
 
-    def _open_as_it_is(self, folder: Path, name: str) -> Shard | None:
+    def _open_as_it_is(self, folder: Location, name: str) -> Shard | None:
         """A shard whose manifest may be of another name, as that of a copied shard is."""
         try:
             values = json.loads((folder / f"{name}.json").read_bytes())
@@ -197,7 +197,9 @@ def spread(items: Any, count: int) -> list[Any]:
     return [items[place * (len(items) - 1) // (count - 1)] for place in range(count)]
 
 
-def _compare_with_raw(path: Path, first: Manifest, keys: list[str], report: ShardReport) -> None:
+def _compare_with_raw(
+    path: Location, first: Manifest, keys: list[str], report: ShardReport
+) -> None:
     """The raw shard holds every key of the output, as often, and no other."""
     with RawShardReader.open(path) as reader:
         held = Counter(item.key for item in reader)

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from data_pipeline.shard_audit import ShardAuditor, ShardReport, spread
 from data_pipeline.workers import die_with_parent
 from mgpt.data.dataset import NOT_MANIFESTS
 from mgpt.errors import DataError
-from mgpt.files import atomic_write
+from mgpt.storage import Location, locate, modified_times, write_whole
 from mgpt.tracking.tracker import Tracker
 
 _MAX_PRINTED = 20  # problems; all are returned
@@ -93,20 +92,20 @@ def verify(cfg: VerifyConfig, tracker: Tracker) -> dict[str, Any]:
     if len(summary.problems) > _MAX_PRINTED:
         tracker.print(f"and {len(summary.problems) - _MAX_PRINTED} problems more")
     for px, tiles in sorted(summary.tiles.items()):
-        path = Path(cfg.output or Path(cfg.input) / "verify") / f"{px}.png"
-        atomic_write(path, png(contact_sheet(spread(tiles, _MAX_TILES))))
+        path = locate(cfg.output or locate(cfg.input) / "verify") / f"{px}.png"
+        write_whole(path, png(contact_sheet(spread(tiles, _MAX_TILES))))
         tracker.print(f"contact sheet: {path}")
     return summary.result(cfg.allow_damaged)
 
 
 def _open(cfg: VerifyConfig) -> ShardAuditor:
-    settings = read_settings(Path(cfg.input))
+    settings = read_settings(locate(cfg.input))
     if settings.get("job") != "tokenize":
         raise DataError(
             f"{cfg.input}: made by another job than mgpt tokenize; give its output folder"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    auditor = ShardAuditor(Path(cfg.input), settings, cfg.vq, cfg.samples, device)
+    auditor = ShardAuditor(locate(cfg.input), settings, cfg.vq, cfg.samples, device)
     _ = auditor.decoder  # another VQ model is refused before anything is read
     return auditor
 
@@ -115,14 +114,14 @@ def _shard_names(auditor: ShardAuditor) -> list[str]:
     """Every shard of which any file stands in a resolution's folder."""
     found = set()
     for folder in (auditor.folder / str(px) for px in auditor.resolutions):
-        for file in os.listdir(folder) if folder.is_dir() else ():
+        for file in modified_times(folder):
             suffix = next((one for one in _SUFFIXES if file.endswith(one)), None)
             if suffix and file not in NOT_MANIFESTS and not file.startswith("."):
                 found.add(file.removesuffix(suffix))
     return sorted(found)
 
 
-def _list_problems(folder: Path, names: list[str]) -> list[str]:
+def _list_problems(folder: Location, names: list[str]) -> list[str]:
     """What the list of finished shards has and the folders have not, and the other way round."""
     try:
         finished = read_finished(folder)
@@ -136,7 +135,7 @@ def _list_problems(folder: Path, names: list[str]) -> list[str]:
 
 
 def _reports(
-    auditor: ShardAuditor, tasks: list[tuple[str, Path | None]], workers: int
+    auditor: ShardAuditor, tasks: list[tuple[str, Location | None]], workers: int
 ) -> Iterator[ShardReport]:
     """The report of each shard, in order."""
     names, raw_paths = [name for name, _ in tasks], [path for _, path in tasks]

@@ -7,29 +7,33 @@ must not depend on who does it; this module knows nothing of what that is.
 
     run_units(TokenizeJob(cfg), workers=4, advance=bar.advance)
 
-may run at the same time, with the same job, on another machine that sees the same output folder.
+may run at the same time, with the same job, on another machine that sees the same output folder,
+local or on an object store. Whoever starts it (torchrun, srun, a Slurm array, a person) just
+starts it again: each call joins, and returns when all units are done. What launchers set in the
+environment only spreads the calls over the units and the GPUs.
 """
 
 import ctypes
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipeline.claims import Claim, ClaimLost, Claims
 from mgpt import errors
+from mgpt.storage import Location, remove_tree
 
 WORK_FOLDER = ".work"
 MAX_RESTARTS = 3  # of one process slot; more means that a unit itself kills whoever takes it
-_IDLE_S = 0.2
+_IDLE_S, _LONGEST_IDLE_S = 0.2, 5.0  # between looks at units that others hold
+_LOOK_S = 1.0  # between listings of what is finished, where that is quick
 _REPORT_S = 0.2
 _PR_SET_PDEATHSIG = 1
 
@@ -48,15 +52,20 @@ class Job(Protocol):
     """What to do; travels to the processes by pickle, so it holds settings only."""
 
     @property
-    def output(self) -> Path: ...
+    def output(self) -> Location: ...
 
     def units(self) -> Sequence[str]:
         """Names of all units, the same in every process."""
 
-    def is_done(self, unit: str) -> bool: ...
+    def finished(self) -> set[str]:
+        """Units that are done, by one listing."""
+
+    def is_done(self, unit: str) -> bool:
+        """Whether this unit is done now."""
 
     def open(self, slot: int) -> UnitWorker:
-        """What does the work in process number `slot`: loads models, sets thread counts."""
+        """What does the work in process number `slot` of this machine: loads models, sets thread
+        counts."""
 
 
 def run_units(job: Job, workers: int, advance: Callable[[int], None]) -> None:
@@ -69,23 +78,68 @@ def run_units(job: Job, workers: int, advance: Callable[[int], None]) -> None:
     Raises:
         MgptError: what a worker met, or a worker that keeps being killed.
     """
-    pending = [unit for unit in job.units() if not job.is_done(unit)]
+    finished = job.finished()
+    pending = [unit for unit in job.units() if unit not in finished]
+    place = Place.of_environment()
     if pending and workers == 1:
-        _work_through(job, pending, 0, advance)
+        _work_through(job, place.first(pending, 0, 1), place.local, advance)
     elif pending:
-        _Crew(job, pending, min(workers, len(pending)), advance).run()
-    shutil.rmtree(job.output / WORK_FOLDER, ignore_errors=True)
+        _Crew(job, pending, min(workers, len(pending)), advance, place).run()
+    work = job.output / WORK_FOLDER
+    if not Claims(work).others_at_work(done=job.units()):  # more units came, and another is at them
+        remove_tree(work)
+
+
+@dataclass(frozen=True)
+class Place:
+    """This call among those that one launcher started: number `number` of `total` in all, number
+    `local` on its machine."""
+
+    number: int = 0
+    total: int = 1
+    local: int = 0
+
+    @classmethod
+    def of_environment(cls) -> "Place":
+        """By torchrun's variables, or those of srun and of a Slurm array; alone without them."""
+
+        def read(name: str, otherwise: int) -> int:
+            value = os.environ.get(name, "")
+            return int(value) if value.isdigit() else otherwise
+
+        if "RANK" in os.environ:
+            return cls(read("RANK", 0), read("WORLD_SIZE", 1), read("LOCAL_RANK", 0))
+        tasks = read("SLURM_NTASKS", 1)
+        step = read("SLURM_ARRAY_TASK_STEP", 1)
+        element = (read("SLURM_ARRAY_TASK_ID", 0) - read("SLURM_ARRAY_TASK_MIN", 0)) // step
+        return cls(
+            element * tasks + read("SLURM_PROCID", 0),
+            read("SLURM_ARRAY_TASK_COUNT", 1) * tasks,
+            read("SLURM_LOCALID", 0),
+        )
+
+    def first(self, units: Sequence[str], slot: int, workers: int) -> list[str]:
+        """All units, those first that the others do not start with; they meet at the end."""
+        offset = (self.number * workers + slot) * len(units) // (self.total * workers) % len(units)
+        return [*units[offset:], *units[:offset]]
 
 
 def _work_through(
     job: Job, pending: Sequence[str], slot: int, advance: Callable[[int], None]
 ) -> None:
     worker: UnitWorker | None = None
+    finished: set[str] = set()
+    look_at, pause_s = 0.0, _IDLE_S
     with Claims(job.output / WORK_FOLDER) as claims:
         while pending:
             left = []
             for unit in pending:
-                if job.is_done(unit):
+                if time.monotonic() >= look_at:
+                    started = time.monotonic()
+                    finished = job.finished()
+                    # A listing of very many takes long, and is worth as long a time of work.
+                    look_at = time.monotonic() + max(_LOOK_S, 20 * (time.monotonic() - started))
+                if unit in finished:
                     continue
                 claim = claims.take(unit)
                 if claim is None:
@@ -99,8 +153,11 @@ def _work_through(
                     left.append(unit)
                 finally:
                     claim.release()
-            if len(left) == len(pending):
-                time.sleep(_IDLE_S)  # others are at all that is left
+            if len(left) == len(pending):  # others are at all that is left
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_IDLE_S)
+            else:
+                pause_s = _IDLE_S
             pending = left
 
 
@@ -111,10 +168,15 @@ class _Crew:
     """The processes of one call, their reports, and their successors."""
 
     def __init__(
-        self, job: Job, units: list[str], workers: int, advance: Callable[[int], None]
+        self,
+        job: Job,
+        units: list[str],
+        workers: int,
+        advance: Callable[[int], None],
+        place: Place,
     ) -> None:
         self._job, self._units, self._advance = job, units, advance
-        self._workers = workers
+        self._workers, self._place = workers, place
         # A forked child would inherit torch's threads in an unknown state.
         self._context = multiprocessing.get_context("spawn")
         self._restarts = [0] * workers
@@ -136,11 +198,11 @@ class _Crew:
 
     def _start(self, slot: int) -> None:
         ours, theirs = self._context.Pipe(duplex=False)
-        offset = slot * len(self._units) // self._workers
-        units = self._units[offset:] + self._units[:offset]  # start apart, meet at the end
+        units = self._place.first(self._units, slot, self._workers)
+        local_slot = self._place.local * self._workers + slot
         process = self._context.Process(
             target=_work_in_child,
-            args=(self._job, units, slot, theirs, os.getpid()),
+            args=(self._job, units, local_slot, theirs, os.getpid()),
             daemon=True,
         )
         process.start()

@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 class RemotePath:
     """A remote file or folder, by its URL; reading it goes as with `pathlib.Path`.
 
-    `num_bytes` is what a listing said, and saves `stat` a request.
+    `num_bytes` is what a listing said of a file, and saves a request.
     """
 
     url: str
@@ -72,6 +72,9 @@ class RemotePath:
     def with_name(self, name: str) -> RemotePath:
         return self.parent / name
 
+    def with_suffix(self, suffix: str) -> RemotePath:
+        return self.with_name(PurePosixPath(self.name).with_suffix(suffix).name)
+
     def relative_to(self, folder: RemotePath) -> PurePosixPath:
         return PurePosixPath(self.url).relative_to(PurePosixPath(folder.url))
 
@@ -79,6 +82,8 @@ class RemotePath:
         return bool(request(self, "asking for it", lambda fs: fs.exists(self.url)))
 
     def is_file(self) -> bool:
+        if self.num_bytes is not None:
+            return True
         return bool(request(self, "asking for it", lambda fs: fs.isfile(self.url)))
 
     def is_dir(self) -> bool:
@@ -109,7 +114,9 @@ class RemotePath:
     def iterdir(self) -> Iterator[RemotePath]:
         """Files and folders directly in this one."""
         for entry in entries_of(self):
-            yield RemotePath(f"{self.url}/{name_of(entry)}", entry.get("size"))
+            is_file = entry.get("type") == "file"
+            num_bytes = entry.get("size") if is_file else None
+            yield RemotePath(f"{self.url}/{name_of(entry)}", num_bytes)
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Files directly in this folder whose name fits."""

@@ -369,12 +369,13 @@ def _modified(entry: dict[str, Any]) -> float:
     return float(stamp if isinstance(stamp, (int, float)) else stamp.timestamp())  # type: ignore[union-attr]
 
 
-def touch(path: Location) -> None:
-    """Make an empty file, or give the one there the store's present time."""
+def touch(path: Location) -> float:
+    """Make an empty file, or renew the one there; its stamp, as `modified_times` gives it."""
     if isinstance(path, RemotePath):
         request(path, "writing it", lambda fs: fs.pipe_file(path.url, b""))
-    else:
-        path.touch()
+        return _modified(info(path))
+    path.touch()
+    return path.stat().st_mtime
 
 
 # ------------------------------------------------------------------ local copies

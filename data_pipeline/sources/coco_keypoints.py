@@ -14,7 +14,6 @@ import functools
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from data_pipeline.record_files import BadRecord, JsonStream, open_records
 from data_pipeline.sources.part import Part, shard_name
 from data_pipeline.sources.records import pictures_folder, read_picture
 from mgpt.errors import ConfigError, DataError
+from mgpt.storage import Location, locate
 
 # COCO's seventeen joints in its order: nose, eyes, ears, shoulders, elbows, wrists, hips, knees,
 # ankles, the left one first. Limbs as its API lists them; colours once around the circle.
@@ -58,7 +58,7 @@ def parts(cfg: PackConfig) -> list[Part]:
     """
     if cfg.input is None:
         raise ConfigError("source=coco_keypoints needs input=<person_keypoints_….json>")
-    path = Path(cfg.input)
+    path = locate(cfg.input)
     photos = _read_annotations(path)
     if not photos:
         raise DataError(f"{path}: no `images` in it; give COCO's person_keypoints_<set>.json")
@@ -74,7 +74,7 @@ def parts(cfg: PackConfig) -> list[Part]:
     ]
 
 
-def _read_annotations(path: Path) -> dict[Any, _Photo]:
+def _read_annotations(path: Location) -> dict[Any, _Photo]:
     """Photographs by their ids."""
     photos: dict[Any, _Photo] = {}
     poses: list[tuple[Any, np.ndarray | None]] = []
@@ -101,7 +101,7 @@ def _read_annotations(path: Path) -> dict[Any, _Photo]:
     return photos
 
 
-def _items(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _items(path: Location) -> Iterator[tuple[str, dict[str, Any]]]:
     """(section, item) of the file's lists of objects, one at a time."""
     with open_records(path) as stream:
         json_stream = JsonStream(stream, path)
@@ -122,7 +122,7 @@ def _pose(keypoints: object) -> np.ndarray | None:
     return pose_J3 if np.isfinite(pose_J3).all() else None
 
 
-def _read(folder: Path, photos: dict[Any, _Photo]) -> Iterator[RawSample | Rejected]:
+def _read(folder: Location, photos: dict[Any, _Photo]) -> Iterator[RawSample | Rejected]:
     for one, photo in photos.items():
         key = f"{one:012d}" if isinstance(one, int) and one >= 0 else str(one)
         try:
@@ -131,7 +131,7 @@ def _read(folder: Path, photos: dict[Any, _Photo]) -> Iterator[RawSample | Rejec
             yield Rejected(key, bad.reason, bad.detail)
 
 
-def _sample(key: str, photo: _Photo, folder: Path) -> RawSample:
+def _sample(key: str, photo: _Photo, folder: Location) -> RawSample:
     if photo.problem:
         raise BadRecord("bad_keypoints", photo.problem)
     if not any((pose_J3[:, 2] > 0).any() for pose_J3 in photo.poses):

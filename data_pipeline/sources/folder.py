@@ -29,6 +29,7 @@ from data_pipeline.record_files import BadRecord, Numbered, find_spans, read_spa
 from data_pipeline.sources.part import Part, shard_name
 from data_pipeline.sources.records import Record, pictures_folder, record_key
 from mgpt.errors import ConfigError, DataError
+from mgpt.storage import Location, locate
 
 CAPTIONS_FILES = ("captions.jsonl", "captions.parquet")
 FILE_FIELDS = ("file", "file_name")
@@ -43,7 +44,7 @@ def parts(cfg: PackConfig) -> list[Part]:
     """
     if cfg.input is None:
         raise ConfigError("source=folder needs input=<folder of pictures>")
-    folder, step = Path(cfg.input), cfg.samples_per_shard
+    folder, step = locate(cfg.input), cfg.samples_per_shard
     captions = [folder / name for name in CAPTIONS_FILES if (folder / name).is_file()]
     if len(captions) > 1:
         raise DataError(f"{folder}: both {' and '.join(CAPTIONS_FILES)}; remove or rename one")
@@ -68,7 +69,7 @@ def parts(cfg: PackConfig) -> list[Part]:
     ]
 
 
-def _picture_names(folder: Path) -> list[str]:
+def _picture_names(folder: Location) -> list[str]:
     """Every picture below the folder, as a relative path; sorted."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder of pictures")
@@ -81,7 +82,7 @@ def _picture_names(folder: Path) -> list[str]:
     )
 
 
-def _bare_records(folder: Path, names: list[str], first: int) -> Iterator[Numbered]:
+def _bare_records(folder: Location, names: list[str], first: int) -> Iterator[Numbered]:
     """Records of pictures that have none: the file, and the caption that stands beside it."""
     for number, name in enumerate(names, first):
         record: dict[str, Any] | BadRecord = {"file": name}
@@ -96,7 +97,7 @@ def _bare_records(folder: Path, names: list[str], first: int) -> Iterator[Number
 
 
 def _read_part(
-    records: functools.partial[Iterator[Numbered]], pictures: Path
+    records: functools.partial[Iterator[Numbered]], pictures: Location
 ) -> Iterator[RawSample | Rejected]:
     keys: set[str] = set()
     for number, value in records():

@@ -8,13 +8,13 @@ What is broken in them is left out and listed; what remains is a raw shard that 
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_pipeline.pack_config import PackConfig
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.sources.part import Part
 from mgpt.errors import ConfigError
+from mgpt.storage import Location
 
 
 def parts(cfg: PackConfig) -> list[Part]:
@@ -28,7 +28,7 @@ def parts(cfg: PackConfig) -> list[Part]:
     ]
 
 
-def _read(path: Path) -> Iterator[RawSample | Rejected]:
+def _read(path: Location) -> Iterator[RawSample | Rejected]:
     with RawShardReader.open(path) as reader:
         yield from reader
         if reader.damaged:

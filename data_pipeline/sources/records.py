@@ -14,7 +14,6 @@ whole, under its number in its file and a short reason, and counted.
 """
 
 import functools
-import glob
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from data_pipeline.raw_shards import PICTURE_EXTENSIONS, Picture, RawSample, Rej
 from data_pipeline.record_files import FORMATS, BadRecord, Span, find_spans, read_span
 from data_pipeline.sources.part import Part, shard_name
 from mgpt.errors import ConfigError, DataError
+from mgpt.storage import Location, find_glob, locate
 
 # How files begin that a table holds without their names.
 _SIGNATURES = {
@@ -44,7 +44,7 @@ class Record:
 
     number: int
     value: dict[str, Any]
-    pictures: Path
+    pictures: Location
 
     @property
     def key(self) -> str:
@@ -93,7 +93,7 @@ def record_parts(cfg: PackConfig, read: Callable[[Record], Iterable[RawSample]])
 
 
 def _read(
-    span: Span, pictures: Path, read: Callable[[Record], Iterable[RawSample]]
+    span: Span, pictures: Location, read: Callable[[Record], Iterable[RawSample]]
 ) -> Iterator[RawSample | Rejected]:
     for number, value in read_span(span):
         try:
@@ -104,29 +104,29 @@ def _read(
             yield Rejected(record_key(number), bad.reason, bad.detail)
 
 
-def find_record_files(cfg: PackConfig) -> list[Path]:
+def find_record_files(cfg: PackConfig) -> list[Location]:
     """The files that `input=` names: itself, those of a folder, or those of a glob; sorted."""
     if cfg.input is None:
         raise ConfigError(f"source={cfg.source} needs input=<file, folder or glob of records>")
-    path = Path(cfg.input)
+    path = locate(cfg.input)
     if path.is_dir():
         found = [one for one in path.iterdir() if one.suffix.lower() in FORMATS]
     else:
-        found = [path] if path.is_file() else [Path(name) for name in glob.glob(cfg.input)]
+        found = [path] if path.is_file() else list(find_glob(cfg.input))
     if not found:
         raise DataError(f"{cfg.input}: no records there ({', '.join(FORMATS)} files)")
     return sorted(found)
 
 
-def pictures_folder(cfg: PackConfig) -> Path:
+def pictures_folder(cfg: PackConfig) -> Location:
     """Where the pictures lie that records name."""
     if cfg.pictures is not None:
-        return Path(cfg.pictures)
-    path = Path(cfg.input or ".")
+        return locate(cfg.pictures)
+    path = locate(cfg.input or ".")
     return path if path.is_dir() else path.parent
 
 
-def read_picture(folder: Path, relative: str) -> Picture:
+def read_picture(folder: Location, relative: str) -> Picture:
     """The picture as it stands in the folder; raises `BadRecord` where it cannot be had."""
     extension = Path(relative).suffix[1:].lower()
     if Path(relative).is_absolute() or ".." in Path(relative).parts:
