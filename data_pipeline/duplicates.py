@@ -57,9 +57,6 @@ class LookJob:
     def finished(self) -> set[str]:
         return {path.stem for path in self.output.glob("*.npy")}
 
-    def finished(self) -> set[str]:
-        return {path.stem for path in self.output.glob("*.npy")}
-
     def is_done(self, unit: str) -> bool:
         return (self.output / f"{unit}.npy").exists()
 

@@ -11,7 +11,6 @@ import html
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.shards import TokenisedSample
 from mgpt.errors import DataError
 from mgpt.evals.page import Section, inline_picture, page
-from mgpt.files import atomic_write
+from mgpt.storage import Location, locate, write_whole
 from mgpt.tasks.registry import READINGS, SampleView, can_serve, task
 from mgpt.tokens.chat import Conversation, Document, ImageSlot, Part, tokenise
 from mgpt.tokens.vocab import Vocabulary
@@ -83,31 +82,33 @@ class Found:
     readings: list[Reading]
 
 
-def inspect_sample(cfg: InspectConfig, vocabulary: Vocabulary | None) -> tuple[list[Found], Path]:
+def inspect_sample(
+    cfg: InspectConfig, vocabulary: Vocabulary | None
+) -> tuple[list[Found], Location]:
     """Find the sample at every resolution asked and write its page.
 
     Raises:
         DataError: no such key (with what was said of it where it was rejected), no tokenised
             output, or another VQ model.
     """
-    settings = read_settings(Path(cfg.input))
+    settings = read_settings(locate(cfg.input))
     decoder = None
     if cfg.vq is not None:
         decoder = CodeDecoder(cfg.vq, settings["vq_fingerprint"], cfg.input)
     found, refusals = [], []
     for px in [cfg.resolution] if cfg.resolution else settings["resolution"]:
-        dataset = open_dataset(Path(cfg.input) / str(px))
+        dataset = open_dataset(locate(cfg.input) / str(px))
         found += list(_find(dataset, cfg, vocabulary))
         refusals += _refusals(dataset, cfg)
     if not found:
         said = "; ".join(refusals) or "no shard has it; keys are those of the raw shards"
         raise DataError(f"{cfg.input}: no sample {cfg.key!r}: {said}")
-    path = Path(cfg.output) / f"{cfg.key.replace('/', '_')}.html"
+    path = locate(cfg.output) / f"{cfg.key.replace('/', '_')}.html"
     sections = [section for one in found for section in _sections(one, decoder)]
     if refusals:
         sections.append(Section("Rejected", "", "; ".join(refusals)))
     lead = f"{cfg.input}, VQ model {settings['vq_fingerprint']}"
-    atomic_write(path, page(cfg.key, lead, sections).encode())
+    write_whole(path, page(cfg.key, lead, sections).encode())
     return found, path
 
 

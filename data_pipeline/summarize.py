@@ -12,7 +12,6 @@ task are counted as training counts them.
 import json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_pipeline.contact_sheet import png
 from data_pipeline.histogram import bins, draw_bars, most_frequent
@@ -20,7 +19,7 @@ from data_pipeline.job_settings import read_settings
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.lengths import TOKENS, TRAINED, load_lengths
 from mgpt.evals.page import Section, inline_picture, page
-from mgpt.files import atomic_write
+from mgpt.storage import locate, write_whole
 from mgpt.tasks.registry import READINGS, can_serve
 from mgpt.tokens.unirep import grid_length
 from mgpt.tokens.vocab import Vocabulary
@@ -52,10 +51,10 @@ def summarize(
     Raises:
         DataError: no tokenised output, or one that cannot be read.
     """
-    output = Path(cfg.output)
+    output = locate(cfg.output)
     datasets = {
-        str(px): open_dataset(Path(cfg.input) / str(px))
-        for px in read_settings(Path(cfg.input))["resolution"]
+        str(px): open_dataset(locate(cfg.input) / str(px))
+        for px in read_settings(locate(cfg.input))["resolution"]
     }
     found: dict[str, Histograms] = {}
     sections = []
@@ -71,14 +70,14 @@ def summarize(
             figures = []
             for title, bars in found[px].items():
                 data = png(draw_bars(title, bars))
-                atomic_write(output / px / f"{title.replace(' ', '_')}.png", data)
+                write_whole(output / px / f"{title.replace(' ', '_')}.png", data)
                 figures.append(inline_picture(data))
             body = f"<div class='plain row'>{''.join(figures)}</div>"
             sections.append(Section(f"{px} px", body, f"{len(dataset):,} samples"))
     lead = f"{cfg.input}: {', '.join(datasets)} px"
-    atomic_write(output / "summary.html", page("Summary", lead, sections).encode())
+    write_whole(output / "summary.html", page("Summary", lead, sections).encode())
     text = json.dumps(found, indent=1, ensure_ascii=False)
-    atomic_write(output / "summary.json", text.encode())
+    write_whole(output / "summary.json", text.encode())
     return found
 
 
