@@ -1,5 +1,6 @@
 """The wheel: what it holds, and that it works away from the checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+LEAST = [
+    "scenes_raw.scenes.num_scenes=120",
+    "held_out_raw.scenes.num_scenes=100",
+    "photos_tokens.resolution=[512]",
+    "photos_roundtrip.samples_per_resolution=1",
+    "text.num_pieces=400",
+    "pretrain.steps=2",
+    "fp_sft.32.steps=2",
+    "fp_sft.48.steps=2",
+    "fp_sft.64.steps=2",
+    "omni_sft.steps=2",
+    "omni_sft.pictures_every=2",
+    "generate.n=1",
+    "evaluate.samples=1",
+    "evaluate.text_to_image_samples=1",
+    "evaluate.gallery=1",
+    "evaluate.max_new_tokens=100",
+]
+"""What is left of the quickstart with every stage, task and kind of input still in it."""
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +83,25 @@ def test_it_runs_a_pipeline_outside_the_checkout(wheel: Path, tmp_path: Path) ->
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert (tmp_path / "raw" / "00000.tar").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_an_empty_environment_runs_the_quickstart(wheel: Path, tmp_path: Path) -> None:
+    """About four minutes where torch's CPU build comes from near by."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env |= {"OMP_NUM_THREADS": "1", "PIP_CONSTRAINT": str(ROOT / "launch" / "constraints.txt")}
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True, timeout=300)
+    programs = tmp_path / "env" / "bin"
+    install = [programs / "pip", "install", "--quiet", wheel]
+    subprocess.run(install, check=True, cwd=tmp_path, env=env, timeout=1200)
+    command = [programs / "mgpt", "pipeline", "recipe=quickstart", "output=out", "tracking=offline"]
+    run = subprocess.run(
+        [*command, *LEAST], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1100
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    record = json.loads((tmp_path / "out" / "pipeline.json").read_text())
+    assert record["commit"] == "not from a checkout"
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["measures"]["tasks"]) == 16 and report["measures"]["photographs"]
+    assert (tmp_path / "out" / "report.html").exists()
