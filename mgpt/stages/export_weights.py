@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from mgpt.stages.build import open_tracker
-from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints
+from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
 from mgpt.stages.released import plan_export
 from mgpt.tracking.tracker import TrackingConfig
 
@@ -51,11 +51,15 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("export", cfg, inputs(cfg))
-    if folder.is_complete:
+    planned = None
+    made_from = inputs(cfg)
+    if not is_complete("export", cfg, made_from):
+        # Before the output is touched: most of what can be wrong shows here.
+        planned = plan_export(cfg.ckpt, cfg.vq, cfg.with_vq, DTYPES[cfg.dtype])
+    folder = StageFolder.open("export", cfg, made_from)
+    if planned is None:
         return
     with open_tracker(cfg, "export") as tracker:
-        planned = plan_export(cfg.ckpt, cfg.vq, cfg.with_vq, DTYPES[cfg.dtype])
         for note in planned.notes:
             tracker.print(f"note: {note}")
         figures = planned.figures()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgpt.stages.build import open_tracker
-from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints
+from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
 from mgpt.stages.released import plan_import
 from mgpt.tracking.tracker import TrackingConfig
 
@@ -47,11 +47,15 @@ def main(cfg: Config) -> None:
     if cfg.dry_run:
         print("\n".join(plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer).lines()))
         return
-    folder = StageFolder.open("import", cfg, inputs(cfg))
-    if folder.is_complete:
+    planned = None
+    made_from = inputs(cfg)
+    if not is_complete("import", cfg, made_from):
+        # Before the output is touched: most of what can be wrong shows here.
+        planned = plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer)
+    folder = StageFolder.open("import", cfg, made_from)
+    if planned is None:
         return
     with open_tracker(cfg, "import") as tracker:
-        planned = plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer)
         for line in planned.lines():
             tracker.print(line)
         check_machine(folder.path, planned.num_bytes / 1e6 + 200.0)
