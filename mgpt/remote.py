@@ -38,11 +38,19 @@ Result = TypeVar("Result")
 class RemotePath:
     """A remote file or folder, by its URL; reading it goes as with `pathlib.Path`.
 
-    `num_bytes` is what a listing said of a file, and saves a request.
+    `num_bytes` and `version` (an ETag) are what a listing said of a file, and save requests.
     """
 
     url: str
     num_bytes: int | None = field(default=None, compare=False)
+    version: str = field(default="", compare=False)
+
+    @classmethod
+    def listed(cls, url: str, entry: dict[str, Any]) -> RemotePath:
+        """The path with what the store says of it."""
+        version = entry.get("ETag") or entry.get("etag") or entry.get("Last-Modified") or ""
+        is_file = entry.get("type") == "file" and entry.get("size") is not None
+        return cls(url, int(entry["size"]) if is_file else None, str(version).strip('"'))
 
     def __str__(self) -> str:
         return self.url
@@ -68,6 +76,16 @@ class RemotePath:
     @property
     def parent(self) -> RemotePath:
         return RemotePath(self.url.rpartition("/")[0])
+
+    @property
+    def parents(self) -> list[RemotePath]:
+        """The folders above, nearest first, down to the bucket."""
+        host, *names = self.url.partition("://")[2].split("/")
+        base = self.url[: self.url.index(host)] + host
+        return [RemotePath("/".join([base, *names[:n]])) for n in reversed(range(len(names)))]
+
+    def absolute(self) -> RemotePath:
+        return self
 
     def with_name(self, name: str) -> RemotePath:
         return self.parent / name
@@ -114,12 +132,10 @@ class RemotePath:
     def iterdir(self) -> Iterator[RemotePath]:
         """Files and folders directly in this one."""
         for entry in entries_of(self):
-            is_file = entry.get("type") == "file"
-            num_bytes = entry.get("size") if is_file else None
-            yield RemotePath(f"{self.url}/{name_of(entry)}", num_bytes)
+            yield RemotePath.listed(f"{self.url}/{name_of(entry)}", entry)
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """Files directly in this folder whose name fits."""
+        """Files and folders directly in this one whose name fits."""
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
@@ -127,7 +143,7 @@ class RemotePath:
         found = request(self, "listing it", lambda fs: fs.find(self.url, detail=True))
         base = plain(self.url)
         for name, entry in found.items():
-            path = RemotePath(f"{self.url}/{plain(name)[len(base) + 1 :]}", entry.get("size"))
+            path = RemotePath.listed(f"{self.url}/{plain(name)[len(base) + 1 :]}", entry)
             if fnmatch.fnmatchcase(path.name, pattern):
                 yield path
 
@@ -217,7 +233,7 @@ def matching(pattern: RemotePath) -> list[RemotePath]:
     protocol = pattern.url.partition("://")[0]
     found = request(pattern, "listing it", lambda fs: fs.glob(pattern.url, detail=True))
     return [
-        RemotePath(f"{protocol}://{plain(name)}", entry.get("size"))
+        RemotePath.listed(f"{protocol}://{plain(name)}", entry)
         for name, entry in found.items()
         if entry.get("type") == "file"
     ]

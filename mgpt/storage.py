@@ -203,13 +203,33 @@ def create(path: Location, data: bytes) -> bool:
         return False
 
 
-def remove_tree(folder: Location) -> None:
-    """Delete a folder with all that is in it; nothing happens where there is none."""
+def remove_tree(folder: Location, last: str = "") -> None:
+    """Delete a folder with all that is in it; nothing happens where there is none.
+
+    Args:
+        last: the file that says what the folder is: it goes last, so that a deletion that is cut
+            short is still known as a part of what was there.
+    """
     if not isinstance(folder, RemotePath):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for path in list(folder.rglob("*")):
+    for path in sorted(folder.rglob("*"), key=lambda path: path == folder / last):
         path.unlink(missing_ok=True)
+
+
+def free_bytes(folder: Location) -> float:
+    """Room on the disk of a local folder; an object store has no end."""
+    return float("inf") if isinstance(folder, RemotePath) else shutil.disk_usage(folder).free
+
+
+def content_stamp(path: Location, hashed_bytes: int) -> str:
+    """What tells a file from another by its content: the sha256 of one of at most `hashed_bytes`,
+    name and size of a larger one, the store's own version of a remote one."""
+    if isinstance(path, RemotePath):
+        listed = path if path.version else RemotePath.listed(path.url, info(path))
+        return f"{path.name}:{listed.num_bytes}:{listed.version}"
+    num_bytes = path.stat().st_size
+    return f"{path.name}:{num_bytes}" if num_bytes > hashed_bytes else files.file_sha256(path)[:16]
 
 
 # ------------------------------------------------------------------ reading
@@ -386,6 +406,17 @@ def cache_folder() -> Path:
     own = os.environ.get("MGPT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(base) / "mgpt"
+
+
+def record_folder(output: Location) -> Path:
+    """Where the record of a stage with this output stands: there, or for a remote output in the
+    cache, since it is appended to."""
+    if not isinstance(output, RemotePath):
+        return output
+    name = hashlib.sha256(output.url.encode()).hexdigest()[:8]
+    folder = cache_folder() / "records" / f"{output.name}-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def local_copy(path: Location, sha256: str | None = None) -> Path:

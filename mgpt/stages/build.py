@@ -33,6 +33,7 @@ from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.settings import to_plain
+from mgpt.storage import Location, locate, record_folder
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.tracking.tracker import Tracker
@@ -67,7 +68,7 @@ def open_tracker(cfg: Any, stage: str, is_main: bool = True, record: bool = True
     """The tracker of a stage's output folder; `record=False` where a trainer writes the record."""
     return Tracker(
         cfg.tracking,
-        Path(cfg.output),
+        record_folder(locate(cfg.output)),
         stage,
         resolved_config=to_plain(cfg),
         is_main=is_main,
@@ -75,13 +76,13 @@ def open_tracker(cfg: Any, stage: str, is_main: bool = True, record: bool = True
     )
 
 
-def resolution_folders(paths: Sequence[str | Path]) -> list[Path]:
+def resolution_folders(paths: Sequence[str | Location]) -> list[Location]:
     """The `<px>` folders at or in each path, smallest resolution first.
 
     Raises DataError where a path holds none.
     """
-    folders: list[Path] = []
-    for given in map(Path, paths):
+    folders: list[Location] = []
+    for given in map(locate, paths):
         inside = [item for item in given.glob("*") if item.name.isdigit() and item.is_dir()]
         if given.name.isdigit() and not inside:
             inside = [given]

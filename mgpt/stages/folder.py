@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -29,9 +28,17 @@ from typing import Any
 import yaml
 
 from mgpt.errors import ConfigError, MachineError
-from mgpt.files import atomic_write, file_sha256
 from mgpt.launching.processes import is_worker
 from mgpt.settings import to_plain
+from mgpt.storage import (
+    Location,
+    content_stamp,
+    free_bytes,
+    locate,
+    remove_tree,
+    touch,
+    write_whole,
+)
 
 DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
 
@@ -46,7 +53,7 @@ _HASHED_BYTES = 1 << 22  # larger input files are told apart by name and size
 class StageFolder:
     """One stage's output folder, opened. `is_complete`: nothing is left to do."""
 
-    path: Path
+    output: Location
     stage: str
     fingerprint: str
     is_complete: bool
@@ -59,6 +66,7 @@ class StageFolder:
         cfg: Any,
         inputs: Mapping[str, str],
         min_free_mb: float = 200.0,
+        may_be_remote: bool = False,
     ) -> StageFolder:
         """Checks the machine and what is there; prints when the stage is complete.
 
@@ -67,12 +75,17 @@ class StageFolder:
             inputs: values in `cfg` that name inputs (paths, mostly) → what they hold
                 (`input_fingerprints`).
             min_free_mb: free disk space without which the stage does not start.
+            may_be_remote: whether the stage can write to an object store.
 
         Raises:
             ConfigError: the folder holds this stage with another configuration or other inputs.
             MachineError: it cannot be written, or the disk is nearly full.
         """
-        path = Path(cfg.output)
+        path = locate(cfg.output)
+        if not (may_be_remote or isinstance(path, Path)):
+            raise ConfigError(
+                f"output={path}: mgpt {stage} writes to local folders; give one, and copy it there"
+            )
         config = to_plain(cfg)
         fingerprint = fingerprint_of(stage, config, inputs)
         is_complete = _done_fingerprint(path) == fingerprint
@@ -93,18 +106,24 @@ class StageFolder:
         here._begin(config, inputs)
         return here
 
+    @property
+    def path(self) -> Path:
+        """The folder of a stage that writes to local ones."""
+        assert isinstance(self.output, Path), "opened with may_be_remote"
+        return self.output
+
     def _begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
         record = {
             "stage": self.stage,
             "fingerprint": self.fingerprint,
             "config": config,
             "inputs": inputs,
         }
-        atomic_write(self.path / RECORD, json.dumps(record, indent=1).encode())
-        text = f"# mgpt {self.stage} --config {self.path / CONFIG}\n"
+        write_whole(self.output / RECORD, json.dumps(record, indent=1).encode())
+        text = f"# mgpt {self.stage} --config {self.output / CONFIG}\n"
         text += yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        atomic_write(self.path / CONFIG, text.encode())
+        write_whole(self.output / CONFIG, text.encode())
 
     def finish(self, figures: Mapping[str, Any] | None = None) -> None:
         """Marks the stage complete. Called by the launcher, or by rank 0 where there is none."""
@@ -114,7 +133,7 @@ class StageFolder:
             "figures": dict(figures or {}),
             "seconds_of_last_start": round(time.monotonic() - self.started_s, 1),
         }
-        atomic_write(self.path / DONE, json.dumps(done, indent=1).encode())
+        write_whole(self.output / DONE, json.dumps(done, indent=1).encode())
 
 
 def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -126,49 +145,50 @@ def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, s
 def is_complete(stage: str, cfg: Any, inputs: Mapping[str, str]) -> bool:
     """Whether this stage has nothing left to do; looks only."""
     fingerprint = fingerprint_of(stage, to_plain(cfg), inputs)
-    return _done_fingerprint(Path(cfg.output)) == fingerprint
+    return _done_fingerprint(locate(cfg.output)) == fingerprint
 
 
-def input_fingerprints(*paths: str | Path | None) -> dict[str, str]:
+def input_fingerprints(*paths: str | Location | None) -> dict[str, str]:
     """Each path that is given → what it holds."""
     return {str(path): input_fingerprint(path) for path in paths if path is not None}
 
 
-def input_fingerprint(path: str | Path) -> str:
+def input_fingerprint(path: str | Location) -> str:
     """What an input holds: the fingerprint of the stage that made it, or of its files.
 
     A folder inside a stage's output (`tokens/64`) is that stage's fingerprint with the place in it.
     A name that is no path (a VQGAN shipped with the package) stands for itself.
     """
-    path = Path(path)
+    path = locate(path)
     for folder in [path, *path.absolute().parents][:4]:
         done = _done_fingerprint(folder)
         if done:
             inside = path.absolute().relative_to(folder.absolute()) if folder != path else ""
             return f"stage:{done}:{inside}"
     if path.is_file():
-        return f"file:{_file_digest(path)}"
+        return f"file:{content_stamp(path, _HASHED_BYTES)}"
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(f"{file.relative_to(path)}\0{_file_digest(file)}\n".encode())
+            stamp = content_stamp(file, _HASHED_BYTES)
+            digest.update(f"{file.relative_to(path)}\0{stamp}\n".encode())
         return f"folder:{digest.hexdigest()[:16]}"
     return f"name:{path}"
 
 
-def check_machine(path: Path, min_free_mb: float) -> None:
+def check_machine(path: Location, min_free_mb: float) -> None:
     """Raises MachineError when `path` cannot be made and written, or its disk is nearly full."""
     probe = path / f".probe-{uuid.uuid4().hex[:8]}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"1")
+        touch(probe)
         probe.unlink()
     except OSError as error:
         raise MachineError(
             f"output={path} cannot be written ({error.strerror or error}); give another output= "
             "or its permission"
         ) from error
-    free_mb = shutil.disk_usage(path).free / 1e6
+    free_mb = free_bytes(path) / 1e6
     if free_mb < min_free_mb:
         raise MachineError(
             f"output={path}: {free_mb:,.0f} MB are free where this stage needs about "
@@ -198,7 +218,7 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _conflict(
-    path: Path,
+    path: Location,
     stage: str,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
@@ -230,22 +250,17 @@ def _conflict(
     return f"{kind} {stage} of another configuration ({', '.join(words)}{more})"
 
 
-def _clear(path: Path) -> None:
-    """Takes a stage's folder away in one move, so that a kill leaves the old one or none."""
-    old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
-    path.rename(old)
-    shutil.rmtree(old)
+def _clear(path: Location) -> None:
+    """Takes a stage's folder away; a kill leaves the old one, known as such, or none."""
+    if isinstance(path, Path):
+        old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
+        path.rename(old)
+        path = old
+    remove_tree(path, last=RECORD)
 
 
-def _done_fingerprint(path: Path) -> str | None:
+def _done_fingerprint(path: Location) -> str | None:
     try:
         return str(json.loads((path / DONE).read_text())["fingerprint"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _file_digest(path: Path) -> str:
-    size = path.stat().st_size
-    if size > _HASHED_BYTES:
-        return f"{path.name}:{size}"
-    return file_sha256(path)[:16]

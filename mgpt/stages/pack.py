@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from data_pipeline.build_shards import PackConfig, pack
+from data_pipeline.workers import Place
 from mgpt.stages.build import open_tracker
 from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
 from mgpt.tracking.tracker import TrackingConfig
@@ -28,10 +29,10 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("pack", cfg, inputs(cfg))
+    folder = StageFolder.open("pack", cfg, inputs(cfg), may_be_remote=True)
     if folder.is_complete:
         return
-    with open_tracker(cfg, "pack") as tracker:
+    with open_tracker(cfg, "pack", is_main=Place.of_environment().number == 0) as tracker:
         figures = pack(cfg, tracker)
         counts = {name: value for name, value in flatten(figures) if value != {}}
         tracker.log(0, counts)

@@ -37,6 +37,7 @@ from mgpt.stages.build import (
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
 from mgpt.stages.released import is_released, plan_import
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
+from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
@@ -266,7 +267,7 @@ def _at_resolution(
         return sources
     found = {}
     for name, source in sources.items():
-        folder = Path(source.path) / str(resolution_px)
+        folder = locate(source.path) / str(resolution_px)
         if not folder.is_dir():
             raise ConfigError(
                 f"source {name}: path={source.path} holds no {resolution_px}/; tokenize it "
