@@ -25,9 +25,9 @@ from data_pipeline.contact_sheet import Tile, contact_sheet, png
 from data_pipeline.job_settings import read_finished, read_settings
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.shard_audit import ShardAuditor, ShardReport, spread
-from data_pipeline.workers import die_with_parent
 from mgpt.data.dataset import NOT_MANIFESTS
 from mgpt.errors import DataError
+from mgpt.lifeline import die_with_parent
 from mgpt.storage import Location, locate, modified_times, write_whole
 from mgpt.tracking.tracker import Tracker
 

@@ -13,13 +13,10 @@ starts it again: each call joins, and returns when all units are done. What laun
 environment only spreads the calls over the units and the GPUs.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ from typing import Any, Protocol
 
 from data_pipeline.claims import Claim, ClaimLost, Claims
 from mgpt import errors
+from mgpt.lifeline import die_with_parent
 from mgpt.storage import Location, remove_tree
 
 WORK_FOLDER = ".work"
@@ -35,7 +33,6 @@ MAX_RESTARTS = 3  # of one process slot; more means that a unit itself kills who
 _IDLE_S, _LONGEST_IDLE_S = 0.2, 5.0  # between looks at units that others hold
 _LOOK_S = 1.0  # between listings of what is finished, where that is quick
 _REPORT_S = 0.2
-_PR_SET_PDEATHSIG = 1
 
 _log = logging.getLogger(__name__)
 
@@ -260,24 +257,3 @@ def _work_in_child(
         reports.send((type(error).__name__, str(error)))
     finally:
         reports.close()
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """From here on this process ends when the one that started it does, however that ends.
-
-    A child of a process that is killed with SIGKILL otherwise lives on, and writes. Linux kills it
-    by itself, already when the thread that started it ends; elsewhere a thread looks four times a
-    second.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # it died before the line above
-            os._exit(1)
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent_pid:
-            time.sleep(0.25)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="watch parent", daemon=True).start()

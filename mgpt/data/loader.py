@@ -2,7 +2,8 @@
 
 A step takes `step_rows` rows from the mixer's windows, one after another; rank r of n gets rows
 k = r (mod n) of them. Every rank runs the same number of micro-batches, and rows that are missing
-are empty ones, which train nothing. A background thread makes the next steps in advance.
+are empty ones, which train nothing. A background thread, or `workers` processes, make the next
+steps in advance.
 
     loader = RowLoader(config, vocab, seed=0)
     step = loader.read_step(12, rank=0, world=2, micro_rows=4)
@@ -11,9 +12,12 @@ are empty ones, which train nothing. A background thread makes the next steps in
     loader.load_state(json.loads(text))      # of loader.state(13), in another run
 """
 
+import multiprocessing
+import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +25,8 @@ import numpy as np
 
 from mgpt.data.mixer import Mixer, Window
 from mgpt.data.source import DataConfig, open_components
-from mgpt.errors import DataError
+from mgpt.errors import DataError, MachineError
+from mgpt.lifeline import die_with_parent
 from mgpt.tasks.registry import READINGS, SampleView, task
 from mgpt.tokens.chat import Tokens, tokenise
 from mgpt.tokens.vocab import Vocabulary
@@ -102,11 +107,20 @@ class RowLoader:
         )
         self.task_names = list(TASK_NAMES)
         self._group = [TASK_NAMES.index(part.task) for part in components]
-        self._positions = {0: Position(0, 0)}
+        self._loaded = (0, Position(0, 0))
+        self._positions = dict([self._loaded])
         self._windows: dict[int, Window] = {}
         self._lock = threading.RLock()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        self._background = self._start_background()
         self._ahead: dict[tuple[int, int, int, int], Future[StepRows]] = {}
+
+    def _start_background(self) -> Executor:
+        if not self.config.workers:
+            return ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        settings = replace(self.config, workers=0), self.vocab, self.mixer.seed, os.getpid()
+        # A forked child would inherit torch's threads in an unknown state.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.config.workers, context, _start_worker, settings)
 
     # -------------------------------------------------------------- order
 
@@ -174,21 +188,31 @@ class RowLoader:
 
         Raises:
             DataError: a damaged sample, or the end of the data.
+            MachineError: a background process that was killed.
         """
         assert 0 <= rank < world and micro_rows > 0, (rank, world, micro_rows)
-        wanted = [(step + more, rank, world, micro_rows) for more in range(PREFETCH_STEPS + 1)]
+        num_steps = 1 + max(PREFETCH_STEPS, self.config.workers)
+        wanted = [(step + more, rank, world, micro_rows) for more in range(num_steps)]
         ahead = {key: self._ahead.pop(key, None) for key in wanted}
         for stale in self._ahead.values():
             stale.cancel()
-        self._ahead = {
-            key: future or self._worker.submit(self._make_step, *key)
-            for key, future in ahead.items()
-        }
-        return self._ahead.pop(wanted[0]).result()
+        self._ahead = {key: future or self._submit(key) for key, future in ahead.items()}
+        try:
+            return self._ahead.pop(wanted[0]).result()
+        except BrokenProcessPool as error:
+            raise MachineError(
+                "a background process that makes rows was killed; if memory is short, set fewer "
+                "data.workers, then resume"
+            ) from error
+
+    def _submit(self, key: tuple[int, int, int, int]) -> Future[StepRows]:
+        if not self.config.workers:
+            return self._background.submit(self._make_step, *key)
+        return self._background.submit(_make_in_worker, self._loaded, *key)
 
     def close(self) -> None:
-        """End the background thread."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """End the background thread or processes."""
+        self._background.shutdown(wait=True, cancel_futures=True)
 
     def _make_step(self, step: int, rank: int, world: int, micro_rows: int) -> StepRows:
         rows = self._rows_from(self.position(step))
@@ -284,8 +308,12 @@ class RowLoader:
                 + "; ".join(changed)
                 + ". Restore these, or start a new run from its weights with init_from"
             )
+        self._start_at(int(state["step"]), Position(int(state["window"]), int(state["row"])))
+
+    def _start_at(self, step: int, position: Position) -> None:
         with self._lock:
-            self._positions[int(state["step"])] = Position(int(state["window"]), int(state["row"]))
+            self._loaded = (step, position)
+            self._positions[step] = position
 
     def _order(self) -> dict[str, Any]:
         """All that the k-th row depends on, with names for a person."""
@@ -311,13 +339,32 @@ class RowLoader:
         }
 
 
+_worker_loader: RowLoader | None = None
+"""In a background process: the loader that it makes rows with."""
+
+
+def _start_worker(config: DataConfig, vocab: Vocabulary, seed: int, parent_pid: int) -> None:
+    global _worker_loader
+    die_with_parent(parent_pid)
+    _worker_loader = RowLoader(config, vocab, seed)
+
+
+def _make_in_worker(
+    loaded: tuple[int, Position], step: int, rank: int, world: int, micro_rows: int
+) -> StepRows:
+    assert _worker_loader is not None
+    if _worker_loader._loaded != loaded:
+        _worker_loader._start_at(*loaded)
+    return _worker_loader._make_step(step, rank, world, micro_rows)
+
+
 def held_out_rows(config: DataConfig, vocab: Vocabulary, seed: int, num_rows: int) -> Rows:
     """The first `num_rows` rows of held-out sources, each sample once, no guidance drop.
 
     Always the same rows; where the samples fill fewer, the rest are empty.
     """
     once = {name: replace(source, max_epochs=1.0) for name, source in config.sources.items()}
-    config = replace(config, sources=once, guidance_drop=0.0, step_rows=num_rows)
+    config = replace(config, sources=once, guidance_drop=0.0, step_rows=num_rows, workers=0)
     loader = RowLoader(config, vocab, seed)
     try:
         rows: list[tuple[Window, list[int]]] = []

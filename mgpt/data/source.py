@@ -50,6 +50,7 @@ class DataConfig:
     step_rows: rows of one optimiser step, over all ranks.
     guidance_drop: share of picture answers whose context is dropped, for guidance (paper: 0.1).
     window_documents: documents that are packed together; more fill rows better and plan longer.
+    workers: background processes a rank that make rows; 0 for a thread. Rows do not depend on it.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -57,11 +58,14 @@ class DataConfig:
     step_rows: int = 16
     guidance_drop: float = 0.1
     window_documents: int = 2048
+    workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("row_tokens", "step_rows", "window_documents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; 0 or more")
         if not 0.0 <= self.guidance_drop <= 1.0:
             raise ValueError(f"guidance_drop is {self.guidance_drop}; a share, 0 to 1")
 

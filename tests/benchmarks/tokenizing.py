@@ -1,0 +1,184 @@
+"""`mgpt tokenize` against a straightforward loop, and what bad samples cost.
+
+    python tests/benchmarks/tokenizing.py --px 64 256 512 --images 1500 100 30
+
+Both sides read the same raw shards, decode, crop to the same buckets and encode with the same
+VQGAN; the loop takes one picture after another, torch using every core, and writes one pickle a
+picture. The codes are compared. `mgpt tokenize` runs with a worker a core; what it takes to start
+processes (a job of one sample a worker) is measured apart and taken off.
+
+A busy machine falsifies times by the clock, so both sides run once more with one thread in one
+process, in CPU seconds: that ratio leaves out what a worker a core gains over torch's threads. Bad
+samples are cut JPEGs, one in a hundred, likewise in CPU seconds.
+"""
+
+import argparse
+import io
+import os
+import pickle
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpora import conditions, show
+from PIL import Image
+
+from data_pipeline.encoding import vq_codes
+from data_pipeline.fitting import Target, bucket
+from data_pipeline.raw_shards import Picture, RawSample, RawShardReader, RawShardWriter
+from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
+from mgpt.data.dataset import open_dataset
+from mgpt.images.pixels import fit, open_image
+from mgpt.models.vqgan import Vqgan, load_vqgan
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+
+def write_raw(folder: Path, px: int, images: int, shards: int, bad_every: int = 0) -> None:
+    """JPEGs of 1.2 to 1.6 times the target, of many aspect ratios: smooth noise with grain."""
+    rng = np.random.default_rng(px)
+    for shard in range(shards):
+        with RawShardWriter(folder / f"{shard:05d}.tar") as writer:
+            for number in range(images // shards):
+                scale, aspect = rng.uniform(1.2, 1.6), rng.uniform(0.6, 1.6)
+                size = round(px * scale * aspect**0.5), round(px * scale / aspect**0.5)
+                coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+                levels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
+                grain = rng.integers(-12, 13, levels.shape, dtype=np.int16)
+                picture = Image.fromarray((levels + grain).clip(0, 255).astype(np.uint8))
+                buffer = io.BytesIO()
+                picture.save(buffer, "JPEG", quality=90)
+                data = buffer.getvalue()
+                if bad_every and number % bad_every == 0:
+                    data = data[: len(data) // 2]
+                sample = RawSample(
+                    f"{number:06d}", {"image": Picture(data, "jpg")}, {"caption": "noise"}
+                )
+                writer.add(sample)
+            writer.close()
+
+
+def straightforward(raw: Path, output: Path, vq: Vqgan, px: int) -> dict[str, np.ndarray]:
+    """One picture at a time, one pickle each."""
+    output.mkdir()
+    found = {}
+    target = Target(px, 2 * vq.cfg.downsample)
+    for path in sorted(raw.glob("*.tar")):
+        with RawShardReader.open(path) as reader:
+            for sample in reader:
+                key = f"{path.stem}/{sample.key}"
+                picture = open_image(sample.pictures["image"].data)
+                fitted, _ = fit(picture, bucket(*picture.size, target), key, seed=0)
+                codes_HW = vq_codes(vq, np.asarray(fitted)[None])[0]
+                record = {"token": codes_HW.flatten().tolist(), "text": sample.meta["caption"]}
+                (output / f"{path.stem}-{sample.key}.pkl").write_bytes(pickle.dumps(record))
+                found[key] = codes_HW
+    return found
+
+
+def run_tokenize(raw: Path, output: Path, vq: str, px: int, workers: int, tracker: Tracker) -> None:
+    cfg = TokenizeConfig(
+        input=str(raw), output=str(output), vq=vq, resolution=[px], workers=workers
+    )
+    tokenize(cfg, tracker)
+
+
+def compare(root: Path, px: int, images: int, vq: str, tracker: Tracker) -> dict:
+    """One row: both sides in turn."""
+    cores = os.cpu_count() or 1
+    raw, few, model = root / f"raw{px}", root / f"few{px}", load_vqgan(vq)
+    write_raw(raw, px, images, shards=4 * cores)
+    write_raw(few, px, cores, shards=cores)
+    torch.set_num_threads(cores)
+    straightforward(few, root / f"warm{px}", model, px)
+    started = time.perf_counter()
+    theirs = straightforward(raw, root / f"pickles{px}", model, px)
+    loop_s = time.perf_counter() - started
+    started = time.perf_counter()
+    run_tokenize(few, root / f"start{px}", vq, px, cores, tracker)
+    start_s = time.perf_counter() - started
+    started = time.perf_counter()
+    run_tokenize(raw, root / f"tokens{px}", vq, px, cores, tracker)
+    job_s = time.perf_counter() - started - start_s
+    torch.set_num_threads(1)
+    started = time.process_time()
+    straightforward(raw, root / f"pickles{px}.1", model, px)
+    loop_cpu_s = time.process_time() - started
+    started = time.process_time()
+    run_tokenize(raw, root / f"tokens{px}.1", vq, px, 1, tracker)
+    job_cpu_s = time.process_time() - started
+    return {
+        "px": px,
+        "vq": vq,
+        "images": len(theirs),
+        "loop_images_per_s": round(len(theirs) / loop_s, 1),
+        "tokenize_images_per_s": round(len(theirs) / job_s, 1),
+        "start_s": round(start_s, 1),
+        "ratio": round(loop_s / job_s, 2),
+        "loop_images_per_cpu_s": round(len(theirs) / loop_cpu_s, 1),
+        "tokenize_images_per_cpu_s": round(len(theirs) / job_cpu_s, 1),
+        "cpu_ratio": round(loop_cpu_s / job_cpu_s, 2),
+        "same_codes": f"{_agreement(theirs, root / f'tokens{px}' / str(px)):.4%}",
+    }
+
+
+def _agreement(theirs: dict[str, np.ndarray], folder: Path) -> float:
+    """Share of equal codes; every picture must be on both sides."""
+    dataset = open_dataset(folder)
+    assert len(dataset) == len(theirs), (len(dataset), len(theirs))
+    same = total = 0
+    for index in range(len(dataset)):
+        codes_HW = theirs["/".join(dataset.identity(index))]
+        ours_HW = dataset.sample(index).codes["image"]
+        same += int((codes_HW == ours_HW).sum()) if codes_HW.shape == ours_HW.shape else 0
+        total += codes_HW.size
+    return same / total
+
+
+def bad_samples(root: Path, px: int, images: int, vq: str, tracker: Tracker, repeats: int) -> dict:
+    """CPU seconds a sample without and with one bad sample in a hundred, in turn."""
+    torch.set_num_threads(1)
+    write_raw(root / "good", px, images, shards=1)
+    write_raw(root / "bad", px, images, shards=1, bad_every=100)
+    best = {"good": float("inf"), "bad": float("inf")}
+    for repeat in range(repeats):
+        for name in best:
+            started = time.process_time()
+            run_tokenize(root / name, root / f"{name}{repeat}", vq, px, 1, tracker)
+            best[name] = min(best[name], time.process_time() - started)
+    return {
+        "px": px,
+        "images": images,
+        "all_good_images_per_cpu_s": round(images / best["good"], 1),
+        "one_percent_bad_images_per_cpu_s": round(images / best["bad"], 1),
+        "cost": f"{best['bad'] / best['good'] - 1:+.1%}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--px", type=int, nargs="*", default=[64, 256, 512])
+    parser.add_argument("--images", type=int, nargs="*", default=[1600, 96, 32])
+    parser.add_argument("--vq", default="photos_f16", help="for both sides")
+    parser.add_argument("--bad", type=int, default=1000, help="samples of the part with bad ones")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        tracker = Tracker(
+            TrackingConfig(mode="disabled"), root / "run", "benchmark", record=False, is_main=False
+        )
+        rows = [
+            compare(root, px, images, arguments.vq, tracker)
+            for px, images in zip(arguments.px, arguments.images, strict=True)
+        ]
+        if rows:
+            show(rows, conditions(torch=torch.__version__))
+        if arguments.bad:
+            row = bad_samples(root, 64, arguments.bad, arguments.vq, tracker, arguments.repeats)
+            show([row], conditions(torch=torch.__version__, vq=arguments.vq))
+
+
+if __name__ == "__main__":
+    main()
