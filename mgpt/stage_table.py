@@ -79,6 +79,13 @@ STAGES: dict[str, Stage] = {
         "summary.html, PNGs, summary.json",
         "input=tokens output=summary",
     ),
+    "reindex": Stage(
+        "mgpt.stages.reindex",
+        "indexes and lengths of tokenised shards, made anew",
+        "tokenised shards; a vocabulary",
+        "the same folders",
+        "input=tokens vocabulary=text",
+    ),
     "roundtrip": Stage(
         "mgpt.stages.roundtrip",
         "tokenised pictures decoded again, with their PSNR",
@@ -120,6 +127,13 @@ STAGES: dict[str, Stage] = {
         "a released folder",
         "a model folder with vocabulary/ and vq/",
         "input=chameleon-7b output=models/chameleon-7b",
+    ),
+    "plan": Stage(
+        "mgpt.stages.plan",
+        "memory, time and size of a run before it is queued",
+        "the command of a training stage or a pipeline",
+        "tables; a refusal where it cannot fit",
+        "pipeline recipe=fp_sft_7b_512_32gpu device=H100-80 nodes=2",
     ),
     "pretrain": Stage(
         "mgpt.stages.pretrain",

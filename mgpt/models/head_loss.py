@@ -69,10 +69,7 @@ class HeadLoss(nn.Module):
         hidden_ND = hidden_BTD.flatten(0, -2)
         if len(trained_N) < len(flat):
             hidden_ND = hidden_ND[trained_N]
-        need_grad = torch.is_grad_enabled()
-        loss_sum, nll_N, z_sum = _ChunkedLoss.apply(
-            hidden_ND, self.weight, flat[trained_N], z_loss, need_grad, self.trained_rows
-        )
+        loss_sum, nll_N, z_sum = self.trained_sums(hidden_ND, flat[trained_N], z_loss)
         token_nll = torch.zeros(flat.shape, dtype=nll_N.dtype, device=flat.device)
         token_nll[trained_N] = nll_N
         return LossSums(
@@ -81,6 +78,17 @@ class HeadLoss(nn.Module):
             z_sum,
             token_nll.view(labels_BT.shape),
             torch.tensor(len(trained_N), device=flat.device),
+        )
+
+    def trained_sums(
+        self, hidden_ND: Tensor, labels_N: Tensor, z_loss: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`loss_sum`, nll by token and `z_sum` of positions that are all trained; see `LossSums`.
+
+        Its work depends on shapes alone, so that its memory can be known from the meta device.
+        """
+        return _ChunkedLoss.apply(
+            hidden_ND, self.weight, labels_N, z_loss, torch.is_grad_enabled(), self.trained_rows
         )
 
     def logits(self, hidden_ND: Tensor, start: int = 0, stop: int | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Memory, time and size of a training run before it is queued, without a GPU."""

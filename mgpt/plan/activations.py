@@ -1,0 +1,158 @@
+"""What one micro-batch keeps and needs on a device, read off the model's own forward and backward.
+
+Two blocks and the head run on the meta device, with the recomputation asked for, while the bytes
+alive are counted; blocks are alike, so the rest is multiplication. What attention keeps is that of
+a fused kernel (FlexAttention, FlashAttention): queries, keys, values, output, one number a head
+and token. Dropout's masks are added: a byte an element on a GPU. `torch.compile` fuses some of
+what is kept away, which is not counted on.
+
+    >>> trace(SIZES["7b"], rows=1, row_tokens=4096, dtype=torch.bfloat16).kept_bytes / 1e9
+    26.1
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mgpt.models.attention import rotary_angles
+from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.parallel.recompute import recompute_blocks
+from mgpt.plan.live_bytes import LiveBytes
+
+__all__ = ["Activations", "meta_model", "trace"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch on one rank, beside weights."""
+
+    kept_bytes: int
+    """Alive after the blocks, waiting for the backward pass."""
+    loss_bytes: int
+    """Beside what is kept, at the most, in the head: logits of a chunk, the head's gradient."""
+    backward_bytes: int
+    """Beside what is kept, at the most, in the backward pass of a block: temporary values, and the
+    block's activations where they are recomputed."""
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves new weights as they are: drawing them on the meta device imports torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def meta_model(cfg: TransformerConfig) -> Transformer:
+    """The model without memory: names and shapes."""
+    with torch.device("meta"), _Uninitialised():
+        return Transformer(cfg)
+
+
+@functools.cache
+def trace(
+    cfg: TransformerConfig,
+    rows: int,
+    row_tokens: int,
+    dtype: torch.dtype,
+    recompute: str = "none",
+    head_only: bool = False,
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> Activations:
+    """What a micro-batch of `rows` x `row_tokens` takes, every token of it trained.
+
+    Args:
+        head_only: only the head trains, and nothing is kept for the blocks.
+        device: whose attention and dropout.
+    """
+    model = meta_model(replace(cfg, layers=2, dropout=0.0)).to(dtype)
+    if recompute != "none":
+        recompute_blocks(model, sharding_plan(model), reentrant=False)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    masks = 0 if head_only else 2 * rows * row_tokens * cfg.hidden * _mask_bytes(cfg, dtype, device)
+    with torch.device("meta"):
+        ids_BT = torch.empty(rows, row_tokens, dtype=torch.int64)
+    with (
+        LiveBytes([*model.parameters(), ids_BT]) as counter,
+        torch.set_grad_enabled(not head_only),
+    ):
+        x_BTD = model.embed(ids_BT)
+        rotary = rotary_angles(ids_BT, cfg.head_dim, cfg.rope_theta, x_BTD.dtype)
+        kept = []
+        for block in model.blocks:
+            x_BTD = block(x_BTD, rotary, _FusedAttention(device == "cpu"))
+            kept.append(counter.live)
+        x_BTD = model.norm(x_BTD)
+        last = counter.live
+        counter.restart_peak()
+        hidden_ND = x_BTD.flatten(0, -2).detach().requires_grad_()
+        with torch.enable_grad():
+            sums = model.head.trained_sums(hidden_ND, ids_BT.flatten(), 1e-5)
+        sums[0].backward()
+        loss = counter.peak - last
+        grad_BTD = hidden_ND.grad.view(x_BTD.shape)  # type: ignore[union-attr]
+        del sums, hidden_ND
+        counter.restart_peak()
+        if not head_only:
+            # What the caller holds must not outlive its use, as it does not in one backward call.
+            _backward(x_BTD, grad_BTD)
+        backward = counter.peak - last
+    a_block = 0 if head_only else kept[1] - kept[0]
+    recomputed = recompute != "none"
+    return Activations(
+        kept_bytes=last + (cfg.layers - 2) * a_block + (0 if recomputed else masks * cfg.layers),
+        loss_bytes=loss,
+        backward_bytes=max(0, backward) + (masks if recomputed else 0),
+    )
+
+
+def _backward(x_BTD: Tensor, grad_BTD: Tensor) -> None:
+    x_BTD.backward(grad_BTD)
+
+
+def _mask_bytes(cfg: TransformerConfig, dtype: torch.dtype, device: str) -> int:
+    """Of an element of a dropout mask: a truth value on a GPU, a factor on a CPU."""
+    if cfg.dropout == 0.0:
+        return 0
+    return 1 if device == "cuda" else dtype.itemsize
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None  # sharding takes it away, and counts it
+
+
+class _FusedAttention:
+    """Stands for `Documents`: shapes and kept tensors of a fused kernel, no result.
+
+    Args:
+        joined: the outputs of runs of documents are copied into one, as on a CPU.
+    """
+
+    def __init__(self, joined: bool) -> None:
+        self._joined = joined
+
+    def attend(self, q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
+        out_BTHK = _Kernel.apply(q_BTHK, k_BTJK, v_BTJK)
+        return torch.cat([out_BTHK]) if self._joined else out_BTHK
+
+
+class _Kernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
+        out_BTHK = torch.empty_like(q_BTHK)
+        lse_BTH = q_BTHK.new_empty(q_BTHK.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q_BTHK, k_BTJK, v_BTJK, out_BTHK, lse_BTH)
+        return out_BTHK
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTHK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_BTHK, k_BTJK, v_BTJK, _, _ = ctx.saved_tensors
+        return torch.empty_like(q_BTHK), torch.empty_like(k_BTJK), torch.empty_like(v_BTJK)

@@ -1,0 +1,207 @@
+"""GPU memory of one rank, by part and by moment, from shapes and settings alone.
+
+Three moments can be the tightest: *loss*, with all activations kept and the head at work;
+*backward*, in the first block that goes back; *update*, with gradients and moments. A run needs
+the largest of them. Weights, gradients and moments are exact; activations and the loss come from
+the model's own passes on the meta device (`activations`); what a sharding library gathers and
+reduces at a time is counted from what it is known to hold:
+
+- fsdp2: the block at work, the next one, and the flat buffer it arrives in; the gradients of one
+  block and their float32 copy on the way to the other ranks; the root's group all the time.
+- zero3: DeepSpeed's defaults, 1e9 gathered elements and a reduction bucket of 5e8.
+
+    >>> memory = plan_memory(SIZES["7b"], ParallelConfig("fsdp2", dtype="bfloat16"), ranks=64,
+    ...                      row_tokens=4096, micro_batches=1)
+    >>> memory.peak_bytes / 1e9, memory.tightest
+    (32.4, 'loss')
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mgpt.models.transformer import TransformerConfig, sharding_plan
+from mgpt.parallel.backend import DTYPES, ParallelConfig
+from mgpt.plan.activations import meta_model, trace
+
+__all__ = ["MOMENTS", "Groups", "Memory", "Part", "parameter_groups", "plan_memory", "shard_numel"]
+
+MOMENTS = ("loss", "backward", "update")
+_FP32 = 4
+_LIVE_ELEMENTS, _BUCKET_ELEMENTS, _PREFETCH_ELEMENTS = 10**9, 5 * 10**8, 5 * 10**7  # DeepSpeed's
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one kind on one rank at each of `MOMENTS`."""
+
+    name: str
+    loss_bytes: int
+    backward_bytes: int
+    update_bytes: int = 0
+
+    @classmethod
+    def always(cls, name: str, num_bytes: int) -> "Part":
+        return cls(name, num_bytes, num_bytes, num_bytes)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The parts of one rank's GPU memory."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Bytes at each moment."""
+        return {
+            moment: sum(getattr(part, f"{moment}_bytes") for part in self.parts)
+            for moment in MOMENTS
+        }
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.totals.values())
+
+    @property
+    def tightest(self) -> str:
+        """The moment of the peak."""
+        return max(MOMENTS, key=self.totals.__getitem__)
+
+    def part(self, name: str) -> Part:
+        return next(part for part in self.parts if part.name == name)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Elements of the parameters that are gathered together, and of one rank's shards."""
+
+    whole: int
+    block: int
+    """Of the largest block."""
+    head: int
+    root: int
+    """What no other group holds: the embedding and the last norm."""
+    shard: int
+    """What one rank holds of every parameter, padding included."""
+
+
+def shard_numel(shape: Iterable[int], ranks: int) -> int:
+    """Elements on each rank of a parameter split along its first dimension, as fully_shard pads."""
+    first, *rest = shape
+    return -(-first // ranks) * math.prod(rest)
+
+
+def parameter_groups(cfg: TransformerConfig, ranks: int, flat: bool = False) -> Groups:
+    """Sizes of the groups of the model's own sharding plan.
+
+    Args:
+        flat: parameters are split flat, DeepSpeed's way, not along their first dimension.
+    """
+    model = meta_model(cfg)
+    sizes = {
+        name: sum(p.numel() for p in model.get_submodule(name).parameters())
+        for name in sharding_plan(model)
+    }
+    head = sizes.pop("lm_head")
+    whole = model.num_parameters
+    shard = sum(
+        -(-p.numel() // ranks) if flat else shard_numel(p.shape, ranks) for p in model.parameters()
+    )
+    block = max(sizes.values())
+    return Groups(whole, block, head, whole - head - sum(sizes.values()), shard)
+
+
+def plan_memory(
+    cfg: TransformerConfig,
+    parallel: ParallelConfig,
+    ranks: int,
+    row_tokens: int,
+    micro_batches: int,
+    head_only: bool = False,
+    device: str = "cuda",
+) -> Memory:
+    """One rank's memory in training.
+
+    Args:
+        ranks: of the whole job.
+        micro_batches: of one rank a step; more than one accumulate.
+        head_only: only the head's image rows train.
+    """
+    passes = trace(
+        cfg,
+        parallel.micro_rows,
+        row_tokens,
+        DTYPES[parallel.dtype],
+        parallel.recompute,
+        head_only,
+        "cpu" if device == "cpu" else "cuda",
+    )
+    kept = passes.kept_bytes
+    of_run = (
+        Part("activations", kept, kept),
+        Part("logits and loss", passes.loss_bytes, 0),
+        Part("at work in a block", 0, passes.backward_bytes),
+    )
+    plan = {"single": _single, "fsdp2": _fsdp2, "zero3": _zero3}[parallel.name]
+    parts = plan(cfg, parallel, ranks, micro_batches > 1, head_only)
+    return Memory((*parts, *of_run))
+
+
+def _single(
+    cfg: TransformerConfig, parallel: ParallelConfig, ranks: int, accumulates: bool, head_only: bool
+) -> list[Part]:
+    groups = parameter_groups(cfg, 1)
+    copies = 0 if parallel.dtype == "float32" else DTYPES[parallel.dtype].itemsize * groups.whole
+    return [
+        Part.always("weights, float32", _FP32 * groups.whole),
+        _gradients(groups.head if head_only else groups.whole, accumulates),
+        Part.always("Adam's moments", 2 * _FP32 * groups.whole),
+        Part("weights in the pass's type", copies, copies),
+    ]
+
+
+def _fsdp2(
+    cfg: TransformerConfig, parallel: ParallelConfig, ranks: int, accumulates: bool, head_only: bool
+) -> list[Part]:
+    groups, size = parameter_groups(cfg, ranks), DTYPES[parallel.dtype].itemsize
+    trained = groups.head if head_only else groups.whole
+    shard = shard_numel((cfg.vocab_size, cfg.hidden), ranks) if head_only else groups.shard
+    if parallel.gather == "block":
+        gathered = size * (groups.root + 2 * groups.head), size * (groups.root + 3 * groups.block)
+        reduced = groups.head if head_only else groups.block
+    else:
+        gathered = 2 * size * groups.whole, 2 * size * groups.whole
+        reduced = trained
+    whole = 0
+    if accumulates and not parallel.reduce_each_micro_batch:
+        whole = _FP32 * trained
+    return [
+        Part.always("weights, float32", _FP32 * groups.shard),
+        _gradients(shard, accumulates and not whole),
+        Part.always("Adam's moments", 2 * _FP32 * groups.shard),
+        Part("gathered weights", *gathered),
+        Part("gradients on their way", 0, (size + _FP32) * reduced),
+        Part("whole gradient, accumulating", whole, whole),
+    ]
+
+
+def _zero3(
+    cfg: TransformerConfig, parallel: ParallelConfig, ranks: int, accumulates: bool, head_only: bool
+) -> list[Part]:
+    groups, size = parameter_groups(cfg, ranks, flat=True), DTYPES[parallel.dtype].itemsize
+    live = size * min(groups.whole, _LIVE_ELEMENTS + _PREFETCH_ELEMENTS)
+    bucket = (size + _FP32) * min(groups.whole, _BUCKET_ELEMENTS)
+    return [
+        Part.always("weights in the pass's type", size * groups.shard),
+        Part.always("master weights, float32", _FP32 * groups.shard),
+        _gradients(groups.shard, accumulates),
+        Part.always("Adam's moments", 2 * _FP32 * groups.shard),
+        Part("gathered weights", live, live),
+        Part("gradients on their way", 0, bucket),
+    ]
+
+
+def _gradients(elements: int, accumulates: bool) -> Part:
+    num_bytes = _FP32 * elements
+    return Part("gradients, float32", num_bytes if accumulates else 0, num_bytes, num_bytes)

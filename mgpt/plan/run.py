@@ -1,0 +1,281 @@
+"""A run before it is queued: does it fit, how large is it, how long does it take.
+
+Everything follows from the run's numbers and the machine's; nothing is started. Where a run does
+not fit, the changes that would make it fit are tried one by one, and named with what they bring.
+
+    >>> run = RunSize(SIZES["7b"], ParallelConfig("fsdp2", dtype="bfloat16"), steps=1000,
+    ...               step_rows=64, row_tokens=8192, document_tokens=4164)
+    >>> plan = plan_run(run, Machine("A100-80", nodes=8, procs=8))
+    >>> plan.problems
+    []
+    >>> plan.hours
+    8.1
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mgpt.models.transformer import TransformerConfig
+from mgpt.parallel.backend import ParallelConfig
+from mgpt.plan.devices import DEVICES
+from mgpt.plan.memory import Memory, parameter_groups, plan_memory
+
+__all__ = ["Machine", "Plan", "RunSize", "flops_per_token", "plan_run"]
+
+_BYTES_A_PARAMETER = 12  # of a checkpoint: float32 weight and two moments
+_MOST_RANKS = 4096
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run will be.
+
+    device: a name of mgpt.plan.devices; device_gb its memory, where it is another.
+    nodes, procs: machines, and GPUs (one process each) on each of them.
+    reserve_gb: memory of a GPU that the run cannot have: CUDA's context, NCCL's buffers, and what
+        lies between the allocator's pieces.
+    host_gb: main memory of a machine; None is not checked.
+    mfu: share of the GPU's peak that is reached in a step without recomputation, by the
+        operations of the model alone.
+    """
+
+    device: str = "A100-80"
+    device_gb: float | None = None
+    nodes: int = 1
+    procs: int = 8
+    reserve_gb: float = 4.0
+    host_gb: float | None = None
+    mfu: float = 0.4
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.procs
+
+    @property
+    def memory_gb(self) -> float:
+        """Of one GPU, for the run, in 1e9 bytes."""
+        whole = DEVICES[self.device].memory_gb if self.device_gb is None else self.device_gb
+        return whole - self.reserve_gb
+
+    def flops(self, dtype: str) -> float:
+        """Operations a second of one GPU at `mfu`."""
+        device = DEVICES[self.device]
+        peak = device.bf16_tflops if dtype == "bfloat16" else device.fp32_tflops
+        return self.mfu * peak * 1e12
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """What a plan must know of a run.
+
+    document_tokens: mean length of a document, over tokens; attention costs that much.
+    longest_tokens: of one document; rows cannot be shorter.
+    head_only: only the head's image rows train.
+    keep: checkpoints that stay.
+    """
+
+    transformer: TransformerConfig
+    parallel: ParallelConfig
+    steps: int
+    step_rows: int
+    row_tokens: int
+    document_tokens: float
+    longest_tokens: int = 1
+    head_only: bool = False
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes. `problems` is empty where it can be queued; `notes` are worth reading."""
+
+    run: RunSize
+    machine: Machine
+    num_parameters: int
+    memory: Memory
+    micro_batches: int
+    """Of one rank a step."""
+    host_bytes: dict[str, int]
+    """Main memory of one machine at its tightest moments."""
+    checkpoint_bytes: int
+    flops_per_token: float
+    step_s: float
+    problems: list[str]
+    notes: list[str]
+
+    @property
+    def step_tokens(self) -> int:
+        return self.run.step_rows * self.run.row_tokens
+
+    @property
+    def hours(self) -> float:
+        return self.run.steps * self.step_s / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.machine.ranks
+
+
+def flops_per_token(cfg: TransformerConfig, document_tokens: float, head_only: bool) -> float:
+    """Operations of training on one token, without recomputation.
+
+    6 x parameters without the input embedding + 6 x layers x hidden x document length (causal).
+    Where only the head trains, the blocks go forward alone, a third of it.
+    """
+    head = cfg.vocab_size * cfg.hidden
+    blocks = parameter_groups(cfg, 1).whole - 2 * head
+    passed = 2 if head_only else 6
+    return passed * (blocks + cfg.layers * cfg.hidden * document_tokens) + 6 * head
+
+
+def plan_run(run: RunSize, machine: Machine) -> Plan:
+    """The plan of a run on a machine; refuses nothing itself, see `Plan.problems`."""
+    cfg, ranks = run.transformer, machine.ranks
+    micro_batches = _micro_batches(run, ranks)
+    memory = _memory(run, machine)
+    groups = parameter_groups(cfg, ranks)
+    per_token = flops_per_token(cfg, run.document_tokens, run.head_only)
+    rank_tokens = micro_batches * run.parallel.micro_rows * run.row_tokens
+    executed = per_token + _recomputed_flops(run, groups.whole)
+    plan = Plan(
+        run=run,
+        machine=machine,
+        num_parameters=groups.whole,
+        memory=memory,
+        micro_batches=micro_batches,
+        host_bytes=_host_bytes(groups.whole, groups.shard, machine.procs),
+        checkpoint_bytes=_BYTES_A_PARAMETER * groups.whole,
+        flops_per_token=per_token,
+        step_s=rank_tokens * executed / machine.flops(run.parallel.dtype),
+        problems=[],
+        notes=_notes(run, ranks, micro_batches),
+    )
+    plan.problems.extend(_problems(plan))
+    return plan
+
+
+def _micro_batches(run: RunSize, ranks: int) -> int:
+    return -(-run.step_rows // (ranks * run.parallel.micro_rows))
+
+
+def _memory(run: RunSize, machine: Machine) -> Memory:
+    return plan_memory(
+        run.transformer,
+        run.parallel,
+        machine.ranks,
+        run.row_tokens,
+        _micro_batches(run, machine.ranks),
+        run.head_only,
+    )
+
+
+def _recomputed_flops(run: RunSize, num_parameters: int) -> float:
+    """Operations a token of the blocks' second forward pass."""
+    cfg = run.transformer
+    if run.parallel.recompute == "none" or run.head_only:
+        return 0.0
+    blocks = num_parameters - 2 * cfg.vocab_size * cfg.hidden
+    return 2 * (blocks + cfg.layers * cfg.hidden * run.document_tokens)
+
+
+def _host_bytes(whole: int, shard: int, procs: int) -> dict[str, int]:
+    return {
+        "start: the model of each rank": 4 * whole * procs,
+        "save: a copy of each rank's part": _BYTES_A_PARAMETER * shard * procs,
+        "end: all weights on rank 0": 4 * whole,
+    }
+
+
+def _notes(run: RunSize, ranks: int, micro_batches: int) -> list[str]:
+    notes = []
+    places = micro_batches * run.parallel.micro_rows * ranks
+    if places != run.step_rows:
+        each = ranks * run.parallel.micro_rows
+        lower = max(1, run.step_rows // each) * each
+        notes.append(
+            f"step_rows={run.step_rows} leaves {places - run.step_rows} of {places} places of "
+            f"{ranks} ranks empty, {1 - run.step_rows / places:.0%} of the time; a multiple of "
+            f"{each}, such as {lower} or {lower + each}, leaves none"
+        )
+    return notes
+
+
+def _problems(plan: Plan) -> list[str]:
+    run, machine = plan.run, plan.machine
+    problems = []
+    if run.longest_tokens > run.row_tokens:
+        problems.append(
+            f"row_tokens={run.row_tokens} is shorter than the longest document, "
+            f"{run.longest_tokens} tokens; raise it to that or more"
+        )
+    if run.parallel.name == "single" and machine.ranks > 1:
+        problems.append(
+            f"parallel=single runs in 1 process, and {machine.ranks} are planned; take "
+            "parallel=fsdp2, or nodes=1 procs=1"
+        )
+    need = plan.memory.peak_bytes / 1e9
+    if need > machine.memory_gb:
+        problems.append(
+            f"a rank needs {need:.1f} GB ({plan.memory.tightest}) and {machine.device} has "
+            f"{machine.memory_gb:.1f} for it; {_remedy(run, machine)}"
+        )
+    host = max(plan.host_bytes.values()) / 1e9
+    if machine.host_gb is not None and host > machine.host_gb:
+        moment = max(plan.host_bytes, key=plan.host_bytes.__getitem__)
+        problems.append(
+            f"a machine needs {host:.0f} GB of main memory ({moment}) and has "
+            f"{machine.host_gb:.0f}; take fewer procs a machine, or more memory"
+        )
+    return problems
+
+
+def _remedy(run: RunSize, machine: Machine) -> str:
+    """Single changes that make the run fit; else all of them together, as far as is needed."""
+    fitting = []
+    together_run, together_machine, together = run, machine, {}
+    for name, changed_run, changed_machine in _changes(run, machine):
+        need = _memory(changed_run, changed_machine).peak_bytes / 1e9
+        if need <= machine.memory_gb:
+            fitting.append(f"{name} ({need:.1f} GB)")
+    if fitting:
+        return "what would fit: " + ", or ".join(fitting)
+    while True:
+        step = next(_changes(together_run, together_machine), None)
+        if step is None:
+            return "no change of settings makes it fit: take a smaller model or a larger GPU"
+        name, together_run, together_machine = step
+        together[name.partition("=")[0]] = name
+        need = _memory(together_run, together_machine).peak_bytes / 1e9
+        if need <= machine.memory_gb:
+            return f"what would fit: {' with '.join(together.values())} ({need:.1f} GB)"
+
+
+def _changes(run: RunSize, machine: Machine) -> Iterator[tuple[str, RunSize, Machine]]:
+    """(words, run, machine) of each single change that saves memory, the cheapest in time first."""
+
+    def parallel(**fields: object) -> RunSize:
+        return replace(run, parallel=replace(run.parallel, **fields))  # type: ignore[arg-type]
+
+    now = run.parallel
+    if now.name == "single":
+        yield "parallel=fsdp2 procs=8", parallel(name="fsdp2", procs=8), replace(machine, procs=8)
+    if now.dtype == "float32":
+        yield "parallel.dtype=bfloat16", parallel(dtype="bfloat16"), machine
+    if now.name == "fsdp2" and now.gather == "model":
+        yield "parallel.gather=block", parallel(gather="block"), machine
+    accumulates = _micro_batches(run, machine.ranks) > 1
+    if now.name == "fsdp2" and accumulates and not now.reduce_each_micro_batch:
+        words = "parallel.reduce_each_micro_batch=true"
+        yield words, parallel(reduce_each_micro_batch=True), machine
+    if now.micro_rows > 1:
+        half = now.micro_rows // 2
+        yield f"parallel.micro_rows={half}", parallel(micro_rows=half), machine
+    if now.recompute == "none":
+        yield "parallel.recompute=full", parallel(recompute="full"), machine
+    shorter = run.row_tokens // 2
+    if shorter >= max(run.longest_tokens, 1024):
+        halved = replace(run, row_tokens=shorter, step_rows=run.step_rows * 2)
+        yield f"data.row_tokens={shorter} data.step_rows={halved.step_rows}", halved, machine
+    if now.name != "single" and machine.ranks < _MOST_RANKS:
+        nodes = machine.nodes * 2
+        yield f"nodes={nodes}", run, replace(machine, nodes=nodes)
