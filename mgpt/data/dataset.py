@@ -30,9 +30,7 @@ class TokenisedDataset:
 
     def __init__(self, folder: str | Location) -> None:
         self.folder = locate(folder)
-        names = sorted(
-            path.stem for path in self.folder.glob("*.json") if path.name not in NOT_MANIFESTS
-        )
+        names = shard_names(self.folder)
         if not names:
             raise DataError(
                 f"{self.folder}: no finished shard here; give the folder of one resolution "
@@ -82,10 +80,20 @@ class TokenisedDataset:
         shard, number = self.locate(index)
         return shard.sample(number)
 
+    def codes(self, index: int) -> dict[str, np.ndarray]:
+        """The codes of sample `index` alone (see `Shard.codes`)."""
+        shard, number = self.locate(index)
+        return shard.codes(number)
+
     def identity(self, index: int) -> tuple[str, str]:
         """(raw shard, key): what a sample is called in all outputs and draws."""
         shard, number = self.locate(index)
         return str(shard.manifest.raw["name"]), shard.key(number)
+
+
+def shard_names(folder: Location) -> list[str]:
+    """The finished shards of a `<px>` folder: those with a manifest, sorted."""
+    return sorted(path.stem for path in folder.glob("*.json") if path.name not in NOT_MANIFESTS)
 
 
 def open_dataset(folder: str | Location) -> TokenisedDataset:

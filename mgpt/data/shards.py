@@ -320,6 +320,12 @@ class ShardWriter:
 # ------------------------------------------------------------------ reader
 
 
+def _end(row: tuple[int, str, int, int]) -> int:
+    """Where a field's array ends, counted from its sample's JSON."""
+    position, _, height, width = row
+    return position + len(_npy_header(height, width)) + 2 * height * width
+
+
 def read_manifest(folder: str | Location, name: str) -> Manifest:
     """The manifest of one shard, checked against its own checksum.
 
@@ -381,6 +387,9 @@ class Shard:
                 f"{index_path}: {len(self._samples)} samples, its manifest says "
                 f"{self.manifest.samples}; {remedy}"
             )
+        self._offsets, self._json_bytes, self._first_fields, self._key_ends = (
+            self._samples[name] for name in ("offset", "json_bytes", "first_field", "key_end")
+        )
         try:
             self._tar = read_at(self._path)
         except OSError as error:
@@ -396,8 +405,8 @@ class Shard:
 
     def key(self, index: int) -> str:
         """The sample's key, as the raw shard spells it (dots included)."""
-        start = int(self._samples[index - 1]["key_end"]) if index else 0
-        return self._keys[start : int(self._samples[index]["key_end"])].tobytes().decode()
+        start = int(self._key_ends[index - 1]) if index else 0
+        return self._keys[start : int(self._key_ends[index])].tobytes().decode()
 
     def tasks(self, index: int) -> tuple[str, ...]:
         """The tasks that the sample's JSON lists, sorted; empty when it lists none."""
@@ -413,41 +422,50 @@ class Shard:
         offset, json_bytes = self._sample_span(index)
         return self._parse(index, self._read(index, offset, json_bytes))
 
-    def sample(self, index: int) -> TokenisedSample:
-        """The whole sample, codes uint16 [h, w].
+    def codes(self, index: int) -> dict[str, np.ndarray]:
+        """The codes of each picture field, uint16 [h, w]; its JSON is not read.
 
         Raises:
             DataError: the bytes are not what the index says (cut short, altered, another file).
         """
+        rows = self._field_rows(index)
+        if not rows:
+            return {}
+        first = rows[0][0]
+        block = self._read(index, int(self._offsets[index]) + first, _end(rows[-1]) - first)
+        return self._cut(index, block, -first, rows)
+
+    def sample(self, index: int) -> TokenisedSample:
+        """The whole sample. Raises `DataError` as `codes` does, and where its JSON is none."""
         offset, json_bytes = self._sample_span(index)
         rows = self._field_rows(index)
-        end = json_bytes
-        if rows:
-            position, _, height, width = rows[-1]
-            end = position + len(_npy_header(height, width)) + 2 * height * width
-        block = self._read(index, offset - BLOCK_BYTES, BLOCK_BYTES + end)
-        key = self.key(index)
-        meta = self._parse(index, block[BLOCK_BYTES : BLOCK_BYTES + json_bytes])
+        block = self._read(index, offset, _end(rows[-1]) if rows else json_bytes)
+        meta = self._parse(index, block[:json_bytes])
+        return TokenisedSample(self.key(index), meta, self._cut(index, block, 0, rows))
+
+    def _cut(
+        self, index: int, block: bytes, shift: int, rows: list[tuple[int, str, int, int]]
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a block in which the sample's JSON starts at byte `shift`."""
         codes = {}
         for position, name, height, width in rows:
-            start, header = BLOCK_BYTES + position, _npy_header(height, width)
-            if block[start : start + len(header)] != header:
+            start, header = position + shift, _npy_header(height, width)
+            if not block.startswith(header, start):
                 raise DataError(
-                    f"{self._path}: sample {key!r}: field {name!r} is not the [{height}, {width}] "
-                    f"array of the index; run mgpt verify on {self.folder}"
+                    f"{self._path}: sample {self.key(index)!r}: field {name!r} is not the "
+                    f"[{height}, {width}] array of the index; run mgpt verify on {self.folder}"
                 )
             codes_N = np.frombuffer(block, "<u2", height * width, start + len(header))
             codes[name] = codes_N.reshape(height, width)
-        return TokenisedSample(key, meta, codes)
+        return codes
 
     def _sample_span(self, index: int) -> tuple[int, int]:
-        row = self._samples[index]
-        return int(row["offset"]), int(row["json_bytes"])
+        return int(self._offsets[index]), int(self._json_bytes[index])
 
     def _field_rows(self, index: int) -> list[tuple[int, str, int, int]]:
-        last = index + 1 == len(self._samples)
-        stop = len(self._fields) if last else int(self._samples[index + 1]["first_field"])
-        rows = self._fields[int(self._samples[index]["first_field"]) : stop].tolist()
+        stop = self._first_fields[index + 1 : index + 2]
+        last = int(stop[0]) if stop.size else len(self._fields)
+        rows = self._fields[int(self._first_fields[index]) : last].tolist()
         names = self.manifest.fields
         return [(offset, names[place], height, width) for offset, place, height, width in rows]
 

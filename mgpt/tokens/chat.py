@@ -114,20 +114,32 @@ def tokenise(
 
     Raises `DataError` where a slot has no codes or a part cannot be encoded.
     """
-    ids: list[npt.NDArray[np.int32]] = []
-    trained: list[npt.NDArray[np.bool_]] = []
+    parts: list[npt.NDArray[np.int32] | list[int]] = []
+    spans: list[slice] = []
     guidance_cut = length = 0
     for segment, is_trained in _segments(item, vocab):
         if isinstance(segment, ImageSlot):
             if is_trained and not guidance_cut and isinstance(item, Conversation):
                 guidance_cut = length
-            part = encode_grid(_of(codes, segment), vocab)
+            parts.append(encode_grid(_of(codes, segment), vocab))
+            added = len(parts[-1])
         else:
-            part = np.asarray(segment, dtype=np.int32)
-        ids.append(part)
-        trained.append(np.full(len(part), is_trained))
-        length += len(part)
-    return Tokens(np.concatenate(ids), np.concatenate(trained), guidance_cut)
+            if parts and isinstance(parts[-1], list):
+                parts[-1] += segment
+            else:
+                parts.append([*segment])
+            added = len(segment)
+        if is_trained:
+            spans.append(slice(length, length + added))
+        length += added
+    ids, trained = np.empty(length, dtype=np.int32), np.zeros(length, dtype=bool)
+    start = 0
+    for part in parts:
+        ids[start : start + len(part)] = part
+        start += len(part)
+    for span in spans:
+        trained[span] = True
+    return Tokens(ids, trained, guidance_cut)
 
 
 def count(

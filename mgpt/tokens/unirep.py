@@ -38,15 +38,15 @@ def encode_grid(codes_HW: npt.NDArray[np.integer], vocab: Vocabulary) -> npt.NDA
 
     Raises `DataError` where a side is odd or has no size token, or a code is not in the codebook.
     """
-    if codes_HW.ndim != 2 or not np.issubdtype(codes_HW.dtype, np.integer):
+    if codes_HW.ndim != 2 or codes_HW.dtype.kind not in "iu":
         raise DataError(
             f"image codes of shape {codes_HW.shape} and type {codes_HW.dtype}: a grid of integers "
             "[height, width] is needed"
         )
     height, width = codes_HW.shape
     height_token, width_token = _side_token(height, vocab), _side_token(width, vocab)
-    outside = np.flatnonzero((codes_HW < 0) | (codes_HW >= vocab.num_codes))
-    if outside.size:
+    if codes_HW.max() >= vocab.num_codes or codes_HW.min() < 0:
+        outside = np.flatnonzero((codes_HW < 0) | (codes_HW >= vocab.num_codes))
         row, column = divmod(int(outside[0]), width)
         raise DataError(
             f"image code {codes_HW[row, column]} at row {row}, column {column}: the vocabulary has "
@@ -55,8 +55,7 @@ def encode_grid(codes_HW: npt.NDArray[np.integer], vocab: Vocabulary) -> npt.NDA
     ids = np.empty(grid_length(height, width), dtype=np.int32)
     ids[:_HEADER] = vocab.begin_image, height_token, width_token
     lines = ids[_HEADER:-1].reshape(height, width + 1)
-    lines[:, :width] = codes_HW
-    lines[:, :width] += vocab.image_start
+    np.add(codes_HW, vocab.image_start, out=lines[:, :width], casting="same_kind")
     lines[:, width] = vocab.end_line
     ids[-1] = vocab.end_image
     return ids
