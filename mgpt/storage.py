@@ -424,7 +424,7 @@ def local_copy(path: Location, sha256: str | None = None) -> Path:
 
     Args:
         sha256: what it must hold, where that is known; a copy of it is fetched once. Otherwise
-            the name in the cache follows from the URL, which must not change its content.
+            a copy stands for the URL and the version that the store names.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -433,7 +433,7 @@ def local_copy(path: Location, sha256: str | None = None) -> Path:
     if not isinstance(path, RemotePath):
         path.stat()
         return path
-    name = sha256 or hashlib.sha256(path.url.encode()).hexdigest()
+    name = sha256 or hashlib.sha256(f"{path}\0{content_stamp(path, 0)}".encode()).hexdigest()
     copy = cache_folder() / "files" / name[:2] / f"{name}{path.suffix}"
     if not copy.is_file():
         data = path.read_bytes()

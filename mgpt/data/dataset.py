@@ -59,6 +59,9 @@ class TokenisedDataset:
 
     def shard(self, number: int) -> Shard:
         """The shard at a place of `manifests`; the least recently used ones are closed."""
+        shard = self._open.get(number)
+        if shard is not None and len(self._open) < OPEN_SHARDS:
+            return shard  # none is to be closed, so it does not matter which was used last
         with self._lock:
             shard = self._open.pop(number, None)
             if shard is None:

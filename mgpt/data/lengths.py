@@ -28,6 +28,7 @@ from mgpt.tokens.vocab import Vocabulary
 
 TOKENS, TRAINED, CUT, TRAINED_AFTER_CUT = range(4)
 PROGRESS_EVERY = 512  # samples
+LENGTHS_FOLDER = "lengths"  # beside the shards
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def load_lengths(
         arrays |= counted
         try:
             for name, three in counted.items():
-                write_whole(paths[name], encode_arrays(three))
+                if len(three[0]):
+                    write_whole(paths[name], encode_arrays(three))
         except MachineError as error:
             logger.warning("lengths are counted again at the next start: %s", error)
     return {name: TaskLengths(*three) for name, three in arrays.items() if three is not None}
@@ -89,7 +91,7 @@ def lengths_fingerprint(dataset: TokenisedDataset, vocab: Vocabulary, name: str)
 
 
 def _path(dataset: TokenisedDataset, vocab: Vocabulary, name: str) -> Location:
-    return dataset.folder / "lengths" / f"{lengths_fingerprint(dataset, vocab, name)}.npy"
+    return dataset.folder / LENGTHS_FOLDER / f"{lengths_fingerprint(dataset, vocab, name)}.npy"
 
 
 def _read(path: Location) -> list[np.ndarray] | None:

@@ -1,0 +1,51 @@
+"""mgpt reindex: indexes and lengths of tokenised shards, made anew from tars and manifests.
+
+mgpt reindex input=tokens
+mgpt reindex input=tokens vocabulary=text
+
+An index that is there and right is left alone. Lengths are counted for every task that a sample can
+serve; without a vocabulary the old ones are deleted, and training counts at its next start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mgpt.data.dataset import open_dataset, shard_names
+from mgpt.data.lengths import LENGTHS_FOLDER, load_lengths
+from mgpt.data.reindex import rebuild_index
+from mgpt.stages.build import load_vocabulary, resolution_folders
+from mgpt.storage import remove_tree
+from mgpt.tasks.registry import READINGS
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `mgpt reindex` can be given."""
+
+    input: str
+    """The output of mgpt tokenize, or the folder of one resolution in it, local or remote."""
+    vocabulary: str | None = None
+    """The output of mgpt train_text, or weights: whose tokens are counted; null counts none."""
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(mode="disabled"))
+
+
+def main(cfg: Config) -> None:
+    vocabulary = None if cfg.vocabulary is None else load_vocabulary(cfg.vocabulary)
+    with Tracker(cfg.tracking, Path("."), "reindex", record=False) as tracker:
+        rows = []
+        for folder in resolution_folders([cfg.input]):
+            names, rebuilt = shard_names(folder), 0
+            with tracker.progress(len(names), "shards", f"reindex {folder}") as bar:
+                for name in names:
+                    rebuilt += rebuild_index(folder, name)
+                    bar.advance(1)
+            remove_tree(folder / LENGTHS_FOLDER)
+            counted = 0
+            if vocabulary is not None:
+                lengths = load_lengths(open_dataset(folder), vocabulary, READINGS)
+                counted = sum(bool(len(one)) for one in lengths.values())
+            rows.append([str(folder), len(names), rebuilt, counted])
+        tracker.table("reindexed", ["folder", "shards", "indexes rebuilt", "tasks counted"], rows)
