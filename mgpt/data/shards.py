@@ -387,9 +387,10 @@ class Shard:
                 f"{index_path}: {len(self._samples)} samples, its manifest says "
                 f"{self.manifest.samples}; {remedy}"
             )
-        self._offsets, self._json_bytes, self._first_fields, self._key_ends = (
-            self._samples[name] for name in ("offset", "json_bytes", "first_field", "key_end")
+        self._offsets, self._json_bytes, self._key_ends = (
+            self._samples[name] for name in ("offset", "json_bytes", "key_end")
         )
+        self._first_fields = np.append(self._samples["first_field"], len(self._fields))
         try:
             self._tar = read_at(self._path)
         except OSError as error:
@@ -463,9 +464,7 @@ class Shard:
         return int(self._offsets[index]), int(self._json_bytes[index])
 
     def _field_rows(self, index: int) -> list[tuple[int, str, int, int]]:
-        stop = self._first_fields[index + 1 : index + 2]
-        last = int(stop[0]) if stop.size else len(self._fields)
-        rows = self._fields[int(self._first_fields[index]) : last].tolist()
+        rows = self._fields[self._first_fields[index] : self._first_fields[index + 1]].tolist()
         names = self.manifest.fields
         return [(offset, names[place], height, width) for offset, place, height, width in rows]
 
