@@ -20,7 +20,15 @@ from PIL import Image
 from data_pipeline.raw_shards import RawSample, Rejected
 from mgpt.errors import DataError
 from mgpt.images.buckets import bucket_sizes, choose_bucket
-from mgpt.images.pixels import Crop, fit, fit_like, open_image
+from mgpt.images.pixels import (
+    BYTES_A_PIXEL,
+    Crop,
+    PictureTooLarge,
+    bytes_held,
+    fit,
+    fit_like,
+    open_image,
+)
 
 Pictures = dict[str, Image.Image]
 
@@ -46,13 +54,31 @@ class Fitted:
 
 
 def decode(sample: RawSample, rotate_exif: bool, max_pixels: int) -> Pictures | Rejected:
-    """All pictures of the sample, the main one first."""
+    """All pictures of the sample, the main one first.
+
+    Its bytes and what is decoded already count against the memory that the next picture may take:
+    a sample of many takes no more than one of a single picture. Headers tell before any is decoded.
+    """
     pictures: Pictures = {}
-    for name in sorted(sample.pictures, key=lambda name: (name != "image", name)):
-        try:
-            pictures[name] = open_image(sample.pictures[name].data, rotate_exif, max_pixels)
-        except DataError as error:
-            return Rejected(sample.key, "undecodable", f"{name}: {error}")
+    names = sorted(sample.pictures, key=lambda name: (name != "image", name))
+    taken = sum(len(picture.data) for picture in sample.pictures.values())
+    name = ""
+    try:
+        if len(names) > 1:
+            held = [bytes_held(sample.pictures[name := one].data) for one in names]
+            if taken + sum(held) > BYTES_A_PIXEL * max_pixels:
+                megabytes = (taken + sum(held)) / 1e6
+                detail = f"{len(names)} pictures, {megabytes:,.0f} MB together"
+                return Rejected(sample.key, "too_many_pixels", detail)
+        for name in names:
+            pictures[name] = open_image(
+                sample.pictures[name].data, rotate_exif, max_pixels - taken // BYTES_A_PIXEL
+            )
+            taken += 4 * pictures[name].width * pictures[name].height
+    except PictureTooLarge as error:
+        return Rejected(sample.key, "too_many_pixels", f"{name}: {error}")
+    except DataError as error:
+        return Rejected(sample.key, "undecodable", f"{name}: {error}")
     return pictures
 
 

@@ -38,6 +38,8 @@ from mgpt.errors import DataError
 from mgpt.storage import Location, WholeFile, locate, open_stream
 
 MAX_SAMPLE_BYTES = 2 * MAX_MEMBER_BYTES
+MAX_TEXT_BYTES = 4 << 20
+MAX_JSON_PARTS = 100_000  # commas and brackets: 4 MB of [[],[],…] would be 100 MB and a second
 MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes
 
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -59,6 +61,7 @@ REASONS = {
     "not_a_file": "a link or device where a file should be",
     "sample_too_large": f"members of more than {MAX_SAMPLE_BYTES} bytes in all",
     "text_not_utf8": "a text that is not UTF-8",
+    "text_too_large": f"a text above {MAX_TEXT_BYTES} bytes, or JSON of many parts",
     "unsafe_name": "an absolute name, one with '..', or one without a key",
 }
 """Why a sample is refused here; `filters` and `tokenize_shards` have reasons of their own."""
@@ -149,6 +152,8 @@ class _Group:
         self.num_bytes += len(data)
         if self.num_bytes > MAX_SAMPLE_BYTES:
             self.refuse("sample_too_large")
+        elif name.extension in TEXT_EXTENSIONS and len(data) > MAX_TEXT_BYTES:
+            self.refuse("text_too_large", f"{name.field}: {len(data)} bytes")
         elif self.problem is None and name.extension in TEXT_EXTENSIONS:
             self.texts[name.field] = data
         elif self.problem is None:
@@ -298,6 +303,8 @@ def _read_texts(texts: dict[str, bytes]) -> dict[str, Any] | str:
         return "text_not_utf8"
     meta: dict[str, Any] = {}
     if "json" in decoded:
+        if sum(map(decoded["json"].count, ",[{")) > MAX_JSON_PARTS:
+            return "text_too_large"
         try:
             meta = json.loads(decoded["json"], parse_constant=lambda _: None)
         except (ValueError, RecursionError):

@@ -109,11 +109,11 @@ class TarStream:
         self.num_bytes += len(piece)
         return piece
 
-    def _pieces(self, num_bytes: int, what: str) -> Iterator[bytes]:
-        """`num_bytes` in all, a piece at a time, so that a false size costs no memory."""
+    def _pieces(self, num_bytes: int, what: str, most_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """`num_bytes` in all, at most `most_bytes` at a time."""
         missing = num_bytes
         while missing:
-            piece = self._next_piece(min(missing, CHUNK_BYTES))
+            piece = self._next_piece(min(missing, most_bytes))
             if not piece:
                 at = self.num_bytes
                 raise Damaged(f"ends at byte {at}, in {what}, before its end marker")
@@ -121,11 +121,12 @@ class TarStream:
             yield piece
 
     def _read(self, num_bytes: int, what: str) -> bytes:
-        return b"".join(self._pieces(num_bytes, what))
+        # In one piece where the stream gives it: joining would hold a large member twice.
+        return b"".join(self._pieces(num_bytes, what, most_bytes=max(num_bytes, 1)))
 
     def _payload(self, num_bytes: int, limit: int, what: str) -> bytes | None:
         data = None
-        if num_bytes > limit:
+        if num_bytes > limit:  # a piece at a time, so that a false size costs no memory
             for _ in self._pieces(num_bytes, what):
                 pass
         else:

@@ -14,6 +14,8 @@ rotation is applied unless `rotate_exif=False`.
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,14 +25,25 @@ from PIL import Image, ImageOps
 
 from mgpt.errors import DataError
 
-# Pillow itself warns from here on: about 9,459 x 9,459.
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = 44_739_242
+"""Half of where Pillow warns: with `BYTES_A_PIXEL`, decoding takes at most 224 MB."""
+BYTES_A_PIXEL = 5
+"""Memory that decoding may take: an RGB picture (Pillow holds 4 bytes a pixel) and its half."""
+
+# What Pillow may open. Its other formats are read by few and attacked by many (EPS runs a program).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", *_ALPHA_MODES)
 
 # x / 255 * 2 - 1 in float64, then cast: float32 arithmetic differs for 128 of the 256 values.
 _LEVELS = (np.arange(256, dtype=np.float64) / 255 * 2 - 1).astype(np.float32)
+_LEVELS_OF_16_BITS = (np.arange(65536, dtype=np.float64) / 65535 * 255 + 0.5).astype(np.uint8)
+
+
+class PictureTooLarge(DataError):
+    """A picture of more pixels than allowed, or one whose decoding would take too much memory."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +70,86 @@ def open_image(
     """Decode a picture fully: the first frame, in the file's own mode; 16-bit grey becomes 8-bit.
 
     `fit` turns the mode into RGB after resizing, as `whiten` does alone.
-    Raises `DataError` where the file cannot be read or decoded, is cut short, has more than
-    `max_pixels` pixels, or a mode without a defined white.
+    Raises `DataError` where the file cannot be read or decoded, is cut short, is none of `FORMATS`
+    or has a mode without a defined white; `PictureTooLarge`, before a pixel is decoded, where it
+    has more than `max_pixels` pixels or decoding it may take `BYTES_A_PIXEL` times that in memory.
     """
     name = "picture" if isinstance(source, bytes) else str(source)
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-    # A decoder fed with damaged bytes raises nearly anything: struct.error, SyntaxError,
-    # IndexError, zlib.error; each of them means that this picture does not decode.
+    with _decoder_errors(name):
+        file = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check_size(file, _bytes_while_decoding(file), max_pixels, name)
+        file.load()
+        image: Image.Image = file
+        if rotate_exif and file.getexif().get(_ORIENTATION, 1) != 1:
+            _check_size(file, 2 * _bytes_held(file), max_pixels, name)
+            image = ImageOps.exif_transpose(file)
+    return _to_8_bit(image, file.format, name)
+
+
+def bytes_held(content: bytes) -> int:
+    """Memory that an encoded picture will take once it is decoded, from its header alone.
+
+    Raises `DataError` where there is no header that can be read, `PictureTooLarge` as `open_image`.
+    """
+    with _decoder_errors("picture"):
+        return _bytes_held(Image.open(io.BytesIO(content), formats=FORMATS))
+
+
+@contextmanager
+def _decoder_errors(name: str) -> Iterator[None]:
+    """A decoder fed with damaged bytes raises nearly anything: struct.error, SyntaxError,
+    IndexError, zlib.error; each of them means that this picture does not decode."""
     try:
-        file = Image.open(io.BytesIO(content))
-        num_pixels = file.width * file.height
-        if num_pixels <= max_pixels:
-            file.load()
-            image = ImageOps.exif_transpose(file) if rotate_exif else file
+        yield
+    except PictureTooLarge:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureTooLarge(f"{name}: {error}") from error
     except Exception as error:
         raise DataError(f"{name}: does not decode ({type(error).__name__}: {error})") from error
-    if num_pixels > max_pixels:
-        raise DataError(
-            f"{name}: {file.width} x {file.height} is {num_pixels} pixels, the limit is "
-            f"{max_pixels}; raise the limit or leave the picture out"
+
+
+def _check_size(file: Image.Image, num_bytes: float, max_pixels: int, name: str) -> None:
+    size = f"{name}: {file.width} x {file.height}"
+    if file.width * file.height > max_pixels:
+        raise PictureTooLarge(
+            f"{size} is {file.width * file.height} pixels, the limit is {max_pixels}; raise the "
+            "limit or leave the picture out"
         )
-    return _to_8_bit(image, file.format, name)
+    if num_bytes > BYTES_A_PIXEL * max_pixels:
+        raise PictureTooLarge(
+            f"{size}: decoding this {file.format} takes {num_bytes / 1e6:,.0f} MB, the limit is "
+            f"{BYTES_A_PIXEL * max_pixels / 1e6:,.0f} MB ({BYTES_A_PIXEL} bytes for each of "
+            f"{max_pixels} pixels); raise that limit or leave the picture out"
+        )
+
+
+def _bytes_held(file: Image.Image) -> int:
+    """Memory of the decoded picture: Pillow gives every pixel of several bands 4 bytes."""
+    num_bytes = 4 if len(file.getbands()) > 1 or file.mode in ("I", "F") else 1
+    return file.width * file.height * (2 if file.mode.startswith("I;16") else num_bytes)
+
+
+def _bytes_while_decoding(file: Image.Image) -> float:
+    """The most that decoding and then halving holds at once, from the header.
+
+    Bytes a pixel were measured with Pillow 13.0 (tests/drills/test_hostile_pictures.py).
+    """
+    num_pixels, held = file.width * file.height, _bytes_held(file)
+    if file.format == "WEBP":  # canvases of libwebp, copies of the frame
+        return held + 15 * num_pixels
+    if file.mode.startswith("I;16"):
+        return 3 * held
+    if file.format in ("TIFF", "GIF") or file.mode in ("LA", "RGBA"):
+        return 2 * held  # a strip may be the whole picture; alpha is multiplied in before resizing
+    if file.info.get("progressive"):  # JPEG: every coefficient, 2 bytes each
+        areas = [across * down for _, across, down, _ in file.layer]  # type: ignore[attr-defined]
+        return held + 2 * num_pixels * sum(areas) / max(areas)
+    return 1.25 * held
 
 
 def whiten(image: Image.Image) -> Image.Image:
@@ -174,8 +243,7 @@ def _to_8_bit(image: Image.Image, file_format: str | None, name: str) -> Image.I
         return image
     # Pillow gives a 16-bit PNG as "I" or "I;16", depending on its version.
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
-        grey_HW = np.asarray(image).astype(np.float64)
-        return Image.fromarray((grey_HW / 65535 * 255 + 0.5).astype(np.uint8))
+        return Image.fromarray(_LEVELS_OF_16_BITS[np.asarray(image).astype(np.uint16)])
     raise DataError(
         f"{name}: pixels of mode {image.mode!r} have no defined white; convert the picture to RGB "
         "or grey of 8 or 16 bits"
