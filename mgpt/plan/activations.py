@@ -77,45 +77,41 @@ def trace(
         recompute_blocks(model, sharding_plan(model), reentrant=False)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    masks = 0 if head_only else 2 * rows * row_tokens * cfg.hidden * _mask_bytes(cfg, dtype, device)
     with torch.device("meta"):
         ids_BT = torch.empty(rows, row_tokens, dtype=torch.int64)
-    with (
-        LiveBytes([*model.parameters(), ids_BT]) as counter,
-        torch.set_grad_enabled(not head_only),
-    ):
-        x_BTD = model.embed(ids_BT)
-        rotary = rotary_angles(ids_BT, cfg.head_dim, cfg.rope_theta, x_BTD.dtype)
-        kept = []
-        for block in model.blocks:
-            x_BTD = block(x_BTD, rotary, _FusedAttention(device == "cpu"))
-            kept.append(counter.live)
-        x_BTD = model.norm(x_BTD)
+    peaks: list[int] = []
+    with LiveBytes([*model.parameters(), ids_BT]) as counter:
+        with torch.set_grad_enabled(not head_only):
+            x_BTD = model.embed(ids_BT)
+            rotary = rotary_angles(ids_BT, cfg.head_dim, cfg.rope_theta, x_BTD.dtype)
+            kept = []
+            for block in model.blocks:
+                x_BTD = block(x_BTD, rotary, _FusedAttention(device == "cpu"))
+                kept.append(counter.live)
+            x_BTD = model.norm(x_BTD)
         last = counter.live
         counter.restart_peak()
-        hidden_ND = x_BTD.flatten(0, -2).detach().requires_grad_()
-        with torch.enable_grad():
-            sums = model.head.trained_sums(hidden_ND, ids_BT.flatten(), 1e-5)
-        sums[0].backward()
-        loss = counter.peak - last
-        grad_BTD = hidden_ND.grad.view(x_BTD.shape)  # type: ignore[union-attr]
-        del sums, hidden_ND
-        counter.restart_peak()
         if not head_only:
-            # What the caller holds must not outlive its use, as it does not in one backward call.
-            _backward(x_BTD, grad_BTD)
-        backward = counter.peak - last
+            x_BTD.register_hook(lambda _: _end_of_head(counter, peaks))
+        loss = model.head.trained_sums(x_BTD.flatten(0, -2), ids_BT.flatten(), 1e-5)[0]
+        del x_BTD  # in training too nothing but the graph holds it
+        loss.backward()
+        peaks.append(counter.peak)
+    masks = 0 if head_only else 2 * rows * row_tokens * cfg.hidden * _mask_bytes(cfg, dtype, device)
     a_block = 0 if head_only else kept[1] - kept[0]
     recomputed = recompute != "none"
+    backward = peaks[1] - last if len(peaks) > 1 else 0
     return Activations(
         kept_bytes=last + (cfg.layers - 2) * a_block + (0 if recomputed else masks * cfg.layers),
-        loss_bytes=loss,
-        backward_bytes=max(0, backward) + (masks if recomputed else 0),
+        loss_bytes=peaks[0] - last,
+        backward_bytes=backward + (masks if recomputed else 0),
     )
 
 
-def _backward(x_BTD: Tensor, grad_BTD: Tensor) -> None:
-    x_BTD.backward(grad_BTD)
+def _end_of_head(counter: LiveBytes, peaks: list[int]) -> None:
+    """Called with the gradient of the hidden states: the head is done, the blocks follow."""
+    peaks.append(counter.peak)
+    counter.restart_peak()
 
 
 def _mask_bytes(cfg: TransformerConfig, dtype: torch.dtype, device: str) -> int:

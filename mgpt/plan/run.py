@@ -274,8 +274,12 @@ def _changes(run: RunSize, machine: Machine) -> Iterator[tuple[str, RunSize, Mac
         yield "parallel.recompute=full", parallel(recompute="full"), machine
     shorter = run.row_tokens // 2
     if shorter >= max(run.longest_tokens, 1024):
+        words = f"data.row_tokens={shorter} data.step_rows={run.step_rows * 2}"
         halved = replace(run, row_tokens=shorter, step_rows=run.step_rows * 2)
-        yield f"data.row_tokens={shorter} data.step_rows={halved.step_rows}", halved, machine
+        if now.name == "fsdp2" and not now.reduce_each_micro_batch:
+            words += " parallel.reduce_each_micro_batch=true"
+            halved = replace(halved, parallel=replace(now, reduce_each_micro_batch=True))
+        yield words, halved, machine
     if now.name != "single" and machine.ranks < _MOST_RANKS:
         nodes = machine.nodes * 2
         yield f"nodes={nodes}", run, replace(machine, nodes=nodes)

@@ -1,0 +1,91 @@
+"""What a rank holds: against fsdp2's own tensors, and against fully_shard on 1,024 ranks."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from mgpt.models.sizes import SIZES
+from mgpt.models.transformer import sharding_plan
+from mgpt.parallel.backend import ParallelConfig
+from mgpt.plan.activations import meta_model
+from mgpt.plan.memory import MOMENTS, parameter_groups, plan_memory, shard_numel
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "parallel")]
+import measured_shards  # noqa: E402
+from rank_runs import start_ranks  # noqa: E402
+
+FSDP2 = ParallelConfig("fsdp2", dtype="bfloat16")
+
+
+def test_what_two_ranks_of_fsdp2_hold(tmp_path: Path) -> None:
+    codes, logs = start_ranks([measured_shards.__file__, str(tmp_path)], 2)
+    assert codes == [0, 0], "\n".join(logs)
+    held = json.loads((tmp_path / "held.json").read_text())
+    memory = plan_memory(measured_shards.MODEL, ParallelConfig("fsdp2"), 2, 64, micro_batches=1)
+    for name, measured in held.items():
+        assert memory.part(name).update_bytes == pytest.approx(measured, rel=0.001), name
+
+
+def test_shards_of_1024_ranks_are_those_of_fully_shard() -> None:
+    """One block of 7B's width, sharded by fully_shard itself over a group that sends nothing."""
+    cfg = replace(SIZES["7b"], layers=1)
+    model = meta_model(cfg)
+    dist.init_process_group("fake", rank=0, world_size=1024, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (1024,))
+        for name in sharding_plan(model):
+            fully_shard(model.get_submodule(name), mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        held = sum(p.to_local().numel() for p in model.parameters())  # type: ignore[attr-defined]
+    finally:
+        dist.destroy_process_group()
+    assert parameter_groups(cfg, 1024).shard == held
+    assert shard_numel((1, 128), 1024) == 128, "a row cannot be split"
+
+
+def test_the_groups_are_the_model() -> None:
+    groups = parameter_groups(SIZES["7b"], 1)
+    assert groups.whole == groups.shard == 7_013_142_528 + 32 * 4 * 128  # FACTS, and qk-norm
+    assert groups.whole == groups.root + groups.head + 32 * groups.block
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+def test_ranks_divide_what_training_holds(name: str) -> None:
+    parallel = replace(FSDP2, name=name)  # type: ignore[arg-type]
+    few, many = (plan_memory(SIZES["7b"], parallel, n, 1024, 1) for n in (8, 64))
+    assert few.totals["update"] == pytest.approx(8 * many.totals["update"], rel=0.01)
+    assert few.part("activations") == many.part("activations")
+
+
+def test_accumulating_costs_a_whole_gradient_unless_it_is_reduced_each_time() -> None:
+    cfg, whole = SIZES["7b"], 4 * parameter_groups(SIZES["7b"], 1).whole
+    once = plan_memory(cfg, FSDP2, 64, 1024, micro_batches=1)
+    twice = plan_memory(cfg, FSDP2, 64, 1024, micro_batches=2)
+    each = plan_memory(cfg, replace(FSDP2, reduce_each_micro_batch=True), 64, 1024, micro_batches=2)
+    assert twice.totals["backward"] - once.totals["backward"] == whole
+    assert each.totals["backward"] == once.totals["backward"]
+
+
+def test_recomputation_saves_most_of_the_activations() -> None:
+    plain, saved = (
+        plan_memory(SIZES["7b"], replace(FSDP2, recompute=choice), 64, 8192, 1)  # type: ignore[arg-type]
+        for choice in ("none", "full")
+    )
+    assert saved.part("activations").loss_bytes < plain.part("activations").loss_bytes / 15
+    assert saved.part("at work in a block").backward_bytes > 1e9, "one block's, at a time"
+
+
+def test_the_peak_is_the_largest_moment() -> None:
+    memory = plan_memory(SIZES["7b"], FSDP2, 64, 1024, 1)
+    assert memory.peak_bytes == max(memory.totals.values()) == memory.totals[memory.tightest]
+    assert tuple(memory.totals) == MOMENTS
+    assert torch.get_default_dtype() is torch.float32
