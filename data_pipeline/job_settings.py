@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
-from mgpt.storage import Location, create, write_whole
+from mgpt.storage import Location, create, remove_leftovers, write_whole
 
 SETTINGS_FILE = "settings.json"
 FINISHED_FILE = "shards.json"
@@ -43,6 +43,7 @@ def settle_settings(output: Location, settings: dict[str, Any], command: str) ->
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
         create(path, data + b"\n")
+    remove_leftovers(output)
     kept = read_settings(output)
     wanted = json.loads(data)
     differing = [

@@ -65,15 +65,19 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         MachineError: the folder cannot be written or the disk is full; nothing is left behind.
     """
     path = Path(path)
-    temporary = temporary_path(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(data)
-                publish(stream, temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        while True:
+            temporary = temporary_path(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(temporary, "xb") as stream:
+                    stream.write(data)
+                    publish(stream, temporary, path)
+                return
+            except FileNotFoundError:  # another took it for a dead writer's, and removed it
+                continue
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def create_exclusive(path: str | Path, data: bytes) -> bool:
@@ -91,10 +95,12 @@ def create_exclusive(path: str | Path, data: bytes) -> bool:
             stream.flush()
             os.fsync(stream.fileno())
         os.link(temporary, path)
-    except FileNotFoundError:
-        raise
     except FileExistsError:
         return False
+    except FileNotFoundError:
+        if not path.exists():
+            raise
+        return False  # another was first, and removed what it took for a dead writer's
     except OSError as error:
         raise MachineError(
             f"{path}: cannot be written ({error.strerror or error}); the folder needs free space "
@@ -108,7 +114,8 @@ def create_exclusive(path: str | Path, data: bytes) -> bool:
 def remove_leftovers(folder: str | Path, prefix: str = "") -> list[str]:
     """Delete temporary files that dead writers left for targets named `prefix…`; their targets.
 
-    Only for whoever owns these names (holds the claim): a live writer's file has the same form.
+    Only for whoever owns these names (holds the claim), since a live writer's file has the same
+    form, or where all write by `atomic_write` or `create_exclusive`, which expect it.
     """
     removed = []
     for path in sorted(Path(folder).glob(".*.tmp")):

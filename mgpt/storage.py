@@ -203,6 +203,13 @@ def create(path: Location, data: bytes) -> bool:
         return False
 
 
+def remove_leftovers(folder: Location) -> None:
+    """Delete what dead writers left directly in a folder, as `files.remove_leftovers` does; on an
+    object store they leave nothing."""
+    if not isinstance(folder, RemotePath):
+        files.remove_leftovers(folder)
+
+
 def remove_tree(folder: Location, last: str = "") -> None:
     """Delete a folder with all that is in it; nothing happens where there is none.
 
