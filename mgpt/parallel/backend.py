@@ -134,7 +134,8 @@ class TrainableModel(Protocol):
 class OptimizerRecipe(Protocol):
     """Builds the optimiser over named parameters (mgpt.train.optim.OptimConfig)."""
 
-    weight_decay: float
+    @property
+    def weight_decay(self) -> float: ...
 
     def build(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], decays: bool = True

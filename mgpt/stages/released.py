@@ -227,7 +227,11 @@ def plan_export(
     if dtype is not None:
         stored = [_cast(tensor, dtype) for tensor in stored]
     names: dict[str, int] = {} if vocabulary is None else _vocabulary_map(vocabulary)
-    special = {"bos_token_id": None, "pad_token_id": None, "eos_token_id": None}
+    special: dict[str, int | None] = {
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "eos_token_id": None,
+    }
     if vocabulary is not None:
         ids = (vocabulary.bos, vocabulary.pad, vocabulary.eos)
         special = dict(zip(special, ids, strict=True))

@@ -42,7 +42,7 @@ SINGLE, SHARDS = "consolidated.pth", "consolidated.*.pth"
 _MAX_FILE_BYTES = 80 << 30
 _MAX_PICKLE_BYTES = 64 << 20
 # Read of one file before it is mapped anew.
-_MAPPED_BYTES = 256 << 20
+_MAPPED_BYTES = 64 << 20
 # Released params.json do not say it (arXiv 2405.09818).
 _MAX_POSITIONS = 4096
 
@@ -342,7 +342,7 @@ def _columns(name: str, parts: Sequence[LazyTensor], head_dim: int) -> LazyTenso
 
 
 def _mean(name: str, parts: Sequence[LazyTensor], head_dim: int) -> LazyTensor:
-    def join(tensors: Sequence[Tensor]) -> Tensor:
+    def join(tensors: list[Tensor]) -> Tensor:
         return torch.stack([t.float() for t in tensors]).mean(0).to(tensors[0].dtype)
 
     return _joined(name, parts, parts[0].shape, join)
@@ -354,7 +354,7 @@ def _rotary_rows(name: str, parts: Sequence[LazyTensor], head_dim: int) -> LazyT
 
 
 def _rotary_norms(name: str, parts: Sequence[LazyTensor], head_dim: int) -> LazyTensor:
-    def join(tensors: Sequence[Tensor]) -> Tensor:
+    def join(tensors: list[Tensor]) -> Tensor:
         return permute_rotary(torch.cat(tensors), head_dim).view(len(tensors), -1)
 
     return _joined(name, parts, (len(parts), *parts[0].shape), join)
@@ -364,7 +364,7 @@ def _joined(
     name: str,
     parts: Sequence[LazyTensor],
     shape: tuple[int, ...],
-    join: Callable[[Sequence[Tensor]], Tensor],
+    join: Callable[[list[Tensor]], Tensor],
 ) -> LazyTensor:
     return LazyTensor(name, shape, parts[0].dtype, lambda: join([part.read() for part in parts]))
 

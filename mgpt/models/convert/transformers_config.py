@@ -185,7 +185,7 @@ def transformers_config(
     cfg: TransformerConfig,
     vq_cfg: VqganConfig | None,
     dtype: torch.dtype,
-    special: Mapping[str, int],
+    special: Mapping[str, int | None],
     vocabulary_map: Mapping[str, int],
 ) -> dict[str, Any]:
     """The `config.json` of an export.
