@@ -46,6 +46,7 @@ DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
 FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers"})
 # Fields that may change while a stage is unfinished: it goes on from its newest checkpoint.
 RESUMABLE_FIELDS = frozenset({"parallel", "steps", "save_every", "log_every", "keep"})
+_BEGIN_S = 120.0
 _HASHED_BYTES = 1 << 22  # larger input files are told apart by name and size
 
 
@@ -91,6 +92,8 @@ class StageFolder:
         is_complete = _done_fingerprint(path) == fingerprint
         here = cls(path, stage, fingerprint, is_complete, time.monotonic())
         if is_worker() and os.environ.get("RANK") != "0":
+            if may_be_remote and not is_complete:
+                here._wait_until_begun()
             return here
         if here.is_complete:
             print(f"{stage}: {path} is complete", flush=True)
@@ -111,6 +114,24 @@ class StageFolder:
         """The folder of a stage that writes to local ones."""
         assert isinstance(self.output, Path), "opened with may_be_remote"
         return self.output
+
+    def _wait_until_begun(self) -> None:
+        """Until rank 0 has written what this folder is; ranks of a shared job have no barrier."""
+        deadline = time.monotonic() + _BEGIN_S
+        while True:
+            try:
+                if json.loads((self.output / RECORD).read_bytes())["fingerprint"] == (
+                    self.fingerprint
+                ):
+                    return
+            except (OSError, ValueError, KeyError):
+                pass
+            if time.monotonic() > deadline:
+                raise MachineError(
+                    f"{self.output}: rank 0 has not begun this {self.stage} within {_BEGIN_S:.0f} "
+                    "s; do all ranks see the same folder?"
+                )
+            time.sleep(0.2)
 
     def _begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)

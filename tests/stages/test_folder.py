@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mgpt.errors import ConfigError, MachineError
+from mgpt.stages import folder as stage_folder
 from mgpt.stages.folder import (
     StageFolder,
     check_machine,
@@ -15,6 +16,7 @@ from mgpt.stages.folder import (
     input_fingerprints,
     is_complete,
 )
+from mgpt.storage import locate, write_whole
 
 
 @dataclass(frozen=True)
@@ -118,3 +120,39 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"MB are free where this stage needs"):
         check_machine(tmp_path, min_free_mb=1e12)
+
+
+def test_another_rank_of_a_shared_job_waits_for_the_first(cfg, monkeypatch):
+    monkeypatch.setattr(stage_folder, "_BEGIN_S", 0.3)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(MachineError, match="rank 0 has not begun"):
+        StageFolder.open("pack", cfg, {}, may_be_remote=True)
+    monkeypatch.setenv("RANK", "0")
+    StageFolder.open("pack", cfg, {}, may_be_remote=True)
+    monkeypatch.setenv("RANK", "1")
+    StageFolder.open("pack", cfg, {}, may_be_remote=True)
+
+
+def test_on_an_object_store_a_stage_begins_is_complete_and_is_made_anew(s3):
+    cfg = Config("s3://corpus/out", "in")
+    folder = StageFolder.open("pack", cfg, {}, may_be_remote=True)
+    write_whole(folder.output / "00000.tar", b"of the old configuration")
+    folder.finish({"shards": 1})
+    assert StageFolder.open("pack", cfg, {}, may_be_remote=True).is_complete
+    assert input_fingerprint("s3://corpus/out").startswith("stage:")
+    other = replace(cfg, steps=4)
+    with pytest.raises(ConfigError, match="redo=true"):
+        StageFolder.open("pack", other, {}, may_be_remote=True)
+    StageFolder.open("pack", replace(other, redo=True), {}, may_be_remote=True)
+    assert not (folder.output / "00000.tar").exists()
+    with pytest.raises(ConfigError, match="writes to local folders"):
+        StageFolder.open("fp_sft", cfg, {})
+
+
+def test_an_input_on_a_store_is_told_by_its_versions(s3):
+    path = locate("s3://corpus/raw/00000.tar")
+    write_whole(path, b"one")
+    first = input_fingerprint("s3://corpus/raw")
+    assert first == input_fingerprint("s3://corpus/raw/") and first.startswith("folder:")
+    write_whole(path, b"two")
+    assert input_fingerprint("s3://corpus/raw") != first
