@@ -22,6 +22,7 @@ from mgpt.errors import DataError
 from mgpt.images.buckets import bucket_sizes, choose_bucket
 from mgpt.images.pixels import (
     BYTES_A_PIXEL,
+    MAX_PIXELS,
     Crop,
     PictureTooLarge,
     bytes_held,
@@ -118,7 +119,8 @@ def bucket(width_px: int, height_px: int, target: Target) -> tuple[int, int] | N
     """
     chosen = choose_bucket(width_px, height_px, target.px, target.grid_px)
     if target.enlarge:
-        return chosen
+        scale = max(chosen[0] / width_px, chosen[1] / height_px)
+        return chosen if width_px * height_px * scale**2 <= MAX_PIXELS else None  # a thread
     if width_px * height_px < target.px**2:
         return None
     if chosen[0] <= width_px and chosen[1] <= height_px:

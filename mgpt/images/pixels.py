@@ -25,10 +25,10 @@ from PIL import Image, ImageOps
 
 from mgpt.errors import DataError
 
-MAX_PIXELS = 44_739_242
-"""Half of where Pillow warns: with `BYTES_A_PIXEL`, decoding takes at most 224 MB."""
-BYTES_A_PIXEL = 5
-"""Memory that decoding may take: an RGB picture (Pillow holds 4 bytes a pixel) and its half."""
+MAX_PIXELS = 32_000_000
+BYTES_A_PIXEL = 7
+"""Memory that decoding and halving an RGB picture takes, a pixel: 224 MB at `MAX_PIXELS`. Pictures
+that take more (alpha, progressive JPEG, WebP) may have fewer pixels."""
 
 # What Pillow may open. Its other formats are read by few and attacked by many (EPS runs a program).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -137,19 +137,22 @@ def _bytes_held(file: Image.Image) -> int:
 def _bytes_while_decoding(file: Image.Image) -> float:
     """The most that decoding and then halving holds at once, from the header.
 
-    Bytes a pixel were measured with Pillow 13.0 (tests/drills/test_hostile_pictures.py).
+    Bytes a pixel were measured with Pillow 13.0 (tests/drills/test_pictures_as_they_look.py).
     """
     num_pixels, held = file.width * file.height, _bytes_held(file)
+    halving = 1.75 * held  # the picture, half of it after the first pass, a quarter
+    if file.mode in ("LA", "RGBA"):
+        halving += held  # alpha is multiplied in beforehand
     if file.format == "WEBP":  # canvases of libwebp, copies of the frame
         return held + 15 * num_pixels
     if file.mode.startswith("I;16"):
         return 3 * held
-    if file.format in ("TIFF", "GIF") or file.mode in ("LA", "RGBA"):
-        return 2 * held  # a strip may be the whole picture; alpha is multiplied in before resizing
+    if file.format in ("TIFF", "GIF"):  # a strip may be the whole picture
+        return max(2 * held, halving)
     if file.info.get("progressive"):  # JPEG: every coefficient, 2 bytes each
         areas = [across * down for _, across, down, _ in file.layer]  # type: ignore[attr-defined]
-        return held + 2 * num_pixels * sum(areas) / max(areas)
-    return 1.25 * held
+        return max(held + 2 * num_pixels * sum(areas) / max(areas), halving)
+    return halving
 
 
 def whiten(image: Image.Image) -> Image.Image:

@@ -100,3 +100,8 @@ def test_what_does_not_decode_is_refused_by_field(picture):
     assert (refused.reason, refused.detail.split(":")[0]) == ("undecodable", "depth")
     bomb = RawSample("k", {"image": Picture(picture(64, 64), "png")}, {})
     assert isinstance(decode(bomb, rotate_exif=True, max_pixels=64 * 63), Rejected)
+
+
+def test_a_thread_is_not_enlarged_into_a_field():
+    assert bucket(20_000_000, 1, Target(512, 32, enlarge=True)) is None
+    assert bucket(1_000, 10, Target(512, 32, enlarge=True)) is not None
