@@ -1,10 +1,14 @@
 """The shards of a folder as one list."""
 
+import numpy as np
 import pytest
 
 from mgpt.data import dataset as dataset_module
 from mgpt.data.dataset import open_dataset
+from mgpt.data.loader import RowLoader
+from mgpt.data.source import DataConfig, SourceConfig
 from mgpt.errors import DataError
+from mgpt.storage import locate, write_whole
 
 
 def test_samples_are_numbered_over_all_shards(corpus, sample):
@@ -48,3 +52,27 @@ def test_shards_are_closed_beyond_a_limit(corpus, monkeypatch):
     dataset.sample(40)
     assert dataset.shard(0) is not first
     assert first.sample(3).key == "00003.v1"
+
+
+def test_rows_from_an_object_store_are_those_from_the_disk(corpus, vocab, s3):
+    for path in corpus.iterdir():
+        write_whole(locate("s3://corpus/tokens/64") / path.name, path.read_bytes())
+
+    def rows(place: str) -> RowLoader:
+        tasks = {"caption": 1.0, "text_to_image": 2.0}
+        config = DataConfig({"a": SourceConfig(place, tasks)}, row_tokens=1024, step_rows=3)
+        return RowLoader(config, vocab, seed=5)
+
+    near, far = rows(str(corpus)), rows("s3://corpus/tokens/64")
+    for step in range(2):
+        ours, theirs = (one.read_step(step, 0, 1, 3) for one in (near, far))
+        assert ours.trained_tokens == theirs.trained_tokens > 0
+        for a, b in zip(ours.micro, theirs.micro, strict=True):
+            assert np.array_equal(a.ids, b.ids) and np.array_equal(a.labels, b.labels)
+    near.close()
+    far.close()
+    puts = [path for method, path in s3.seen if method == "PUT" and "/lengths/" in path]
+    assert len(puts) == 2, "counted once and kept, a file a task"
+    s3.seen.clear()
+    rows("s3://corpus/tokens/64").close()
+    assert not [path for method, path in s3.seen if method == "PUT"]
