@@ -5,7 +5,7 @@
 Both sides read the same raw shards, decode, crop to the same buckets and encode with the same
 VQGAN; the loop takes one picture after another, torch using every core, and writes one pickle a
 picture. The codes are compared. `mgpt tokenize` runs with a worker a core; what it takes to start
-processes (a job of one sample a worker) is measured apart and taken off.
+processes and load the model (a job of one sample a worker) is measured apart and taken off.
 
 A busy machine falsifies times by the clock, so both sides run once more with one thread in one
 process, in CPU seconds: that ratio leaves out what a worker a core gains over torch's threads. Bad
@@ -103,11 +103,14 @@ def compare(root: Path, px: int, images: int, vq: str, tracker: Tracker) -> dict
     job_s = time.perf_counter() - started - start_s
     torch.set_num_threads(1)
     started = time.process_time()
-    straightforward(raw, root / f"pickles{px}.1", model, px)
+    theirs = straightforward(raw, root / f"pickles{px}.1", model, px)
     loop_cpu_s = time.process_time() - started
     started = time.process_time()
+    run_tokenize(few, root / f"start{px}.1", vq, px, 1, tracker)
+    start_cpu_s = time.process_time() - started
+    started = time.process_time()
     run_tokenize(raw, root / f"tokens{px}.1", vq, px, 1, tracker)
-    job_cpu_s = time.process_time() - started
+    job_cpu_s = time.process_time() - started - start_cpu_s
     return {
         "px": px,
         "vq": vq,

@@ -11,6 +11,7 @@ from mgpt.data.packing import ROW_MULTIPLE, choose_row_tokens, fill_ratio, plan_
 from mgpt.errors import DataError
 
 WINDOW = 2048
+VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def captions_and_pictures(seed: int, num: int) -> np.ndarray:
@@ -71,19 +72,19 @@ def test_a_limit_below_the_longest_document_is_refused():
         choose_row_tokens([100, 500], 499)
 
 
-def test_the_benchmark_prints_a_table_and_json(tmp_path: Path, monkeypatch, capsys):
-    import importlib.util
-    import json
-
-    np.save(tmp_path / "lengths_small.npy", captions_and_pictures(0, 400).astype(np.uint16))
-    path = Path(__file__).parents[1] / "benchmarks" / "packing.py"
-    spec = importlib.util.spec_from_file_location("packing_benchmark", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    arguments = [str(path), str(tmp_path), "--window", "200", "--rows", "8192"]
-    monkeypatch.setattr("sys.argv", arguments)
-    benchmark.main()
-    *_, last = capsys.readouterr().out.splitlines()
-    results = json.loads(last)["results"]
-    assert {8192} < {result["row_tokens"] for result in results}
-    assert all(result["fill"] <= result["ceiling"] <= 1 for result in results)
+@pytest.mark.parametrize(
+    ("name", "row_tokens", "least"),
+    [
+        ("mixed", 16_384, 0.995),
+        ("512", None, 0.985),
+        ("768", None, 0.965),
+        ("1024", None, 0.945),
+        ("thirds", None, 0.985),
+    ],
+)
+def test_real_lengths_fill_rows(name, row_tokens, least):
+    with np.load(VECTORS / "lengths.npz", allow_pickle=False) as sets:
+        lengths_N = sets[name][: 4 * WINDOW].astype(np.int64)
+    row_tokens = row_tokens or choose_row_tokens(lengths_N, 32_768, WINDOW)
+    assert row_tokens <= 32_768
+    assert fill_ratio(lengths_N, row_tokens, WINDOW) >= least
