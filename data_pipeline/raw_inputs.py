@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from data_pipeline.raw_shards import RawShardReader
 from mgpt.errors import DataError
-from mgpt.storage import Location, find_glob, locate, read_all
+from mgpt.storage import Location, find_glob, locate, read_all, relative
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 # Beside `<shard>.tar`: what `mgpt pack` and img2dataset count there.
@@ -45,7 +45,7 @@ def _expand(source: str) -> list[tuple[str, Location]]:
     folder = locate(source)
     if folder.is_dir():
         paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
-        named = [("-".join(path.relative_to(folder).parts), path) for path in paths]
+        named = [("-".join(relative(path, folder).parts), path) for path in paths]
     else:
         paths = [folder] if folder.is_file() else list(find_glob(source))
         named = [(path.name, path) for path in paths]

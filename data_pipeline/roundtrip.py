@@ -31,6 +31,7 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.errors import DataError
 from mgpt.files import atomic_write
+from mgpt.storage import Location, locate
 from mgpt.tracking.tracker import Tracker
 
 MAX_PSNR_DB = 100.0  # identical pictures have no finite one
@@ -67,7 +68,7 @@ def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
     Raises:
         DataError: no tokenised output, another VQ model, or raw shards that are not its own.
     """
-    settings = read_settings(Path(cfg.input))
+    settings = read_settings(locate(cfg.input))
     decoder = CodeDecoder(cfg.vq, settings.get("vq_fingerprint", "none"), cfg.input)
     comparison = _Comparison(cfg, settings, decoder)
     rows = []
@@ -92,7 +93,7 @@ class _Comparison:
 
     def __init__(self, cfg: RoundtripConfig, settings: dict[str, Any], decode: CodeDecoder) -> None:
         self._cfg, self._settings, self._decode = cfg, settings, decode
-        self._folders = {px: Path(cfg.input) / str(px) for px in settings["resolution"]}
+        self._folders = {px: locate(cfg.input) / str(px) for px in settings["resolution"]}
         limit = cfg.samples_per_resolution
         self._left = {
             px: len(one) if limit is None else min(limit, len(one))
@@ -100,7 +101,7 @@ class _Comparison:
         }
         self.total = sum(self._left.values())
 
-    def of_shard(self, unit: str, path: Path) -> Iterator[list[dict[str, Any]]]:
+    def of_shard(self, unit: str, path: Location) -> Iterator[list[dict[str, Any]]]:
         """The rows of each sample of one raw shard, in its order."""
         shards = {px: Shard(folder, unit) for px, folder in self._folders.items()}
         for shard in shards.values():

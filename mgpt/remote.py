@@ -93,9 +93,6 @@ class RemotePath:
     def with_suffix(self, suffix: str) -> RemotePath:
         return self.with_name(PurePosixPath(self.name).with_suffix(suffix).name)
 
-    def relative_to(self, folder: RemotePath) -> PurePosixPath:
-        return PurePosixPath(self.url).relative_to(PurePosixPath(folder.url))
-
     def exists(self) -> bool:
         return bool(request(self, "asking for it", lambda fs: fs.exists(self.url)))
 

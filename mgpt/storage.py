@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from mgpt import files
@@ -42,6 +42,11 @@ def locate(path: str | Path | RemotePath) -> Location:
     if isinstance(path, str) and path.partition("://")[0] in EXTRAS:
         return RemotePath(path.rstrip("/"))
     return path if isinstance(path, RemotePath) else Path(path)
+
+
+def relative(path: Location, folder: Location) -> PurePosixPath:
+    """The path as seen from a folder that it lies in."""
+    return PurePosixPath(str(path)).relative_to(PurePosixPath(str(folder)))
 
 
 def find_glob(pattern: str) -> Sequence[Location]:

@@ -29,7 +29,7 @@ from data_pipeline.record_files import BadRecord, Numbered, find_spans, read_spa
 from data_pipeline.sources.part import Part, shard_name
 from data_pipeline.sources.records import Record, pictures_folder, record_key
 from mgpt.errors import ConfigError, DataError
-from mgpt.storage import Location, locate
+from mgpt.storage import Location, locate, relative
 
 CAPTIONS_FILES = ("captions.jsonl", "captions.parquet")
 FILE_FIELDS = ("file", "file_name")
@@ -74,7 +74,7 @@ def _picture_names(folder: Location) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder of pictures")
     return sorted(
-        path.relative_to(folder).as_posix()
+        relative(path, folder).as_posix()
         for path in folder.rglob("*")
         if path.suffix[1:].lower() in PICTURE_EXTENSIONS
         and not path.name.startswith(".")

@@ -60,7 +60,8 @@ def _holds(path: Path, sha256: str) -> bool:
 
 def _samples(tar: Path) -> Iterator[TokenisedSample]:
     """The samples of a tar that our writer wrote: a JSON, then the arrays of its fields."""
-    key, meta, codes = "", None, {}
+    key, meta = "", None
+    codes: dict[str, np.ndarray] = {}
     with tarfile.open(tar, "r:") as members:
         for member in members:
             stream = members.extractfile(member)

@@ -35,6 +35,7 @@ from mgpt.storage import (
     content_stamp,
     free_bytes,
     locate,
+    relative,
     remove_tree,
     touch,
     write_whole,
@@ -184,7 +185,7 @@ def input_fingerprint(path: str | Location) -> str:
     for folder in [path, *path.absolute().parents][:4]:
         done = _done_fingerprint(folder)
         if done:
-            inside = path.absolute().relative_to(folder.absolute()) if folder != path else ""
+            inside = relative(path.absolute(), folder.absolute()) if folder != path else ""
             return f"stage:{done}:{inside}"
     if path.is_file():
         return f"file:{content_stamp(path, _HASHED_BYTES)}"
@@ -192,7 +193,7 @@ def input_fingerprint(path: str | Location) -> str:
         digest = hashlib.sha256()
         for file in sorted(item for item in path.rglob("*") if item.is_file()):
             stamp = content_stamp(file, _HASHED_BYTES)
-            digest.update(f"{file.relative_to(path)}\0{stamp}\n".encode())
+            digest.update(f"{relative(file, path)}\0{stamp}\n".encode())
         return f"folder:{digest.hexdigest()[:16]}"
     return f"name:{path}"
 

@@ -13,7 +13,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from mgpt.images.pixels import open_image, whiten
 from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import open_tracker, pick_device
 from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.storage import Location
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import BatchConfig, VqTrainConfig, picture_batches, train_vqgan
 
@@ -112,7 +112,7 @@ def _read(cfg: Config, tracker: Tracker) -> tuple[list[np.ndarray], dict[str, li
     return pictures, {name: held_out[name] for name in sorted(held_out) if held_out[name]}
 
 
-def _pictures(shard: Path, held_out_percent: int) -> Iterator[tuple[str, bool, np.ndarray]]:
+def _pictures(shard: Location, held_out_percent: int) -> Iterator[tuple[str, bool, np.ndarray]]:
     """(field without its number, held out?, uint8 [H, W, 3]) of every picture that decodes."""
     with RawShardReader.open(shard) as reader:
         for sample in reader:

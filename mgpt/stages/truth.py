@@ -9,7 +9,6 @@ Evaluation shows and measures against these, not against what the VQGAN makes of
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import DataError
+from mgpt.storage import Location, locate
 
 
 class TruthPictures:
@@ -30,8 +30,10 @@ class TruthPictures:
         dataset: one resolution of it.
     """
 
-    def __init__(self, tokens: str | Path, raw: str | list[str], dataset: TokenisedDataset) -> None:
-        self._settings = read_settings(Path(tokens))
+    def __init__(
+        self, tokens: str | Location, raw: str | list[str], dataset: TokenisedDataset
+    ) -> None:
+        self._settings = read_settings(locate(tokens))
         self._dataset = dataset
         self._shards = find_raw_shards(raw)
         self._samples = lru_cache(maxsize=8)(self._read_shard)

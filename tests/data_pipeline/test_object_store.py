@@ -18,7 +18,7 @@ from data_pipeline.verify_shards import VerifyConfig, verify
 from data_pipeline.workers import WORK_FOLDER
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import DataError
-from mgpt.storage import Location, create, locate, write_whole
+from mgpt.storage import Location, create, locate, relative, write_whole
 
 SCENES = CorpusConfig(num_scenes=24, split="train", area_px=32)
 
@@ -35,7 +35,7 @@ def tokenize_config(place: str, vq: str, **changes) -> TokenizeConfig:
 
 def content(folder: Location) -> dict[str, bytes]:
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(relative(path, folder)): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file()
     }
