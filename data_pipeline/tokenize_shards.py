@@ -26,6 +26,7 @@ from data_pipeline.encoding import ShardEncoder, vq_codes
 from data_pipeline.filters import FilterConfig, Filters
 from data_pipeline.fitting import Target, fit_fields
 from data_pipeline.job_settings import exactly, list_finished, settle_settings
+from data_pipeline.job_view import JobView
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.reject_log import RejectLog
@@ -118,7 +119,9 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
                 known = find_job_duplicates(looks, cfg.workers, bar.advance)
                 job = dataclasses.replace(job, known=known)
         with tracker.progress(sum(counts.values()), "samples", "tokenize", done=finished) as bar:
-            run_units(job, cfg.workers, bar.advance)
+            view = JobView(job, tracker, bar.advance, cfg.vq, cfg.resolution)
+            run_units(job, cfg.workers, view.advance)
+            view.look()
     finally:
         torch.set_num_threads(threads_before)
     list_finished(job.output, job.units())

@@ -64,8 +64,11 @@ class ModelConfig:
         return chosen
 
 
-def open_tracker(cfg: Any, stage: str, is_main: bool = True, record: bool = True) -> Tracker:
-    """The tracker of a stage's output folder; `record=False` where a trainer writes the record."""
+def open_tracker(
+    cfg: Any, stage: str, is_main: bool = True, record: bool = True, shared: bool = False
+) -> Tracker:
+    """The tracker of a stage's output folder; `record=False` where a trainer writes the record,
+    `shared` where processes started apart may do the stage together."""
     return Tracker(
         cfg.tracking,
         record_folder(locate(cfg.output)),
@@ -73,6 +76,7 @@ def open_tracker(cfg: Any, stage: str, is_main: bool = True, record: bool = True
         resolved_config=to_plain(cfg),
         is_main=is_main,
         record=record,
+        shared=shared,
     )
 
 

@@ -32,9 +32,10 @@ def main(cfg: Config) -> None:
     folder = StageFolder.open("tokenize", cfg, inputs(cfg), may_be_remote=True)
     if folder.is_complete:
         return
-    with open_tracker(cfg, "tokenize", is_main=Place.of_environment().number == 0) as tracker:
+    is_main = Place.of_environment().number == 0
+    with open_tracker(cfg, "tokenize", is_main, shared=True) as tracker:
         figures = tokenize(cfg, tracker)
         counts = {name: value for name, value in flatten(figures) if value not in ({}, [])}
-        tracker.log(0, counts)
+        tracker.log(figures["shards"], counts)
         tracker.finish({"shards": figures["shards"], "samples": figures["inputs"]})
     folder.finish(figures)

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mgpt.tracking.progress import Bar, figure_texts, progress
-from mgpt.tracking.wandb_run import Mode, open_run
+from mgpt.tracking.wandb_run import Mode, hold_run, open_run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,8 @@ class Tracker:
         resolved_config: plain data, shown with the run.
         is_main: False on ranks other than 0, which record nothing.
         record: whether `log` appends to metrics.jsonl; False where the trainer writes that file.
+        shared: whether processes that know nothing of one another work in this folder; then one of
+            them has the run, and the others show it nothing.
     """
 
     def __init__(
@@ -62,12 +64,18 @@ class Tracker:
         resolved_config: Mapping[str, Any] | None = None,
         is_main: bool = True,
         record: bool = True,
+        shared: bool = False,
     ) -> None:
         self.is_main = is_main
         self._stage = stage
         self._record = run_folder / "metrics.jsonl" if record and is_main else None
         self._run: Any = None
-        if is_main and cfg.mode != "disabled":
+        self._hold: IO[str] | None = None
+        wanted = is_main and cfg.mode != "disabled"
+        if wanted and shared:
+            self._hold = hold_run(run_folder)
+            wanted = self._hold is not None
+        if wanted:
             config = resolved_config or {}
             self._run = open_run(
                 cfg.mode, run_folder, cfg.project, cfg.entity, stage, cfg.group or group, config
@@ -80,6 +88,13 @@ class Tracker:
         if self._run is not None:
             self._run.finish(exit_code=0 if kind is None else 1)
             self._run = None
+        if self._hold is not None:
+            self._hold.close()
+
+    @property
+    def has_run(self) -> bool:
+        """Whether figures and pictures are shown in a Weights & Biases run."""
+        return self._run is not None
 
     def progress(
         self, total: float, unit: str, description: str, done: float = 0
@@ -100,6 +115,11 @@ class Tracker:
                 file.write(json.dumps(row) + "\n")
         if self._run is not None:
             self._run.log(row)
+
+    def show(self, step: int, figures: Mapping[str, float | int | str]) -> None:
+        """Figures of the moment, such as a rate: shown in the run, kept in no file."""
+        if self._run is not None:
+            self._run.log({"step": step, **figures})
 
     def images(self, step: int, name: str, images: Sequence[tuple[str, np.ndarray]]) -> None:
         """A panel of (caption, uint8 picture [H, W, 3])."""

@@ -17,7 +17,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from mgpt.errors import MachineError
 
@@ -96,6 +96,23 @@ def choose_mode(mode: Mode) -> Mode:
         return "online" if "wandb" in netrc_file.read_text() else "offline"
     except OSError:
         return "offline"
+
+
+def hold_run(folder: Path) -> IO[str] | None:
+    """The run of a folder for as long as the file that is returned is open; None where another
+    living process has it."""
+    import fcntl
+
+    where = folder / "wandb"
+    where.mkdir(parents=True, exist_ok=True)
+    file = (where / "holder").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        _log.warning("Weights & Biases: another process shows the run of %s", folder)
+        return None
+    return file
 
 
 def _run_id(where: Path) -> str:

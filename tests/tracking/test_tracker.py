@@ -99,3 +99,19 @@ def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MachineError, match=r"pip install wandb, or set tracking\.mode=disabled"):
         Tracker(TrackingConfig(mode="offline"), tmp_path, "pack")
+
+
+def test_figures_of_the_moment_reach_no_file(tmp_path: Path) -> None:
+    with Tracker(OFF, tmp_path, "tokenize") as tracker:
+        tracker.show(1, {"samples_per_s": 12.5})
+        assert not tracker.has_run
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_of_processes_that_share_a_folder_one_has_the_run(tmp_path: Path) -> None:
+    offline = TrackingConfig(mode="offline")
+    with Tracker(offline, tmp_path, "tokenize", shared=True) as first:
+        with Tracker(offline, tmp_path, "tokenize", shared=True) as second:
+            assert first.has_run and not second.has_run
+    with Tracker(offline, tmp_path, "tokenize", shared=True) as third:
+        assert third.has_run, "the first has ended"
