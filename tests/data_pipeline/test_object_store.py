@@ -1,6 +1,8 @@
 """The whole way over s3://, against moto's server: the bytes of a local run, each sample once."""
 
+import json
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from data_pipeline.scenes.corpus import CorpusConfig
 from data_pipeline.tokenize_shards import TokenizeConfig, TokenizeJob, tokenize
 from data_pipeline.verify_shards import VerifyConfig, verify
 from data_pipeline.workers import WORK_FOLDER
+from mgpt.cli import main
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import DataError
 from mgpt.storage import Location, create, locate, relative, write_whole
@@ -157,3 +160,22 @@ def test_damage_on_the_store_is_reported(s3, vq, tracker):
     result = verify(VerifyConfig(input="s3://corpus/tokens"), tracker)
     assert not result["ok"]
     assert "s3://corpus/tokens/32/00001.tar: sha256" in result["problems"][0]
+
+
+def test_the_commands_write_there_and_a_finished_one_changes_nothing(s3, vq, capsys):
+    def run(line: str) -> None:
+        assert main([*shlex.split(line), "tracking=disabled"]) == 0
+
+    pack_line = "pack source=scenes output=s3://corpus/raw scenes.num_scenes=6 scenes.area_px=32"
+    tokenize_line = (
+        f"tokenize input=s3://corpus/raw output=s3://corpus/tokens vq={vq} resolution=[32]"
+    )
+    run(pack_line)
+    run(tokenize_line)
+    assert main(["verify", "input=s3://corpus/tokens", "raw=s3://corpus/raw"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ok"]
+    s3.seen.clear()
+    run(pack_line)
+    run(tokenize_line)
+    assert "s3://corpus/tokens is complete" in capsys.readouterr().out
+    assert {method for method, _ in s3.seen} <= {"GET", "HEAD"}
