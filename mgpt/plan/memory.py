@@ -1,10 +1,11 @@
 """GPU memory of one rank, by part and by moment, from shapes and settings alone.
 
 Three moments can be the tightest: *loss*, with all activations kept and the head at work;
-*backward*, in the first block that goes back; *update*, with gradients and moments. A run needs
-the largest of them. Weights, gradients and moments are exact; activations and the loss come from
-the model's own passes on the meta device (`activations`); what a sharding library gathers and
-reduces at a time is counted from what it is known to hold:
+*backward*, in the first block that goes back, or in the last, where gradients outweigh
+activations; *update*, with gradients and moments. A run needs the largest of them. Weights,
+gradients and moments are exact; activations and the loss come from the model's own passes on the
+meta device (`activations`); what a sharding library gathers and reduces at a time is counted from
+what it is known to hold:
 
 - fsdp2: the block at work, the next one, and the flat buffer it arrives in; the gradients of one
   block and their float32 copy on the way to the other ranks; the root's group all the time.
@@ -138,70 +139,96 @@ def plan_memory(
         "cpu" if device == "cpu" else "cuda",
     )
     kept = passes.kept_bytes
-    of_run = (
-        Part("activations", kept, kept),
-        Part("logits and loss", passes.loss_bytes, 0),
-        Part("at work in a block", 0, passes.backward_bytes),
-    )
     plan = {"single": _single, "fsdp2": _fsdp2, "zero3": _zero3}[parallel.name]
-    parts = plan(cfg, parallel, ranks, micro_batches > 1, head_only)
-    return Memory((*parts, *of_run))
+    ends = []
+    # Between the first block that goes back and the last, activations give way to gradients.
+    for is_last in (False, True):
+        of_backend = plan(cfg, parallel, ranks, micro_batches > 1, head_only, is_last)
+        of_run = (
+            Part("activations", kept, 0 if is_last else kept),
+            Part("logits and loss", passes.loss_bytes, 0),
+            Part("at work in a block", 0, passes.backward_bytes),
+        )
+        ends.append(Memory((*of_backend, *of_run)))
+    return max(ends, key=lambda memory: memory.totals["backward"])
 
 
 def _single(
-    cfg: TransformerConfig, parallel: ParallelConfig, ranks: int, accumulates: bool, head_only: bool
+    cfg: TransformerConfig,
+    parallel: ParallelConfig,
+    ranks: int,
+    accumulates: bool,
+    head_only: bool,
+    is_last: bool,
 ) -> list[Part]:
     groups = parameter_groups(cfg, 1)
     copies = 0 if parallel.dtype == "float32" else DTYPES[parallel.dtype].itemsize * groups.whole
+    trained = groups.head if head_only else groups.whole
     return [
         Part.always("weights, float32", _FP32 * groups.whole),
-        _gradients(groups.head if head_only else groups.whole, accumulates),
+        _gradients(trained, groups.head, accumulates, is_last),
         Part.always("Adam's moments", 2 * _FP32 * groups.whole),
         Part("weights in the pass's type", copies, copies),
     ]
 
 
 def _fsdp2(
-    cfg: TransformerConfig, parallel: ParallelConfig, ranks: int, accumulates: bool, head_only: bool
+    cfg: TransformerConfig,
+    parallel: ParallelConfig,
+    ranks: int,
+    accumulates: bool,
+    head_only: bool,
+    is_last: bool,
 ) -> list[Part]:
     groups, size = parameter_groups(cfg, ranks), DTYPES[parallel.dtype].itemsize
     trained = groups.head if head_only else groups.whole
-    shard = shard_numel((cfg.vocab_size, cfg.hidden), ranks) if head_only else groups.shard
+    head = shard_numel((cfg.vocab_size, cfg.hidden), ranks)
+    shard = head if head_only else groups.shard
     if parallel.gather == "block":
-        gathered = size * (groups.root + 2 * groups.head), size * (groups.root + 3 * groups.block)
+        # The last block has no next one to wait for.
+        blocks = groups.block if is_last else 3 * groups.block
+        gathered = size * (groups.root + 2 * groups.head), size * (groups.root + blocks)
         reduced = groups.head if head_only else groups.block
     else:
-        gathered = 2 * size * groups.whole, 2 * size * groups.whole
+        gathered = 2 * size * groups.whole, size * groups.whole
         reduced = trained
-    whole = 0
-    if accumulates and not parallel.reduce_each_micro_batch:
-        whole = _FP32 * trained
+    adds_whole = accumulates and not parallel.reduce_each_micro_batch
+    whole = _FP32 * trained if adds_whole else 0
     return [
         Part.always("weights, float32", _FP32 * groups.shard),
-        _gradients(shard, accumulates and not whole),
+        _gradients(shard, head, accumulates and not adds_whole, is_last),
         Part.always("Adam's moments", 2 * _FP32 * groups.shard),
         Part("gathered weights", *gathered),
         Part("gradients on their way", 0, (size + _FP32) * reduced),
-        Part("whole gradient, accumulating", whole, whole),
+        Part("whole gradient, accumulating", whole, 0 if is_last else whole),
     ]
 
 
 def _zero3(
-    cfg: TransformerConfig, parallel: ParallelConfig, ranks: int, accumulates: bool, head_only: bool
+    cfg: TransformerConfig,
+    parallel: ParallelConfig,
+    ranks: int,
+    accumulates: bool,
+    head_only: bool,
+    is_last: bool,
 ) -> list[Part]:
-    groups, size = parameter_groups(cfg, ranks, flat=True), DTYPES[parallel.dtype].itemsize
+    groups = parameter_groups(cfg, ranks, flat=True)
+    size = DTYPES[parallel.dtype].itemsize
     live = size * min(groups.whole, _LIVE_ELEMENTS + _PREFETCH_ELEMENTS)
     bucket = (size + _FP32) * min(groups.whole, _BUCKET_ELEMENTS)
     return [
         Part.always("weights in the pass's type", size * groups.shard),
         Part.always("master weights, float32", _FP32 * groups.shard),
-        _gradients(groups.shard, accumulates),
+        _gradients(groups.shard, groups.head // ranks, accumulates, is_last),
         Part.always("Adam's moments", 2 * _FP32 * groups.shard),
         Part("gathered weights", live, live),
         Part("gradients on their way", 0, bucket),
     ]
 
 
-def _gradients(elements: int, accumulates: bool) -> Part:
-    num_bytes = _FP32 * elements
-    return Part("gradients, float32", num_bytes if accumulates else 0, num_bytes, num_bytes)
+def _gradients(elements: int, of_head: int, accumulates: bool, is_last: bool) -> Part:
+    """Float32 gradients of `elements`; before the blocks go back there are those of the head."""
+    whole = _FP32 * elements
+    before = whole if accumulates else 0
+    backward = whole if accumulates or is_last else _FP32 * of_head
+    return Part("gradients, float32", before, backward, whole)

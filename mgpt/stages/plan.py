@@ -1,8 +1,9 @@
 r"""mgpt plan: memory, time and size of a run before it is queued; refuses what cannot fit.
 
 Takes the command of a training stage, or of a pipeline, as it is, with the machine's own fields
-beside it. Needs no GPU and starts nothing: a run on 1,024 ranks is planned on a laptop. Shards,
-vocabulary and weights are looked at where they are at hand, and else assumed, which is said. A
+beside it. Needs no GPU, starts nothing and writes no output: a run on 1,024 ranks is planned on a
+laptop. Shards, vocabulary and weights are looked at where they are at hand, and else assumed, which
+is said; lengths of documents that were never counted are, and are kept beside their shards. A
 recipe may name its machine: `nodes` and `device` among its own values.
 
     mgpt plan fp_sft vocabulary=text model=7b resolution=512 parallel.dtype=bfloat16 output=out \
@@ -97,7 +98,7 @@ def compose(overrides: Sequence[str]) -> Composed:
 
 def configure(composed: Composed) -> Config:
     """The machine and the runs, each checked as its own stage would."""
-    tree = {key: value for key, value in composed.node.items() if key not in ("stage", "run")}
+    tree = {str(key): value for key, value in composed.node.items() if key not in ("stage", "run")}
     stage, run = composed.node.stage, Composed(composed.node.run, composed.choices)
     if stage == "pipeline":
         entries = [entry for entry in read_recipe(run) if entry.stage in TRAINING]

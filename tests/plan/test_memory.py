@@ -72,7 +72,8 @@ def test_accumulating_costs_a_whole_gradient_unless_it_is_reduced_each_time() ->
     twice = plan_memory(cfg, FSDP2, 64, 1024, micro_batches=2)
     each = plan_memory(cfg, replace(FSDP2, reduce_each_micro_batch=True), 64, 1024, micro_batches=2)
     assert twice.totals["backward"] - once.totals["backward"] == whole
-    assert each.totals["backward"] == once.totals["backward"]
+    shards = 4 * parameter_groups(cfg, 64).shard
+    assert 0 <= each.totals["backward"] - once.totals["backward"] <= shards
 
 
 def test_recomputation_saves_most_of_the_activations() -> None:
