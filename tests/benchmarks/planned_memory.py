@@ -1,0 +1,166 @@
+"""What a plan says a rank's memory is, beside what a run of it holds, as a table and as JSON.
+
+    python tests/benchmarks/planned_memory.py
+
+On a CPU two gloo ranks of fsdp2 train a small model; every storage of rank 0 is looked at after
+every operation, so gathered and freed weights count as they come and go (process memory would
+count Python and torch as well). On a GPU the allocator's own peak is taken, of one process. The
+chunk of logits and the attention kernel are set alike for plan and run on a CPU, where the run's
+own choices are others than on the GPUs that plans are for.
+"""
+
+import gc
+import json
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpora import conditions, show
+
+sys.path.append(str(Path(__file__).parents[1] / "parallel"))
+from rank_runs import start_ranks
+
+from mgpt.models import attention, head_loss
+from mgpt.models.sizes import SIZES
+from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.parallel.backend import MicroBatch, ParallelConfig, build_backend
+from mgpt.parallel.dist import World, init_distributed
+from mgpt.plan.live_bytes import LiveBytes
+from mgpt.plan.memory import Memory, plan_memory
+from mgpt.train.optim import OptimConfig
+
+RANKS = 2
+SMALL = TransformerConfig(
+    hidden=256, ffn=704, layers=6, heads=4, kv_heads=4, head_dim=64, vocab_size=4096
+)
+ON_CPU: list[tuple[int, int, dict[str, Any]]] = [  # row_tokens, micro-batches, parallel
+    (256, 1, {"dtype": "float32"}),
+    (256, 1, {"dtype": "bfloat16"}),
+    (64, 1, {"dtype": "float32", "recompute": "full"}),
+    (64, 1, {"dtype": "bfloat16", "recompute": "full"}),
+    (64, 1, {"dtype": "bfloat16", "gather": "model"}),
+    (64, 2, {"dtype": "bfloat16", "recompute": "full"}),
+    (64, 2, {"dtype": "bfloat16", "recompute": "full", "reduce_each_micro_batch": True}),
+]
+ON_GPU: list[tuple[int, int, dict[str, Any]]] = [
+    (8192, 1, {"dtype": "bfloat16"}),
+    (16384, 1, {"dtype": "bfloat16", "recompute": "full"}),
+]
+
+
+class StoragesHeld(LiveBytes):
+    """Looks at every storage's size after every operation: sharded weights are freed in place.
+
+    DTensor has a storage by name only, and is left out; what is made underneath it is not seen.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.most = 0
+        super().__init__()
+
+    def _know(self, storage: torch.UntypedStorage, num_bytes: int) -> None:
+        super()._know(storage, num_bytes)
+        try:
+            storage.data_ptr()
+        except RuntimeError:
+            return
+        self._seen[storage._cdata] = weakref.ref(storage)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        alive = (reference() for reference in self._seen.values())
+        self.most = max(self.most, sum(one.nbytes() for one in alive if one is not None))
+        return out
+
+
+def measured(
+    cfg: TransformerConfig, parallel: ParallelConfig, world: World, row_tokens: int, micro: int
+) -> int:
+    """Bytes that this rank holds at the most in the passes of its second step."""
+    ids_BT = torch.randint(0, cfg.vocab_size, (1, row_tokens))
+    batch = MicroBatch(ids_BT, ids_BT, torch.arange(row_tokens)[None])
+    held = StoragesHeld()
+    on_gpu = world.device.type == "cuda"
+    if not on_gpu:
+        held.__enter__()
+    backend = build_backend(
+        parallel, lambda: Transformer(cfg), OptimConfig(), world, 1e-5, 0, sharding_plan
+    )
+    for _ in range(2):
+        held.most = 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        for index in range(micro):
+            backend.forward_backward(batch, 1 / row_tokens, last=index == micro - 1)
+        most = torch.cuda.max_memory_allocated() if on_gpu else held.most
+        backend.step(1e-4, 1.0)
+    if on_gpu:
+        return most
+    held.__exit__(None, None, None)
+    states = backend._optimizer.state.values()  # type: ignore[attr-defined]
+    moments = [tensor for state in states for tensor in state.values() if tensor.ndim]
+    return most + sum(moment.to_local().nbytes for moment in moments)
+
+
+def rows_of_this_rank(world: World) -> list[dict[str, Any]]:
+    """One row a case: planned and measured."""
+    on_gpu = world.device.type == "cuda"
+    cfg, cases, name = (SIZES["1b"], ON_GPU, "single") if on_gpu else (SMALL, ON_CPU, "fsdp2")
+    rows = []
+    for row_tokens, micro, settings in cases:
+        parallel = ParallelConfig(name=name, **settings)  # type: ignore[arg-type]
+        plan: Memory = plan_memory(
+            cfg, parallel, world.size, row_tokens, micro, device=world.device.type
+        )
+        totals = plan.totals
+        planned = max(totals["loss"], totals["backward"])
+        found = measured(cfg, parallel, world, row_tokens, micro)
+        gc.collect()
+        words = ", ".join(f"{key}={value}" for key, value in settings.items())
+        rows.append(
+            {
+                "case": f"{name} x {world.size}, {micro} x {row_tokens} tokens, {words}",
+                "planned_mb": round(planned / 1e6, 1),
+                "measured_mb": round(found / 1e6, 1),
+                "planned_over_measured": round(planned / found, 3),
+            }
+        )
+    return rows
+
+
+def one_rank(folder: Path) -> None:
+    """A rank of the CPU's run; rank 0 leaves its rows in the folder."""
+    attention._MAX_PLAIN_SCORES = 0
+    head_loss._CHUNK_LOGITS.update(cpu=1 << 18, cuda=1 << 18)
+    world = init_distributed()
+    rows = rows_of_this_rank(world)
+    if world.is_main:
+        (folder / "rows.json").write_text(json.dumps(rows))
+    world.shutdown()
+
+
+def main() -> None:
+    if torch.cuda.is_available():
+        rows = rows_of_this_rank(World(device=torch.device("cuda")))
+        show(rows, conditions(torch=torch.__version__, gpu=torch.cuda.get_device_name()))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        codes, logs = start_ranks([__file__, folder], RANKS, timeout_s=400.0)
+        if any(codes):
+            logs.append(f"the ranks ended with {codes}")
+            sys.exit("\n".join(logs))
+        rows = json.loads((Path(folder) / "rows.json").read_text())
+    show(rows, conditions(torch=torch.__version__))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        one_rank(Path(sys.argv[1]))
+    else:
+        main()
