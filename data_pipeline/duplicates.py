@@ -16,7 +16,7 @@ the order in which workers happen to come. It takes two passes:
 import io
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,30 +198,32 @@ def _first_alike(looks_N: Records, max_bits: int) -> npt.NDArray[np.int64]:
     """
     firsts_N = _first_equal(np.ascontiguousarray(looks_N).view(f"S{LOOK_DTYPE.itemsize}"))
     unique_U = np.unique(firsts_N)  # places of the first of equal looks, ascending
-    best_U = unique_U.copy()
+    hashes_U, best_U = looks_N["bits"][unique_U], unique_U.copy()
     edges = [64 * piece // (max_bits + 1) for piece in range(max_bits + 2)]
     for low, high in itertools.pairwise(edges):
         mask = np.uint64((1 << (high - low)) - 1)
-        pieces_U = looks_N["bits"][unique_U] >> np.uint64(low) & mask
-        order_U = np.argsort(pieces_U, kind="stable")
-        starts = np.flatnonzero(np.diff(pieces_U[order_U], prepend=pieces_U[order_U][:1] ^ mask))
-        for group_G in np.split(order_U, starts[1:]):
-            _compare_group(looks_N[unique_U[group_G]], group_G, unique_U, best_U, max_bits)
+        pieces_U = hashes_U >> np.uint64(low) & mask
+        for mine, other in _pairs_of_equal(pieces_U):
+            near = np.bitwise_count(hashes_U[mine] ^ hashes_U[other]) <= max_bits
+            mine, other = mine[near], other[near]
+            looks, others = looks_N[unique_U[mine]], looks_N[unique_U[other]]
+            alike = are_alike(looks, others, max_bits)
+            mine, other = mine[alike], other[alike]
+            best_U[mine] = np.minimum(best_U[mine], unique_U[other])
     # What is alike to a look is alike to all that are equal to it.
     best_N = best_U[np.searchsorted(unique_U, firsts_N)]
     return np.where(best_N < np.arange(len(looks_N)), best_N, -1)
 
 
-def _compare_group(
-    looks_G: Records,
-    group_G: npt.NDArray[np.int64],
-    unique_U: npt.NDArray[np.int64],
-    best_U: npt.NDArray[np.int64],
-    max_bits: int,
-) -> None:
-    """Of each look of a group, in order, the first alike before it, into `best_U`."""
-    for number in range(1, len(looks_G)):
-        alike = np.flatnonzero(are_alike(looks_G[number], looks_G[:number], max_bits))
-        if len(alike):
-            place = unique_U[group_G[alike[0]]]
-            best_U[group_G[number]] = min(best_U[group_G[number]], place)
+def _pairs_of_equal(
+    values_U: npt.NDArray[np.uint64],
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """All pairs (later, earlier) of places with equal values; each later one once at a time."""
+    order_U = np.argsort(values_U, kind="stable")
+    sorted_U = values_U[order_U]
+    # Each with the one before it, then the one before that, for as long as the value is the same.
+    later, lag = np.arange(1, len(order_U)), 1
+    while len(later := later[sorted_U[later] == sorted_U[later - lag]]):
+        yield order_U[later], order_U[later - lag]
+        lag += 1
+        later = later[later >= lag]

@@ -56,9 +56,14 @@ def look_of(image: Image.Image) -> npt.NDArray[np.void]:
 def are_alike(
     one: npt.NDArray[np.void], others_N: npt.NDArray[np.void], max_bits: int
 ) -> npt.NDArray[np.bool_]:
-    """[N]: whose hash differs from `one`'s in at most `max_bits`, and whose colours do not."""
-    alike_N = np.bitwise_count(others_N["bits"] ^ one["bits"]) <= max_bits
+    """[N]: whose hash differs from `one`'s in at most `max_bits`, and whose colours do not.
+
+    `one` is a single look, or N of them to be compared one by one.
+    """
+    ones_N = np.broadcast_to(one, others_N.shape)
+    alike_N = np.bitwise_count(others_N["bits"] ^ ones_N["bits"]) <= max_bits
     places = np.flatnonzero(alike_N)
-    difference = others_N["colours"][places].astype(np.int16) - one["colours"].astype(np.int16)
-    alike_N[places] = np.abs(difference).max(axis=1, initial=0) <= MAX_COLOUR_LEVELS
+    colours, others = ones_N["colours"][places], others_N["colours"][places]
+    difference = np.abs(others.astype(np.int16) - colours.astype(np.int16))
+    alike_N[places] = difference.max(axis=1, initial=0) <= MAX_COLOUR_LEVELS
     return alike_N
