@@ -35,7 +35,8 @@ from mgpt.stage_table import configure as configure_stage
 from mgpt.stages.build import Weights, load_vocabulary
 from mgpt.stages.recipe import TRAINING, read_recipe
 from mgpt.stages.released import is_released
-from mgpt.stages.training import TrainingConfig, _at_resolution
+from mgpt.stages.training import TrainingConfig, at_resolution
+from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
@@ -178,9 +179,9 @@ def _transformer(run: TrainingConfig, vocabulary: Vocabulary | None) -> Transfor
 
 
 def _lengths(run: TrainingConfig, vocabulary: Vocabulary | None) -> DocumentLengths:
-    at_hand = all(Path(source.path).exists() for source in run.data.sources.values())
+    at_hand = all(locate(source.path).exists() for source in run.data.sources.values())
     if at_hand and vocabulary is not None:
-        sources = _at_resolution(run.data.sources, run.resolution_px)
+        sources = at_resolution(run.data.sources, run.resolution_px)
         return count_lengths(replace(run.data, sources=sources), vocabulary, run.seed)
     if run.resolution_px is None or run.resolution_px < _SMALLEST_RELEASED_PX:
         return DocumentLengths(run.data.row_tokens, 1, "assumed: as long as a row")

@@ -255,14 +255,15 @@ def _vocabulary(cfg: TrainingConfig, weights: Weights | None) -> Vocabulary:
 
 def _data(cfg: TrainingConfig) -> tuple[DataConfig, DataConfig]:
     """The mixes of training and of held-out rows, with each source's resolution folder."""
-    held_out = _at_resolution(cfg.held_out.sources, cfg.resolution_px)
-    data = replace(cfg.data, sources=_at_resolution(cfg.data.sources, cfg.resolution_px))
+    held_out = at_resolution(cfg.held_out.sources, cfg.resolution_px)
+    data = replace(cfg.data, sources=at_resolution(cfg.data.sources, cfg.resolution_px))
     return data, replace(data, sources=held_out)
 
 
-def _at_resolution(
+def at_resolution(
     sources: dict[str, SourceConfig], resolution_px: int | None
 ) -> dict[str, SourceConfig]:
+    """The sources with each path at that resolution's folder; as they are where it is null."""
     if resolution_px is None:
         return sources
     found = {}
