@@ -4,7 +4,7 @@ Counted from the shards where they are at hand. Otherwise a document is taken to
 the run's resolution, which is nearly all of it: (H/16)(W/16 + 1) + 4 tokens.
 
     >>> assumed_lengths([(512, 512), (1024, 256)])
-    DocumentLengths(mean_tokens=1060.0, longest_tokens=1092, ...)
+    DocumentLengths(mean_tokens=1052.1, longest_tokens=1060, ...)
 """
 
 from __future__ import annotations

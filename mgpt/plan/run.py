@@ -8,8 +8,8 @@ not fit, the changes that would make it fit are tried one by one, and named with
     >>> plan = plan_run(run, Machine("A100-80", nodes=8, procs=8))
     >>> plan.problems
     []
-    >>> plan.hours
-    8.1
+    >>> round(plan.hours, 1)
+    0.8
 """
 
 from collections.abc import Iterator
