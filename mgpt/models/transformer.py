@@ -273,9 +273,9 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Fills every parameter, each from its own generator keyed by (seed, name).
 
-        Matrices are normal with deviation 1 / sqrt(fan in): the usual 0.02 near 7B's width, and at
-        every other width activations of the same size. The two that write into the residual
-        stream are scaled by 1 / sqrt(2 layers) as in GPT-2. Norms start as the identity.
+        Matrices are normal with deviation 1 / sqrt(fan in), 0.016 at 7B's width, so that
+        activations have one size at every width. The two that write into the residual stream are
+        scaled by 1 / sqrt(2 layers) as in GPT-2. Norms start as the identity.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1 or "_norm." in name:
