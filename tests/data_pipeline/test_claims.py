@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.claims import ClaimLost, Claims
+from mgpt import storage
 from mgpt.errors import MachineError
 from mgpt.storage import Location, locate
 
@@ -158,6 +159,24 @@ def test_a_folder_that_went_with_another_job_is_made_again(tmp_path):
             claim.check()
         assert claims.take("u") is None  # makes the folder
         claims.take("u").check()
+
+
+def test_a_folder_that_goes_while_a_worker_joins(tmp_path, monkeypatch):
+    """Another ends the job between the two creations that try the store."""
+    created = []
+
+    def create_and_lose(path: Path, data: bytes) -> bool:
+        ours = storage.create(path, data)
+        created.append(path)
+        if len(created) == 1:
+            storage.remove_tree(tmp_path / "work")
+            path.parent.mkdir()
+        return ours
+
+    monkeypatch.setattr("data_pipeline.claims.create", create_and_lose)
+    with Claims(tmp_path / "work") as claims:
+        assert claims.take("u")
+    assert len(created) > 2
 
 
 def test_a_store_that_overwrites_what_it_should_create_is_refused(s3, monkeypatch):
