@@ -7,6 +7,7 @@ class over such parameters; see there.
     ...                         World(), sharding_plan(model))
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -109,11 +110,12 @@ class SingleBackend:
         self._module.train()
         return detached_sums(self._run(batch, loss_scale))
 
-    def step(self, lr: float, max_norm: float) -> tuple[float, bool]:
+    def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
         grads = [p.grad for p in self._parameters if p.grad is not None]
         norm = full_tensor(get_total_norm(grads))
-        finite = bool(torch.isfinite(norm))
-        if finite:
+        grad_norm = float(norm)
+        updates = math.isfinite(grad_norm) and grad_norm <= limit
+        if updates:
             if max_norm > 0:
                 clip_grads_with_norm_(self._parameters, max_norm, norm)
             for group in self._optimizer.param_groups:
@@ -121,7 +123,7 @@ class SingleBackend:
             self._decay_trained_rows(lr)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(norm), finite
+        return grad_norm, updates
 
     def _decay_trained_rows(self, lr: float) -> None:
         """Weight decay where only some rows train; AdamW would decay the whole tensor."""

@@ -11,6 +11,7 @@ at a time.
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -85,6 +86,8 @@ class Zero3Backend:
         self._named = module.named_weights()
         self._adam: torch.optim.AdamW = self._engine.optimizer.optimizer
         prepare_adam(self._adam, self._engine.optimizer.fp32_partitioned_groups_flat)
+        self._norm, self._limit = math.nan, math.inf
+        self._limit_norm()
         if self._trained_rows is not None:
             # DeepSpeed looks for values that are not finite first, and then calls the optimiser.
             self._adam.register_step_pre_hook(lambda *_: self._decay_trained_rows())
@@ -101,14 +104,26 @@ class Zero3Backend:
         self._engine.backward(loss, scale_wrt_gas=False)
         return detached_sums(sums)
 
-    def step(self, lr: float, max_norm: float) -> tuple[float, bool]:
-        self._engine.optimizer.clip_grad = max_norm
+    def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
+        self._engine.optimizer.clip_grad, self._limit = max_norm, limit
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._decay_lr = lr
         self._engine.step()
-        finite = not self._engine.optimizer.overflow
-        return float(self._engine.get_global_grad_norm()) if finite else float("nan"), finite
+        return self._norm, not self._engine.optimizer.overflow
+
+    def _limit_norm(self) -> None:
+        """Has DeepSpeed discard an update above the limit, as it does one that is not finite."""
+        optimizer = self._engine.optimizer
+        measure = optimizer._get_norm_groups
+
+        def within_limit() -> list[Tensor]:
+            norms = measure()  # of each group of parameters; -1 stands for one that is not finite
+            finite = all(float(norm) >= 0 for norm in norms)
+            self._norm = float(torch.linalg.vector_norm(torch.stack(norms))) if finite else math.nan
+            return norms if self._norm <= self._limit else [torch.full_like(norms[0], math.nan)]
+
+        optimizer._get_norm_groups = within_limit
 
     def _decay_trained_rows(self) -> None:
         """Weight decay where only some rows train, once a step: Adam is called for each group."""
