@@ -42,6 +42,8 @@ from mgpt.storage import (
 )
 
 DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
+# What stands in the folder of a stage that ended before its work.
+_RECORDS = frozenset({RECORD, CONFIG, "metrics.jsonl", "wandb"})
 
 # Fields that say where and how fast, not what: another value is the same stage.
 FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers"})
@@ -101,11 +103,12 @@ class StageFolder:
             return here
         check_machine(path, min_free_mb)
         problem = _conflict(path, stage, config, inputs, fingerprint)
-        if problem and not cfg.redo:
+        if problem and not cfg.redo and not _ended_before_its_work(path):
             raise ConfigError(
                 f"{path} holds {problem}; set redo=true to make it anew, or give another output="
             )
         if problem:
+            _check_spares(path, inputs)
             _clear(path)
         here._begin(config, inputs)
         return here
@@ -270,6 +273,24 @@ def _conflict(
     more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
     kind = "a finished" if is_done else "an unfinished"
     return f"{kind} {stage} of another configuration ({', '.join(words)}{more})"
+
+
+def _ended_before_its_work(path: Location) -> bool:
+    """Whether the stage that this folder is of made nothing: an input was not there, say."""
+    return all(item.name in _RECORDS for item in path.iterdir())
+
+
+def _check_spares(output: Location, inputs: Mapping[str, str]) -> None:
+    """Raises ConfigError where clearing `output` would take an input away."""
+    for name in inputs:
+        given = locate(name)
+        if isinstance(given, Path) and isinstance(output, Path):
+            inside = output.resolve() in (given.resolve(), *given.resolve().parents)
+            if inside and given.exists():
+                raise ConfigError(
+                    f"redo=true would remove {output}, where the input {name} lies; give another "
+                    "output="
+                )
 
 
 def _clear(path: Location) -> None:

@@ -96,9 +96,19 @@ def test_redo_leaves_the_same_configuration_alone(cfg: Config) -> None:
 
 def test_an_unfinished_stage_goes_on_with_other_steps_only(cfg: Config) -> None:
     opened(cfg)
+    (Path(cfg.output) / "step_1").mkdir()
     assert not opened(replace(cfg, steps=5)).is_complete
     with pytest.raises(ConfigError, match="unfinished pack"):
         opened(replace(cfg, steps=5, lr=2.0))
+
+
+def test_a_stage_that_ended_before_its_work_gives_way(cfg: Config) -> None:
+    """Its input was not there, say, and the next start names another."""
+    opened(cfg)
+    (Path(cfg.output) / "metrics.jsonl").write_text("")
+    folder = opened(replace(cfg, lr=2.0))
+    assert [item.name for item in folder.path.iterdir() if item.name == "metrics.jsonl"] == []
+    assert json.loads((folder.path / "stage.json").read_text())["config"]["lr"] == 2.0
 
 
 def test_inputs_made_by_a_stage_count_by_its_fingerprint(cfg: Config) -> None:
