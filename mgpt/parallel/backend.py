@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.parallel.dist import World
+from mgpt.parallel.snapshot import Snapshot
 
 __all__ = [
     "BACKENDS",
@@ -194,8 +195,12 @@ class Backend(Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes weights, moments and the count of updates: the `state/` of a checkpoint."""
+    def snapshot(self, copy: bool) -> Snapshot:
+        """This rank's part of weights, moments and the count of updates: a checkpoint's `state/`.
+
+        With `copy` nothing that training does later changes it; without, it is to be written
+        before the next step.
+        """
         ...
 
     def load(self, folder: Path) -> None:

@@ -18,7 +18,7 @@ import sys
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -43,6 +43,15 @@ class World:
     local_rank: int = 0
     """Position among the processes of this machine; it picks the GPU."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: dist.ProcessGroup | None = None
+    """Whose collectives these are; None: the one that all share."""
+
+    def apart(self) -> "World":
+        """The same ranks with a process group of their own: another thread may use it while this
+        one is in the collectives of the first. Collective."""
+        if self.size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo"))
 
     @property
     def is_main(self) -> bool:
@@ -51,14 +60,14 @@ class World:
     def barrier(self) -> None:
         """Returns once every rank has called it."""
         if self.size > 1:
-            dist.all_reduce(torch.zeros(1))
+            dist.all_reduce(torch.zeros(1), group=self.group)
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over the ranks, in float64. Every rank gives as many values."""
         if self.size == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -71,12 +80,12 @@ class World:
             return [value]
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([payload.numel()]))
+        dist.all_gather(lengths, torch.tensor([payload.numel()]), group=self.group)
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: payload.numel()] = payload
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, group=self.group)
         return [
             json.loads(bytes(part[: int(length)].numpy()))
             for part, length in zip(parts, lengths, strict=True)
@@ -103,12 +112,31 @@ class World:
                 _collectives(self.device), store=dist.HashStore(), rank=0, world_size=1
             )
 
+    def settle(self) -> None:
+        """Returns when gloo's threads have let go of the tensors of all collectives; collective.
+
+        They drop a tensor some time after its collective has returned, and take the interpreter's
+        lock for it; where the interpreter has begun to exit by then, the process aborts with all
+        its work done (PyTorch pull request 179291; on a busy machine 10 of 30 exits without this, 0
+        of 60 with). A thread drops a tensor before it takes the next collective, so a few rounds
+        reach them all.
+        """
+        for _ in range(_SETTLING_ROUNDS):
+            tensor = torch.zeros(1)
+            dist.all_reduce(tensor, group=self.group)
+            dropped = weakref.ref(tensor)
+            del tensor
+            deadline = time.monotonic() + 1.0
+            time.sleep(0.005)  # gives the lock away
+            while dropped() is not None and time.monotonic() < deadline:
+                time.sleep(0.005)
+
     def shutdown(self) -> None:
         """Leaves the process group, if any; collective, except while an error travels up."""
         if not dist.is_initialized():
             return
         if sys.exc_info()[0] is None:
-            _settle()
+            self.settle()
         dist.destroy_process_group()
 
 
@@ -142,25 +170,6 @@ def init_distributed(device: str = "auto", timeout_s: float = 1800.0) -> World:
                 "check that the address is reachable and the port free"
             ) from error
     return World(rank, size, local_rank, where)
-
-
-def _settle() -> None:
-    """Returns when gloo's threads have let go of the tensors of all collectives; collective.
-
-    They drop a tensor some time after its collective has returned, and take the interpreter's lock
-    for it; where the interpreter has begun to exit by then, the process aborts with all its work
-    done (PyTorch pull request 179291; on a busy machine 10 of 30 exits without this, 0 of 60 with).
-    A thread drops a tensor before it takes the next collective, so a few rounds reach them all.
-    """
-    for _ in range(_SETTLING_ROUNDS):
-        tensor = torch.zeros(1)
-        dist.all_reduce(tensor)
-        dropped = weakref.ref(tensor)
-        del tensor
-        deadline = time.monotonic() + 1.0
-        time.sleep(0.005)  # gives the lock away
-        while dropped() is not None and time.monotonic() < deadline:
-            time.sleep(0.005)
 
 
 def _collectives(device: torch.device) -> str:

@@ -30,6 +30,7 @@ from mgpt.parallel.backend import (
 )
 from mgpt.parallel.dist import World
 from mgpt.parallel.recompute import recompute_blocks
+from mgpt.parallel.snapshot import Snapshot
 from mgpt.parallel.state import (
     adam_state,
     full_tensor,
@@ -39,7 +40,6 @@ from mgpt.parallel.state import (
     read_state,
     set_num_updates,
     weights_checksum,
-    write_state,
 )
 
 __all__ = ["SingleBackend"]
@@ -147,9 +147,9 @@ class SingleBackend:
     def _set_weight(self, parameter: Tensor, value: Tensor) -> None:
         parameter.copy_(value)
 
-    def save(self, folder: Path) -> None:
+    def snapshot(self, copy: bool) -> Snapshot:
         tensors = adam_state(self._named, self._optimizer)
-        write_state(folder, tensors, num_updates(self._optimizer), self._world)
+        return Snapshot.take(tensors.items(), num_updates(self._optimizer), self._world, copy)
 
     def load(self, folder: Path) -> None:
         tensors = adam_state(self._named, self._optimizer)

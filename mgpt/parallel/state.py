@@ -1,12 +1,12 @@
 """Training state as tensors in a folder: one layout for every backend and any number of ranks.
 
 The folder holds safetensors files, each with the pieces that one rank owned, as PyTorch's
-Distributed Checkpoint writes them, and `updates.json`. Names are `model.<name>`, `exp_avg.<name>`
-and `exp_avg_sq.<name>`, float32, where <name> is the parameter's name in the model. A sharded
-parameter is a DTensor split along its first dimension; a plain tensor is the whole. Reading asks
-for whatever split the reader has.
+Distributed Checkpoint writes them, and `updates.json`; `mgpt.parallel.snapshot` makes it. Names are
+`model.<name>`, `exp_avg.<name>` and `exp_avg_sq.<name>`, float32, where <name> is the parameter's
+name in the model. A sharded parameter is a DTensor split along its first dimension; a plain tensor
+is the whole. Reading asks for whatever split the reader has.
 
-    >>> write_state(folder, {"model.norm.weight": torch.ones(8)}, num_updates=3, world=World())
+    >>> Snapshot.take([("model.norm.weight", torch.ones(8))], 3, World(), copy=False).write(folder)
     >>> target = {"model.norm.weight": torch.empty(8)}
     >>> read_state(folder, target, World())
     3
@@ -35,6 +35,7 @@ from torch.distributed.tensor import DTensor
 
 from mgpt.errors import CheckpointError
 from mgpt.parallel.dist import World
+from mgpt.parallel.snapshot import UPDATES_FILE
 
 __all__ = [
     "MOMENTS",
@@ -49,12 +50,10 @@ __all__ = [
     "set_num_updates",
     "stored_weights",
     "weights_checksum",
-    "write_state",
 ]
 
 WEIGHTS = "model"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_UPDATES_FILE = "updates.json"
 
 
 def prepare_adam(optimizer: torch.optim.AdamW, parameters: Iterable[Tensor]) -> None:
@@ -90,25 +89,6 @@ def adam_state(
     return tensors
 
 
-def write_state(
-    folder: Path, tensors: Mapping[str, Tensor], num_updates: int, world: World
-) -> None:
-    """Writes the tensors; collective. The folder must be empty. Raises CheckpointError."""
-    error = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
-        if world.is_main:
-            (folder / _UPDATES_FILE).write_text(json.dumps({"num_updates": num_updates}) + "\n")
-    except (OSError, dcp.CheckpointException) as cause:
-        error = CheckpointError(f"{folder}: the state could not be written: {cause}")
-        error.__cause__ = cause
-    world.raise_together(error)
-
-
 def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int:
     """Fills the targets in place, each rank its own pieces; collective.
 
@@ -122,7 +102,7 @@ def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int
         reader = dcp.HuggingFaceStorageReader(str(folder))
         found = {name: entry.size for name, entry in _tensors(reader.read_metadata()).items()}
         _check_same_shapes(folder, found, {name: t.shape for name, t in targets.items()})
-        count = int(json.loads((folder / _UPDATES_FILE).read_text())["num_updates"])
+        count = int(json.loads((folder / UPDATES_FILE).read_text())["num_updates"])
     except CheckpointError as mismatch:
         error = mismatch
     except Exception as cause:  # safetensors raises its own kinds for a file that is cut short

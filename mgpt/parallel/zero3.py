@@ -37,6 +37,7 @@ from mgpt.parallel.backend import (
 )
 from mgpt.parallel.dist import World
 from mgpt.parallel.recompute import recompute_blocks
+from mgpt.parallel.snapshot import Snapshot
 from mgpt.parallel.state import (
     MOMENTS,
     WEIGHTS,
@@ -45,7 +46,6 @@ from mgpt.parallel.state import (
     read_state,
     set_num_updates,
     weights_checksum,
-    write_state,
 )
 
 __all__ = ["Zero3Backend"]
@@ -150,8 +150,9 @@ class Zero3Backend:
             safe_set_local_fp32_param(parameters[name], self._piece(value))
         self._refresh()
 
-    def save(self, folder: Path) -> None:
-        write_state(folder, dict(self._sharded_state()), num_updates(self._adam), self._world)
+    def snapshot(self, copy: bool) -> Snapshot:
+        # Made parameter by parameter, and copied in any case: whole they would fill the GPU.
+        return Snapshot.take(self._sharded_state(), num_updates(self._adam), self._world, copy=True)
 
     def load(self, folder: Path) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state

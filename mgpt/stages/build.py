@@ -37,7 +37,7 @@ from mgpt.storage import Location, locate, record_folder
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.tracking.tracker import Tracker
-from mgpt.train.checkpoint import newest_complete, stored_weights
+from mgpt.train.step_folder import newest_complete, stored_weights
 
 MODEL, VOCABULARY = "model", "vocabulary"
 TOKENIZER_FILES = ("tokenizer.json", "text_tokenizer.json")  # transformers' name, and Meta's

@@ -1,128 +1,169 @@
 """Checkpoints: what a run needs to go on, on any backend and any number of ranks.
 
-    run/attempts/1                 one file a start of the run; the highest number is the live one
-    run/step_00001000/state/       weights, moments, count of updates (mgpt.parallel.state)
-                     /loader.json  position in the data
-                     /trainer.json step, seed, vocabulary, counters
-                     /config.yaml  the resolved configuration
-                     /vocab/       the vocabulary's own files
-                     /COMPLETE     sha256 and size of every file above; written last
+A save takes a snapshot of this rank's part of the training state, and a thread writes it while
+training goes on; the checkpoint appears when all ranks have written theirs
+(mgpt.train.run_folder says how, mgpt.train.step_folder what it holds). At most one save is under
+way: the next one waits for it, and so does whoever asks for the newest checkpoint. What goes wrong
+in the thread is raised by the next `wait`, on every rank.
 
-A save is made in a folder that carries its attempt's number and gets its final name when it is
-complete, so a save that was killed is never taken for a checkpoint. An older attempt that still
-runs ends before it can publish anything: it finds a higher number. No file is a pickle.
-
-    >>> store = CheckpointStore(run_folder, world, keep=2)
-    >>> store.save(1000, backend, loader.state(1000), {"step": 1000}, config_yaml, vocab)
-    >>> weights = export_weights(store.newest_complete())
+    >>> store = CheckpointStore(run_folder, world, keep=2, background=True)
+    >>> with store:
+    ...     store.save(1000, backend, loader.state(1000), {"step": 1000}, config_yaml, vocab)
+    ...     train_on()
+    ...     store.wait()
 """
 
 import json
 import os
-import re
 import shutil
-import socket
+import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from types import TracebackType
+from typing import Any, TypeVar
 
 from mgpt.errors import CheckpointError, MachineError, MgptError, TrainingError
-from mgpt.files import atomic_write, disk_errors, file_sha256, sync_folder
-from mgpt.parallel import state
+from mgpt.files import disk_errors, file_sha256
 from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import StoredWeight
+from mgpt.parallel.snapshot import FileSum, Snapshot
 from mgpt.train.metrics import VocabularyLike
+from mgpt.train.run_folder import RunFolder, highest_attempt
+from mgpt.train.step_folder import StepFolder, complete_folders, step_name
 
-__all__ = ["CheckpointStore", "StepFolder", "export_weights", "newest_complete", "stored_weights"]
+__all__ = ["CheckpointStore"]
 
-_STEP = re.compile(r"step_(\d{8})")
-_UNFINISHED = re.compile(r"\.step_\d{8}\.attempt_(\d+)")
-_COMPLETE = "COMPLETE"
+FENCE_EVERY_S = 30.0
 _BYTES_A_PARAMETER = 12  # float32 weight and two moments
 
-
-@dataclass(frozen=True)
-class StepFolder:
-    """One complete checkpoint."""
-
-    path: Path
-    step: int
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state"
-
-    def loader_state(self) -> dict[str, Any]:
-        return json.loads((self.path / "loader.json").read_text())
-
-    def trainer_state(self) -> dict[str, Any]:
-        return json.loads((self.path / "trainer.json").read_text())
-
-    def verify(self, world: World) -> None:
-        """Compares every file with its hash, the ranks sharing the work; collective.
-
-        Raises CheckpointError that lists all files that are missing or altered.
-        """
-        listed = json.loads((self.path / _COMPLETE).read_text())["files"]
-        found = _hashes(self.path, sorted(listed), world)
-        wrong = [name for name, entry in listed.items() if found.get(name) != entry]
-        if wrong:
-            raise CheckpointError(
-                f"{self.path}: {len(wrong)} of {len(listed)} files are missing or altered: "
-                f"{', '.join(wrong[:5])}; remove the folder to go on from the checkpoint before it"
-            )
+T = TypeVar("T")
 
 
 class CheckpointStore:
     """The checkpoints of one run folder, and this process's right to write them.
 
+    Used as a context it sees the last save through: at the end of the block it waits for it.
+
     Args:
         run_folder: the stage's output folder, seen by all ranks.
-        keep: complete checkpoints that stay; older ones are removed after each save.
+        keep: newest complete checkpoints that stay; older ones are removed after each save.
+        keep_every: those after each multiple of so many steps stay too, for ever; 0: none.
+        background: whether training goes on while a save is written, for a copy of this rank's part
+            of the state in main memory.
 
     Raises:
         MachineError: the folder cannot be written.
     """
 
-    def __init__(self, run_folder: Path, world: World, keep: int = 2) -> None:
-        assert keep >= 1
+    def __init__(
+        self,
+        run_folder: Path,
+        world: World,
+        keep: int = 2,
+        keep_every: int = 0,
+        background: bool = False,
+    ) -> None:
+        assert keep >= 1 and keep_every >= 0
         self.run_folder = Path(run_folder)
         self._world = world
-        self._keep = keep
-        error, attempt = None, 0
-        try:
-            if world.is_main:
-                attempt = self._take_attempt()
-                self._remove_unfinished(attempt)
-        except MgptError as cause:
-            error = cause
-        world.raise_together(error)
-        self.attempt: int = world.broadcast_object(attempt)
+        self._keep, self._keep_every, self._background = keep, keep_every, background
+        # Collectives of two threads must not meet in one group.
+        self._writers = world.apart() if background else world
+        self._thread: threading.Thread | None = None
+        self._error: MgptError | None = None
+        self._fence_checked_s = time.monotonic()
+        self._folder: RunFolder | None = None
+        self.attempt = self._on_main(world, self._take_folder)
 
-    def newest_complete(self) -> StepFolder | None:
-        """The newest checkpoint of this run, the same on every rank; collective."""
-        newest = newest_complete(self.run_folder) if self._world.is_main else None
-        step = self._world.broadcast_object(None if newest is None else newest.step)
-        return None if step is None else StepFolder(self.run_folder / _step_name(step), step)
+    def __enter__(self) -> "CheckpointStore":
+        return self
 
-    def require_space(self, num_parameters: int) -> None:
-        """Raises MachineError where the disk cannot hold the checkpoints that will be kept."""
-        complete = len(_complete_folders(self.run_folder))
-        need = num_parameters * _BYTES_A_PARAMETER * max(1, self._keep + 1 - complete)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._thread is not None and isinstance(error, MgptError):
+            # The other ranks are there still, and what was begun may be the newest checkpoint.
+            self._thread.join()
+
+    def newest_whole(self, report: Callable[[str], None] = lambda line: None) -> StepFolder | None:
+        """The newest checkpoint of this run, every file compared with its hash; collective.
+
+        One that is damaged is renamed to step_<number>.damaged, which `report` is told, and the one
+        before it is taken: a run repeats what it has done since, to the same result.
+
+        Raises CheckpointError where all there are are damaged; nothing is renamed then.
+        """
+        self.wait()
+        damaged: list[str] = []
+        steps = self._on_main(self._world, lambda: [f.step for f in self._complete()])
+        for step in reversed(steps):
+            folder = StepFolder(self.run_folder / step_name(step), step)
+            try:
+                folder.verify(self._world)
+            except CheckpointError as error:
+                damaged.append(str(error))
+                continue
+            self._on_main(self._world, lambda: self._set_aside(steps[len(steps) - len(damaged) :]))
+            for problem in damaged:
+                report(f"{problem}; set aside as *.damaged, going on from {folder.path}")
+            return folder
+        if damaged:
+            raise CheckpointError(
+                f"{'; '.join(damaged)}; no whole checkpoint is left to go on from: restore these "
+                "files, or remove the folder to start the run anew"
+            )
+        return None
+
+    def require_space(self, num_parameters: int, steps: int = 0) -> None:
+        """Raises MachineError where the disk cannot hold the checkpoints of `steps` steps."""
+        there = self._complete()
+        for_ever = 0
+        if self._keep_every:
+            newest = there[-1].step if there else 0
+            for_ever = max(0, steps // self._keep_every - newest // self._keep_every)
+        most = max(1, self._keep + 1 - len(there)) + for_ever
+        need = num_parameters * _BYTES_A_PARAMETER * most
         free = shutil.disk_usage(self.run_folder).free
         if free < need:
+            ever = f", {for_ever} for ever" if for_ever else ""
             raise MachineError(
                 f"{self.run_folder}: {free / 1e9:.1f} GB free, checkpoints need {need / 1e9:.1f} "
-                f"({self._keep} kept and one being written); free space, or set keep lower"
+                f"({self._keep} kept{ever} and one being written); free space, or set keep lower"
             )
 
     def is_superseded(self) -> bool:
         """Whether a later start of this run exists; this one must then end."""
-        return self._highest_attempt() > self.attempt
+        return highest_attempt(self.run_folder) > self.attempt
+
+    def newest_complete(self) -> StepFolder | None:
+        """The newest checkpoint of this run, not verified; collective."""
+        self.wait()
+        steps = self._on_main(self._world, lambda: [f.step for f in self._complete()])
+        return StepFolder(self.run_folder / step_name(steps[-1]), steps[-1]) if steps else None
+
+    def must_end(self) -> bool:
+        """Whether this rank knows of a reason to `end`: a save in the background has failed, or a
+        later start exists, which rank 0 looks up every 30 s."""
+        if self._error is not None:
+            return True
+        now = time.monotonic()
+        if self._folder is None or now - self._fence_checked_s < FENCE_EVERY_S:
+            return False
+        self._fence_checked_s = now
+        return self._folder.is_superseded()
+
+    def end(self) -> None:
+        """Raises on every rank what `must_end` has found on one; collective."""
+        self.wait()
+        raise TrainingError(
+            f"{self.run_folder}: a later start of this run has begun; this one ends without saving"
+        )
 
     def save(
         self,
@@ -133,165 +174,131 @@ class CheckpointStore:
         config_yaml: str,
         vocab: VocabularyLike,
     ) -> StepFolder:
-        """Writes and publishes the checkpoint after `step` steps; collective.
+        """Saves what training is after `step` steps; collective. Returns where it will stand.
+
+        When it returns, training may go on; `wait` tells when the checkpoint is complete. What was
+        asked of the run's other files (its record) to be on the disk must be there before.
 
         Raises:
             TrainingError: a later attempt of this run has started.
-            CheckpointError, MachineError: the files cannot be written.
+            CheckpointError, MachineError: this or the save before it cannot be written.
         """
-        final = StepFolder(self.run_folder / _step_name(step), step)
-        work = self.run_folder / f".{_step_name(step)}.attempt_{self.attempt}"
-        try:
-            self._on_main(lambda: self._begin(work))
-            backend.save(work / "state")
-            texts = (loader_state, trainer_state, config_yaml)
-            self._on_main(lambda: _write_texts(work, *texts, vocab))
-            files = _hashes(work, _files(work) if self._world.is_main else None, self._world)
-            self._on_main(lambda: self._publish(work, final, files))
-        except (CheckpointError, MachineError):
-            # A later start clears unfinished saves away, perhaps this one while it was written.
-            self._on_main(self._refuse_if_superseded)
-            raise
-        return final
+        self.wait()
+        texts = {
+            "loader.json": json.dumps(loader_state, indent=1) + "\n",
+            "trainer.json": json.dumps(trainer_state, indent=1) + "\n",
+            "config.yaml": config_yaml,
+        }
+        work = Path(self._on_main(self._world, lambda: str(self._rank_0.begin(step))))
+        snapshot = backend.snapshot(copy=self._background)
 
-    def _on_main(self, action: Callable[[], None]) -> None:
-        """Runs on rank 0; what it raises is raised on all ranks."""
+        def write() -> None:
+            self._write(step, work, snapshot, texts, vocab)
+
+        if self._background:
+            self._thread = threading.Thread(
+                target=self._keeping_the_error, args=(write,), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        else:
+            write()
+        return StepFolder(self.run_folder / step_name(step), step)
+
+    def wait(self) -> None:
+        """Returns when no save is under way; collective. Raises what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            error, self._error, self._thread = self._error, None, None
+            self._world.raise_together(error)
+
+    def _keeping_the_error(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+            if self._writers is not self._world:
+                self._writers.settle()
+        except MgptError as error:
+            self._error = error
+        except Exception as error:
+            self._error = CheckpointError(f"{self.run_folder}: a save ended in {error!r}")
+
+    def _write(
+        self,
+        step: int,
+        work: Path,
+        snapshot: Snapshot,
+        texts: Mapping[str, str],
+        vocab: VocabularyLike,
+    ) -> None:
+        """Writes and publishes a save; collective among the writers."""
         error: MgptError | None = None
-        if self._world.is_main:
+        sums: dict[str, FileSum] = {}
+        try:
+            sums = {f"state/{name}": s for name, s in snapshot.write(work / "state").items()}
+            if self._world.is_main:
+                sums |= _write_texts(work, texts, vocab)
+        except MgptError as cause:
+            error = cause
+        try:
+            self._writers.raise_together(error)
+            parts = self._writers.gather_objects(sums)
+            files = {
+                name: FileSum(*entry)._asdict() for part in parts for name, entry in part.items()
+            }
+            self._on_main(self._writers, lambda: self._publish(work, step, files))
+        except MgptError:
+            # A later start takes unfinished saves away, perhaps this one while it was written.
+            self._on_main(self._writers, lambda: self._give_up(work))
+            raise
+
+    def _publish(self, work: Path, step: int, files: Mapping[str, Any]) -> None:
+        self._rank_0.publish(work, step, files)
+        self._rank_0.retain(self._keep, self._keep_every)
+
+    def _give_up(self, work: Path) -> None:
+        self._rank_0.discard(work)
+        self._rank_0.refuse_if_superseded()
+
+    def _take_folder(self) -> int:
+        self._folder = RunFolder(self.run_folder)
+        return self._folder.attempt
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            self._rank_0.set_aside(StepFolder(self.run_folder / step_name(step), step))
+
+    def _complete(self) -> list[StepFolder]:
+        return complete_folders(self.run_folder)
+
+    @property
+    def _rank_0(self) -> RunFolder:
+        assert self._folder is not None, "rank 0 alone works on the folder"
+        return self._folder
+
+    def _on_main(self, world: World, action: Callable[[], T]) -> T:
+        """Runs on rank 0; what it returns is returned on all ranks, what it raises is raised."""
+        error: MgptError | None = None
+        result: T | None = None
+        if world.is_main:
             try:
                 with disk_errors(self.run_folder):
-                    action()
+                    result = action()
             except MgptError as cause:
                 error = cause
-        self._world.raise_together(error)
-
-    def _begin(self, work: Path) -> None:
-        self._refuse_if_superseded()
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-
-    def _publish(self, work: Path, final: StepFolder, files: Mapping[str, Any]) -> None:
-        self._refuse_if_superseded()
-        complete = {"step": final.step, "attempt": self.attempt, "files": files}
-        atomic_write(work / _COMPLETE, (json.dumps(complete, indent=1) + "\n").encode())
-        if final.path.exists():
-            _remove(final.path)
-        work.rename(final.path)
-        sync_folder(self.run_folder)
-        for folder in _complete_folders(self.run_folder)[: -self._keep]:
-            _remove(folder.path)
-
-    def _refuse_if_superseded(self) -> None:
-        highest = self._highest_attempt()
-        if highest > self.attempt:
-            raise TrainingError(
-                f"{self.run_folder}: this is attempt {self.attempt} of the run and attempt "
-                f"{highest} has started since; this one ends without saving"
-            )
-
-    def _highest_attempt(self) -> int:
-        names = [entry.name for entry in (self.run_folder / "attempts").iterdir()]
-        return max((int(name) for name in names if name.isdigit()), default=0)
-
-    def _take_attempt(self) -> int:
-        folder = self.run_folder / "attempts"
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            while True:
-                attempt = self._highest_attempt() + 1
-                try:
-                    with open(folder / str(attempt), "x") as file:
-                        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-                    return attempt
-                except FileExistsError:
-                    continue  # another start took the number between our look and our creation
-
-    def _remove_unfinished(self, attempt: int) -> None:
-        for entry in self.run_folder.iterdir():
-            match = _UNFINISHED.fullmatch(entry.name)
-            if match and int(match[1]) < attempt:
-                shutil.rmtree(entry, ignore_errors=True)
+        world.raise_together(error)
+        return world.broadcast_object(result)
 
 
-def newest_complete(run_folder: Path) -> StepFolder | None:
-    """The newest complete checkpoint of a run folder, in one process."""
-    folders = _complete_folders(run_folder)
-    return folders[-1] if folders else None
-
-
-def stored_weights(step_folder: StepFolder | Path) -> dict[str, StoredWeight]:
-    """All weights of a checkpoint under their names in the model, not read yet; one process.
-
-    Raises CheckpointError where the folder is no complete checkpoint or a file was altered.
-    """
-    path = step_folder.path if isinstance(step_folder, StepFolder) else Path(step_folder)
-    match = _STEP.fullmatch(path.name)
-    if match is None or not (path / _COMPLETE).exists():
-        raise CheckpointError(
-            f"{path}: no complete checkpoint; one is a folder named step_<8 digits> with a file "
-            f"named {_COMPLETE}"
-        )
-    StepFolder(path, int(match[1])).verify(World())
-    return state.stored_weights(path / "state")
-
-
-def export_weights(step_folder: StepFolder | Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint in float32; see `stored_weights`."""
-    return {name: stored.read() for name, stored in stored_weights(step_folder).items()}
-
-
-def _step_name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
-def _complete_folders(run_folder: Path) -> list[StepFolder]:
-    """Oldest first."""
-    found = []
-    if run_folder.is_dir():
-        for entry in sorted(run_folder.iterdir()):
-            match = _STEP.fullmatch(entry.name)
-            if match and (entry / _COMPLETE).exists():
-                found.append(StepFolder(entry, int(match[1])))
-    return found
-
-
-def _write_texts(
-    work: Path,
-    loader_state: Mapping[str, Any],
-    trainer_state: Mapping[str, Any],
-    config_yaml: str,
-    vocab: VocabularyLike,
-) -> None:
-    (work / "loader.json").write_text(json.dumps(loader_state, indent=1) + "\n")
-    (work / "trainer.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
-    (work / "config.yaml").write_text(config_yaml)
-    vocab.save(work / "vocab")
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def _hashes(folder: Path, names: list[str] | None, world: World) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of each file, flushed to the disk; files that are missing are left out.
-
-    The ranks take turns over the names, which rank 0 gives.
-    """
-    names = world.broadcast_object(names)
-    mine: dict[str, dict[str, Any]] = {}
-    for name in names[world.rank :: world.size]:
-        path = folder / name
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            mine[name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-    merged: dict[str, dict[str, Any]] = {}
-    for part in world.gather_objects(mine):
-        merged.update(part)
-    return dict(sorted(merged.items()))
-
-
-def _remove(folder: Path) -> None:
-    """Removes a checkpoint; what is left when it is cut short does not look complete."""
-    (folder / _COMPLETE).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+def _write_texts(work: Path, texts: Mapping[str, str], vocab: VocabularyLike) -> dict[str, FileSum]:
+    """Writes what is not the state, flushed to the disk; the sum of each file."""
+    sums = {}
+    with disk_errors(work):
+        for name, text in texts.items():
+            (work / name).write_text(text)
+        vocab.save(work / "vocab")
+        for path in [*(work / name for name in texts), *sorted((work / "vocab").rglob("*"))]:
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+                name = str(path.relative_to(work))
+                sums[name] = FileSum(file_sha256(path), path.stat().st_size)
+    return sums

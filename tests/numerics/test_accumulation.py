@@ -9,7 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import STEP_ROWS, Run, make_corpus, metrics_of, run_ranks
 
-from mgpt.train.checkpoint import export_weights
+from mgpt.train.step_folder import export_weights
 
 LR = 1e-3
 

@@ -13,7 +13,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import STEP_ROWS, Run, make_corpus, metrics_of, run_ranks
 
-from mgpt.train.checkpoint import export_weights
+from mgpt.train.step_folder import export_weights
 
 BACKENDS = {"single": 1, "fsdp2": 2, "zero3": 2}
 SHARDED = ("fsdp2", "zero3")

@@ -169,7 +169,8 @@ def train(run: Run, world: Any) -> None:
     from mgpt.data.source import DataConfig, SourceConfig
     from mgpt.tokens.vocab import Vocabulary
     from mgpt.tracking.tracker import Tracker, TrackingConfig
-    from mgpt.train.checkpoint import CheckpointStore, export_weights
+    from mgpt.train.checkpoint import CheckpointStore
+    from mgpt.train.step_folder import export_weights
     from mgpt.train.trainer import Trainer
     from mgpt.train.validate import HeldOut
 
@@ -260,7 +261,7 @@ def _backend(run: Run, cfg: Any, vocab_size: int, world: Any) -> Any:
 
 def _misbehave(run: Run, backend: Any, world: Any) -> None:
     """Puts the faults that a run asks for around the real methods."""
-    forward_backward, step, save = backend.forward_backward, backend.step, backend.save
+    forward_backward, step, snapshot = backend.forward_backward, backend.step, backend.snapshot
     done = 0
 
     def poisoned(batch: Any, scale: float, last: bool) -> Any:
@@ -274,12 +275,18 @@ def _misbehave(run: Run, backend: Any, world: Any) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(lr, max_norm)
 
-    def deadly(folder: Path) -> None:
-        save(folder)
-        if done == run.die_in_save and world.is_main:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def deadly(copy: bool) -> Any:
+        taken = snapshot(copy)
+        if done != run.die_in_save or not world.is_main:
+            return taken
+        write = taken.write
+        # The snapshot is frozen for whoever is not a test.
+        object.__setattr__(
+            taken, "write", lambda folder: (write(folder), os.kill(os.getpid(), signal.SIGKILL))
+        )
+        return taken
 
-    backend.forward_backward, backend.step, backend.save = poisoned, counted, deadly
+    backend.forward_backward, backend.step, backend.snapshot = poisoned, counted, deadly
 
 
 def main() -> None:

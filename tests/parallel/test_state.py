@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgpt.errors import CheckpointError
+from mgpt.errors import CheckpointError, MachineError
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import read_state, read_weights, weights_checksum, write_state
+from mgpt.parallel.snapshot import Snapshot
+from mgpt.parallel.state import read_state, read_weights, weights_checksum
 
 TENSORS = {
     "model.norm.weight": torch.arange(8.0),
@@ -23,7 +24,7 @@ def empty() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_state(tmp_path / "state", TENSORS, 17, World())
+    Snapshot.take(TENSORS.items(), 17, World(), copy=False).write(tmp_path / "state")
     return tmp_path / "state"
 
 
@@ -67,8 +68,8 @@ def test_a_file_cut_short(folder: Path) -> None:
 
 def test_an_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="could not be written"):
-        write_state(tmp_path / "state", TENSORS, 1, World())
+    with pytest.raises(MachineError, match="cannot be written"):
+        Snapshot.take(TENSORS.items(), 1, World(), copy=False).write(tmp_path / "state")
 
 
 def test_a_checksum_does_not_depend_on_the_split() -> None:

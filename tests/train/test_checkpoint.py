@@ -3,30 +3,35 @@
 import json
 import os
 import shutil
+import threading
+import time
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mgpt.errors import CheckpointError, MachineError, TrainingError
+from mgpt.errors import CheckpointError, MachineError, MgptError, TrainingError
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import write_state
-from mgpt.train.checkpoint import CheckpointStore, StepFolder, export_weights, newest_complete
+from mgpt.parallel.snapshot import FileSum, Snapshot
+from mgpt.train import checkpoint
+from mgpt.train.checkpoint import CheckpointStore
+from mgpt.train.step_folder import StepFolder, export_weights, newest_complete
 
 
 class TwoWeights:
-    """What the store asks of a backend: to write a state."""
+    """What the store asks of a backend: its state."""
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
 
-    def save(self, folder: Path) -> None:
+    def snapshot(self, copy: bool) -> Snapshot:
         tensors = {
             "model.a.weight": torch.full((4, 3), self.value),
             "exp_avg.a.weight": torch.zeros(4, 3),
         }
-        write_state(folder, tensors, 5, World())
+        return Snapshot.take(tensors.items(), 5, World(), copy)
 
 
 class FileVocabulary:
@@ -112,6 +117,180 @@ def test_altered_files_are_named(tmp_path: Path, harm: str) -> None:
             read()
 
 
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.long), 11])
+def test_every_flipped_byte_is_reported(tmp_path: Path, stride: int) -> None:
+    """COMPLETE's own too. Between the flips each file is cut short by one byte."""
+    saved = save(CheckpointStore(tmp_path, World()), 1)
+    saved.verify(World())
+    for path in sorted(path for path in saved.path.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), stride):
+            harmed = bytearray(whole)
+            harmed[place] ^= 1 << place % 8
+            for content in (harmed, whole[:-1]) if place == 0 else (harmed,):
+                path.write_bytes(content)
+                with pytest.raises(CheckpointError, match=path.name):
+                    saved.verify(World())
+        path.write_bytes(whole)
+    saved.verify(World())
+
+
+def test_a_damaged_one_is_set_aside_and_said(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, World(), keep=3)
+    for step in (1, 2, 3):
+        save(store, step)
+    for step in (2, 3):
+        (tmp_path / f"step_{step:08d}" / "loader.json").write_text("{}")
+    said: list[str] = []
+    assert store.newest_whole(said.append) == StepFolder(tmp_path / "step_00000001", 1)
+    assert len(said) == 2 and "step_00000003: 1 of 6 files are missing or altered" in said[0]
+    assert all("loader.json" in line and "step_00000001" in line for line in said)
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == [
+        "step_00000001",
+        "step_00000002.damaged",
+        "step_00000003.damaged",
+    ]
+    assert save(store, 3).path.exists() and store.newest_whole().step == 3
+
+
+def test_where_all_are_damaged_nothing_is_moved(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, World())
+    assert store.newest_whole() is None
+    for step in (1, 2):
+        (save(store, step).path / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"00000002: .*config.*00000001: .*restore these"):
+        store.newest_whole()
+    assert len(list(tmp_path.glob("step_????????"))) == 2
+
+
+class SlowWeights(TwoWeights):
+    """Whose files take as long to write as a test likes."""
+
+    def __init__(self) -> None:
+        self.weight = torch.ones(4, 3)
+        self.may_write = threading.Event()
+        self.error: MgptError | None = None
+        self.writing = 0
+
+    def snapshot(self, copy: bool) -> Snapshot:
+        tensors = {"model.a.weight": self.weight}
+        taken = Snapshot.take(tensors.items(), 5, World(), copy)
+        backend = self
+
+        class Slow(Snapshot):
+            def write(self, folder: Path) -> dict[str, FileSum]:
+                backend.writing += 1
+                assert backend.may_write.wait(10)
+                if backend.error is not None:
+                    raise backend.error
+                sums = super().write(folder)
+                backend.writing -= 1
+                return sums
+
+        return Slow(taken.pieces, taken.num_updates, taken.rank)
+
+
+def background(tmp_path: Path, keep: int = 2) -> tuple[CheckpointStore, SlowWeights]:
+    return CheckpointStore(tmp_path, World(), keep, background=True), SlowWeights()
+
+
+def begin(store: CheckpointStore, step: int, backend: SlowWeights) -> StepFolder:
+    return store.save(step, backend, {"row": 3}, {"step": step}, "a: 1\n", FileVocabulary())
+
+
+def test_training_goes_on_while_a_save_is_written(tmp_path: Path) -> None:
+    store, backend = background(tmp_path)
+    saved = begin(store, 1, backend)
+    assert newest_complete(tmp_path) is None and not store.must_end()
+    backend.weight.mul_(7.0)  # the next step
+    backend.may_write.set()
+    store.wait()
+    assert newest_complete(tmp_path) == saved
+    assert torch.equal(export_weights(saved)["a.weight"], torch.ones(4, 3))
+
+
+def test_at_most_one_save_is_under_way(tmp_path: Path) -> None:
+    store, backend = background(tmp_path)
+    begin(store, 1, backend)
+    second = threading.Thread(target=begin, args=(store, 2, backend))
+    second.start()
+    time.sleep(0.1)
+    assert second.is_alive() and backend.writing == 1, "the second waits for the first"
+    backend.may_write.set()
+    second.join()
+    store.wait()
+    assert newest_complete(tmp_path).step == 2
+
+
+def test_whoever_asks_for_the_newest_waits_for_it(tmp_path: Path) -> None:
+    store, backend = background(tmp_path)
+    begin(store, 1, backend)
+    threading.Timer(0.1, backend.may_write.set).start()
+    assert store.newest_whole().step == 1
+
+
+@pytest.mark.parametrize("ask", ["end", "wait", "save", "newest_whole", "leave"])
+def test_an_error_of_the_writer_surfaces(tmp_path: Path, ask: str) -> None:
+    store, backend = background(tmp_path)
+    backend.error = MachineError("no space")
+    begin(store, 1, backend)
+    backend.may_write.set()
+    deadline = time.monotonic() + 10
+    while not store.must_end():
+        assert time.monotonic() < deadline
+    calls = {
+        "save": lambda: begin(store, 2, backend),
+        "leave": lambda: store.__exit__(None, None, None),
+    }
+    with pytest.raises(MachineError, match="no space"):
+        calls.get(ask, getattr(store, ask, None))()
+    assert not store.must_end() and not list(tmp_path.glob(".step*"))
+
+
+def test_an_error_that_is_none_of_ours_surfaces_too(tmp_path: Path) -> None:
+    store, backend = background(tmp_path)
+    backend.error = RuntimeError("connection closed by peer")  # type: ignore[assignment]
+    begin(store, 1, backend)
+    backend.may_write.set()
+    with pytest.raises(CheckpointError, match="connection closed by peer"):
+        store.wait()
+
+
+@pytest.mark.parametrize(("error", "is_there"), [(TrainingError("nan"), True), (KeyError(), False)])
+def test_a_run_that_ends_in_an_error_sees_its_last_save_through(
+    tmp_path: Path, error: Exception, is_there: bool
+) -> None:
+    store, backend = background(tmp_path)
+    with pytest.raises(type(error)), store:
+        begin(store, 1, backend)
+        threading.Timer(0.1, backend.may_write.set).start()
+        raise error
+    assert (newest_complete(tmp_path) is not None) is is_there
+    store.wait()
+
+
+def test_a_later_start_ends_the_writer(tmp_path: Path) -> None:
+    store, backend = background(tmp_path)
+    begin(store, 1, backend)
+    new = CheckpointStore(tmp_path, World())
+    backend.may_write.set()
+    with pytest.raises(TrainingError, match=r"attempt 1 .* 2 has started"):
+        store.wait()
+    assert new.newest_whole() is None and not list(tmp_path.glob(".step*"))
+
+
+def test_a_later_start_is_looked_for_by_and_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, World())
+    CheckpointStore(tmp_path, World())
+    assert not store.must_end()
+    monkeypatch.setattr(checkpoint, "FENCE_EVERY_S", 0.0)
+    assert store.must_end()
+    with pytest.raises(TrainingError, match="a later start"):
+        store.end()
+
+
 def test_an_older_attempt_ends(tmp_path: Path) -> None:
     old = CheckpointStore(tmp_path, World())
     save(old, 1)
@@ -129,9 +308,9 @@ def test_an_attempt_that_comes_during_a_save(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, World())
 
     class Overtaken(TwoWeights):
-        def save(self, folder: Path) -> None:
-            super().save(folder)
+        def snapshot(self, copy: bool) -> Snapshot:
             CheckpointStore(tmp_path, World())
+            return super().snapshot(copy)
 
     with pytest.raises(TrainingError, match="ends without saving"):
         store.save(1, Overtaken(), {}, {}, "", FileVocabulary())
@@ -141,8 +320,18 @@ def test_an_attempt_that_comes_during_a_save(tmp_path: Path) -> None:
 def test_too_little_space(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, World(), keep=2)
     store.require_space(10)
-    with pytest.raises(MachineError, match=r"GB free, checkpoints need .* \(2 kept"):
+    with pytest.raises(MachineError, match=r"GB free, checkpoints need .* \(2 kept and one"):
         store.require_space(10**15)
+
+
+def test_space_for_those_that_stay_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(12 * 7))
+    CheckpointStore(tmp_path, World(), keep=2, keep_every=10).require_space(1, steps=49)
+    with pytest.raises(MachineError, match="2 kept, 5 for ever and one"):
+        CheckpointStore(tmp_path, World(), keep=2, keep_every=10).require_space(1, steps=50)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -13,7 +13,7 @@ from rank_runs import Run, make_corpus, metrics_of, run_ranks
 
 from mgpt.errors import CheckpointError, TrainingError, VocabularyError
 from mgpt.train import trainer
-from mgpt.train.checkpoint import export_weights, newest_complete
+from mgpt.train.step_folder import export_weights, newest_complete
 from mgpt.train.trainer import TrainConfig
 
 
