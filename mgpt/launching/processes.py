@@ -14,11 +14,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from mgpt.errors import MgptError, TrainingError
+from mgpt.files import create_exclusive
 
 WORKER_MODULE = "mgpt"
 PARENT_VARIABLE = "MGPT_PARENT_PID"
+ERROR_VARIABLE = "MGPT_ERROR_FILE"
 INTERRUPTED_STATUS = 75  # EX_TEMPFAIL: stopped in order by a signal; the same command goes on
 _PR_SET_PDEATHSIG = 1
 
@@ -89,7 +92,14 @@ def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
 
 
 def report_failure(error: BaseException) -> bool:
-    """Hands a worker's error to its launcher; False where there is none to tell."""
+    """Hands a worker's error to its launcher; False where a person at the console must see it.
+
+    A job's script reads the first error of its ranks from the file that ERROR_VARIABLE names.
+    """
+    if ERROR_VARIABLE in os.environ:
+        words = f"{type(error).__name__}\n{error} (rank {os.environ.get('RANK', '0')})\n"
+        with suppress(OSError, MgptError):
+            create_exclusive(os.environ[ERROR_VARIABLE], words.encode())
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# mgpt @stage@ on this machine: written by mgpt submit, @written@, from @version@.
+#   mgpt status output=@output@    says where it is
+# The command starts its ranks with torchrun (torch.distributed.run). Ctrl-C stops it with its work
+# saved; this script goes on from there.
+set -uo pipefail
+cd @folder@ || exit 1
+launch=@launch@
+own=$launch start=local
+@setup@
+@environment@
+unset RANK WORLD_SIZE LOCAL_RANK MGPT_PARENT_PID # of the shell that submitted
+echo "local $(hostname) $$" >"$launch/job"
+exec @command@

@@ -1,0 +1,171 @@
+"""What a submission leaves in a stage's output folder, and what its job writes there.
+
+    <output>/launch/job.sbatch        the script (local.sh for launcher=local)
+                   /config.yaml       the resolved configuration that runs
+                   /code.json         version, commit, versions; code.diff where it was edited
+                   /submission.json   when, by whom, the command line
+                   /job               id of the job that works here now
+                   /state             running, waiting, complete or failed; job, time, reason
+                   /starts/<n>        one file a start; barren: starts in a row without progress
+                   /logs/<n>/rank_0000.log, logs/<job>.log
+
+An element k of an array keeps its books in `element_<k>/`. A folder belongs to one live job: a
+second submission is refused by name.
+
+    >>> launch = LaunchFolder(Path("out/launch"))
+    >>> with launch.claim():
+    ...     launch.freeze({"job.sbatch": text, "config.yaml": config})
+    ...     launch.set_job(slurm.submit(launch.path / "job.sbatch"))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgpt.errors import ConfigError
+from mgpt.files import atomic_write, create_exclusive
+from mgpt.launching import slurm
+
+NAME = "launch"
+SBATCH, LOCAL = "job.sbatch", "local.sh"
+_CLAIM = "submitting"
+
+
+@dataclass(frozen=True)
+class State:
+    """The last word of a job about itself: running, waiting, complete, failed, cancelled."""
+
+    word: str
+    job: str
+    time_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class LaunchFolder:
+    """The folder `launch` of a stage's output."""
+
+    path: Path
+
+    @property
+    def job(self) -> str | None:
+        """Id of the job that works here or did last; `local <host> <pid>` for a local one."""
+        return _text(self.path / "job")
+
+    @property
+    def jobs(self) -> list[str]:
+        """That job, and those that took over from elements of its array."""
+        others = [_text(file) for file in sorted(self.path.glob("element_*/job"))]
+        return [job for job in (self.job, *others) if job]
+
+    @property
+    def states(self) -> list[State]:
+        """What the job says of itself; one an element of an array."""
+        found = []
+        for file in (self.path / "state", *sorted(self.path.glob("element_*/state"))):
+            parts = (_text(file) or "").split("\t")
+            if len(parts) == 4:
+                found.append(State(parts[0], parts[1], float(parts[2]), parts[3]))
+        return found
+
+    @property
+    def newest_log(self) -> Path | None:
+        """The log of rank 0 of the last start, else that of the job."""
+        logs = [*self.path.glob("logs/*/rank_0000.log"), *self.path.glob("logs/*.log")]
+        by_rank = [log for log in logs if log.name == "rank_0000.log"]
+        return max(by_rank or logs, key=lambda log: log.stat().st_mtime, default=None)
+
+    def live_job(self) -> str | None:
+        """The job that works here now, in words; None where there is none.
+
+        Raises MachineError where Slurm does not answer.
+        """
+        for job in self.jobs:
+            if job.startswith("local "):
+                _, host, pid = job.split()
+                if host == socket.gethostname() and Path(f"/proc/{pid}").exists():
+                    return f"process {pid} on {host}"
+            elif slurm.is_here():
+                live = [one for one in slurm.look(job) if one.is_live]
+                if live:
+                    where = f" on {live[0].nodes}" if live[0].nodes else ""
+                    return f"job {job} ({live[0].state}{where})"
+        return None
+
+    def refuse_if_live(self) -> None:
+        """Raises ConfigError that names the job that works here."""
+        live = self.live_job()
+        if live is not None:
+            output = self.path.parent
+            raise ConfigError(
+                f"{output}: {live} works in this folder; wait for it (mgpt status "
+                f"output={output}), end it (mgpt cancel output={output}), or give another output="
+            )
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """This process alone submits here; ConfigError where another does, or a job lives."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        file = self.path / _CLAIM
+        while not create_exclusive(file, json.dumps(mine).encode()):
+            other = _record(file)
+            on_this_host = other.get("host") == mine["host"]
+            if other and not (on_this_host and not Path(f"/proc/{other.get('pid')}").exists()):
+                raise ConfigError(
+                    f"{self.path.parent}: process {other.get('pid')} on {other.get('host')} is "
+                    f"submitting here; where it is not any more, remove {file}"
+                )
+            file.unlink(missing_ok=True)
+        try:
+            self.refuse_if_live()
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+    def freeze(self, texts: Mapping[str, str]) -> None:
+        """Writes the files of a submission, and forgets what the jobs before it counted."""
+        for name in ("barren", "state", "job", "cancelled"):
+            (self.path / name).unlink(missing_ok=True)
+        for element in self.path.glob("element_*"):
+            for name in ("barren", "state", "job"):
+                (element / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "doctor", ignore_errors=True)
+        (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            atomic_write(self.path / name, text.encode())
+        for name in (SBATCH, LOCAL):
+            if name in texts:
+                (self.path / name).chmod(0o755)
+
+    def set_job(self, job: str) -> None:
+        """Notes the job that works here from now on."""
+        atomic_write(self.path / "job", f"{job}\n".encode())
+
+    def set_cancelled(self) -> None:
+        """Tells the job's script not to go back into the queue, and mgpt status what happened."""
+        words = "\t".join(["cancelled", self.job or "", f"{time.time():.0f}", "by mgpt cancel"])
+        atomic_write(self.path / "cancelled", b"")
+        atomic_write(self.path / "state", f"{words}\n".encode())
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _record(file: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,52 @@
+"""mgpt cancel: ends the jobs of a submission, running and waiting; what they saved stays.
+
+The same `mgpt submit` goes on from there. `stage=` ends that one alone, and with it what waits for
+it.
+
+    mgpt cancel output=out
+    mgpt cancel output=outputs/quickstart stage=omni_sft
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import dataclass
+
+from mgpt.errors import ConfigError
+from mgpt.launching import slurm
+from mgpt.stages.status import read_submission
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mgpt cancel` can be given."""
+
+    output: str
+    """Output folder of what was submitted."""
+    stage: str | None = None
+    """One stage of a pipeline, by its name in mgpt status; null: all."""
+
+
+def main(cfg: Config) -> None:
+    submitted = read_submission(cfg.output)
+    chosen = [one for one in submitted if cfg.stage in (None, one.name)]
+    if not chosen:
+        names = ", ".join(one.name for one in submitted)
+        raise ConfigError(f"stage={cfg.stage}: {cfg.output} has {names}")
+    live = [one for one in chosen if one.launch.live_job() is not None]
+    job_ids: list[str] = []
+    for one in reversed(live):  # what waits first, so that nothing starts meanwhile
+        print(f"{one.name}: {one.launch.live_job()} is ended")
+        one.launch.set_cancelled()
+        for job in one.launch.jobs:
+            if job.startswith("local "):
+                _, host, pid = job.split()
+                assert host == socket.gethostname(), "live_job looks at this host alone"
+                os.kill(int(pid), signal.SIGTERM)
+            else:
+                job_ids.append(job)
+    slurm.cancel(job_ids)
+    if not live:
+        print(f"{cfg.output}: no job is waiting or running")

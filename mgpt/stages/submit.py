@@ -1,0 +1,349 @@
+r"""mgpt submit: a stage, or a pipeline, into Slurm's queue; or through torchrun on this machine.
+
+Takes the command of a stage as it is, with the launcher's fields beside it. The whole configuration
+is resolved and checked, planned (mgpt plan) and looked at (disk, inputs, shards, versions, port)
+before anything is queued; configuration and code version are kept in launch/ of the output folder,
+and so is the script, which is worth reading: dry_run=true prints it and does nothing else. A
+pipeline becomes a chain of jobs, one a stage, that hand their weights on. After a time limit, a
+preemption or a lost node a job goes back into the queue and on from its last checkpoint.
+
+    mgpt submit pretrain launcher=slurm launcher.nodes=4 launcher.time=24:00:00 vocabulary=text \
+        model=1b output=out steps=20000 data.sources.a.path=tokens/512 \
+        data.sources.a.tasks.image_text=1
+    mgpt submit pipeline recipe=quickstart launcher=slurm launcher.partition=gpu dry_run=true
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mgpt.config import Composed, from_hydra, schema_of
+from mgpt.config import compose as compose_fields
+from mgpt.data.dataset import open_dataset
+from mgpt.errors import ConfigError, MgptError
+from mgpt.launching import preflight, slurm
+from mgpt.launching.code_version import code_version, edits, in_words
+from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
+from mgpt.launching.launcher import Launcher, Resources
+from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted
+from mgpt.launching.script import Origin, Task, local_script, sbatch_script
+from mgpt.settings import DERIVED
+from mgpt.stage_table import STAGES, compose_stage, load_stage
+from mgpt.stage_table import configure as configure_stage
+from mgpt.stages import plan
+from mgpt.stages.pipeline import RECORD, Record
+from mgpt.stages.recipe import TRAINING
+from mgpt.stages.status import CHAIN
+from mgpt.stages.training import at_resolution
+from mgpt.stages.work import (
+    VERIFY_NOT_PROVEN,
+    Work,
+    check_submittable,
+    is_below,
+    read_work,
+    unfinished,
+)
+from mgpt.storage import locate
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """The launcher, beside the fields of what is submitted."""
+
+    launcher: Launcher
+    dry_run: bool = False
+    """Print the scripts and do nothing."""
+    stage: str = field(default="", metadata={DERIVED: True})
+    """What is submitted."""
+    words: list[str] = field(default_factory=list, metadata={DERIVED: True})
+    """Its overrides, as given."""
+    config: Any = field(default=None, metadata={DERIVED: True})
+    """Its configuration."""
+    output: str = field(default="", metadata={DERIVED: True})
+    """Its output folder."""
+    device: str | None = field(default=None, metadata={DERIVED: True})
+    """The GPU that its recipe names."""
+    works: list[Work] = field(default_factory=list, metadata={DERIVED: True})
+    """Its stages."""
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """The launcher's own fields, and under `run` those of what is submitted."""
+    stages = [word for word in overrides if "=" not in word and not word.startswith("~")]
+    if len(stages) != 1:
+        raise ConfigError(
+            "mgpt submit takes one stage or pipeline, then its overrides; "
+            f"given: {' '.join(stages) or 'none'}"
+        )
+    check_submittable(stages[0])
+    own = [word for word in overrides if word.partition("=")[0].split(".")[0] in _OWN]
+    rest = [word for word in overrides if word not in (stages[0], *own)]
+    composed = compose_fields("submit", schema_of(Config), own)
+    run = compose_stage(stages[0], load_stage(stages[0]), rest)
+    tree = {**composed.node, "stage": stages[0], "words": rest, "run": run.node}
+    return Composed(OmegaConf.create(tree), run.choices)
+
+
+_OWN = ("launcher", "dry_run")
+
+
+def configure(composed: Composed) -> Config:
+    """The launcher and the works, each checked as its own stage would."""
+    node, run = composed.node, Composed(composed.node.run, composed.choices)
+    cfg = from_hydra(Config, {name: node[name] for name in _OWN})
+    config = configure_stage(load_stage(node.stage), run)
+    output, works = read_work(node.stage, config)
+    launcher = cfg.launcher
+    known = {*STAGES, *(work.name for work in works), *(_base(work) for work in works)}
+    unknown = [name for name in launcher.stages if name not in known]
+    if unknown:
+        raise ConfigError(f"launcher.stages.{unknown[0]}: no stage and no entry of that name")
+    if launcher.nodes is None and node.stage == "pipeline":
+        launcher = replace(launcher, nodes=run.node.get("nodes"))
+    device = launcher.device or (run.node.get("device") if node.stage == "pipeline" else None)
+    return Config(
+        launcher, cfg.dry_run, node.stage, list(node.words), config, output, device, works
+    )
+
+
+def main(cfg: Config) -> None:
+    works = unfinished(cfg.works)
+    if not works:
+        print(f"{cfg.output}: complete, there is nothing to submit")
+        return
+    problems = [*_plan_all(cfg, works), *_preflight(cfg, works)]
+    if problems:
+        raise ConfigError("\n  ".join(["this is not submitted as it is:", *problems]))
+    if cfg.launcher.name == "local":
+        _run_here(cfg, works)
+    else:
+        _submit_all(cfg, works)
+
+
+# ------------------------------------------------------------------ before
+
+
+def _plan_all(cfg: Config, works: Sequence[Work]) -> list[str]:
+    """The plan of each training stage, shown; what cannot fit, in words."""
+    tracker = Tracker(TrackingConfig(mode="disabled"), Path("."), "submit", record=False)
+    problems = []
+    for work in works:
+        if work.stage not in TRAINING:
+            continue
+        own, ranks = _resources(cfg, work), _ranks(cfg, work)
+        machine = plan.Config(device=cfg.device, nodes=own.elastic or own.nodes or 1, procs=ranks)
+        try:
+            planned, lengths = plan.plan_stage(machine, work.config)
+        except MgptError as error:
+            if work.needs:
+                tracker.print(f"{work.name}: planned once its inputs are there")
+            else:
+                problems.append(f"{work.name}: {error}")
+            continue
+        on_gpus = _has_gpus(cfg)
+        if on_gpus:
+            plan.show(tracker, work.name, planned, lengths)
+            problems += [f"{work.name}: {problem}" for problem in planned.problems]
+        need = planned.checkpoint_bytes * (planned.run.keep + 1)
+        output = locate(work.output)
+        if isinstance(output, Path):
+            problems += [f"{work.name}: {problem}" for problem in preflight.disk(output, need)]
+    return problems
+
+
+def _preflight(cfg: Config, works: Sequence[Work]) -> list[str]:
+    """What will go wrong, as far as it can be seen from here."""
+    problems = [] if cfg.launcher.container or cfg.launcher.python else preflight.versions()
+    if cfg.launcher.name == "local":
+        problems += preflight.port(cfg.launcher.port)
+    to_come = [work.output for work in works]
+    for work in works:
+        if work.stage in TRAINING:
+            problems += [f"{work.name}: {problem}" for problem in _training_inputs(work, to_come)]
+        elif not work.needs:
+            try:
+                found = preflight.inputs(work.inputs())
+            except MgptError as error:
+                found = [str(error)]
+            problems += [f"{work.name}: {problem}" for problem in found]
+    return problems
+
+
+def _training_inputs(work: Work, to_come: Sequence[str]) -> list[str]:
+    """Paths that are not there, shards that are not whole; what is still made is not looked at."""
+    run, problems = work.config, []
+    for path in (run.init_from, run.vocabulary):
+        if path is not None and not is_below(path, to_come) and not locate(path).exists():
+            problems.append(f"{path}: there is no such file or folder, seen from {Path.cwd()}")
+    for sources in (run.data.sources, run.held_out.sources):
+        for name, source in sources.items():
+            if is_below(source.path, to_come):
+                continue
+            try:
+                (at,) = at_resolution({name: source}, run.resolution_px).values()
+                open_dataset(at.path)
+            except MgptError as error:
+                problems.append(f"source {name}: {error}")
+    return problems
+
+
+# ------------------------------------------------------------------ jobs
+
+
+def _submit_all(cfg: Config, works: Sequence[Work]) -> None:
+    origin = _origin(cfg)
+    scripts = {
+        work.name: sbatch_script(_task(cfg, work), cfg.launcher, _resources(cfg, work), origin)
+        for work in works
+    }
+    if cfg.dry_run:
+        for work in works:
+            needs = [f"{need.how}:<{need.name}>" for need in work.needs]
+            words = slurm.sbatch_words(work.launch.path / SBATCH, ",".join(needs))
+            print(f"# {'-' * 20} {work.name}\n# {shlex.join(words)}\n{scripts[work.name]}")
+        return
+    print(f"submitting with {slurm.version()}")
+    for work in works:
+        work.launch.refuse_if_live()
+    if cfg.stage == "pipeline":
+        _write_chain(cfg)
+    job_ids: dict[str, str] = {}
+    for work in works:
+        needs = [f"{need.how}:{job_ids[need.name]}" for need in work.needs]
+        with work.launch.claim():
+            work.launch.freeze(_frozen(cfg, work) | {SBATCH: scripts[work.name]})
+            job_ids[work.name] = slurm.submit(work.launch.path / SBATCH, ",".join(needs))
+            work.launch.set_job(job_ids[work.name])
+        waits = f", after {', '.join(need.name for need in work.needs)}" if needs else ""
+        print(f"{work.name}: job {job_ids[work.name]}{waits}; {work.launch.path / SBATCH}")
+    print(f"mgpt status output={shlex.quote(cfg.output)}")
+
+
+def _run_here(cfg: Config, works: Sequence[Work]) -> None:
+    """The same through torchrun on this machine, in the foreground."""
+    (work,) = works if len(works) == 1 else (None,)
+    folder = work.launch if work else LaunchFolder(Path(cfg.output).absolute() / NAME)
+    if work is not None:
+        task = _task(cfg, work)
+    else:
+        task = Task(cfg.stage, cfg.stage, cfg.output, folder.path, "alone",
+                    (cfg.stage, *cfg.words))  # fmt: skip
+    text = local_script(task, cfg.launcher, _origin(cfg))
+    if cfg.dry_run:
+        print(text)
+        return
+    with folder.claim():
+        folder.freeze(_frozen(cfg, work) | {LOCAL: text})
+    status = subprocess.run([str(folder.path / LOCAL)]).returncode
+    if status == INTERRUPTED_STATUS:
+        raise Interrupted(f"{cfg.stage} stopped in order; the same command goes on")
+    if status:
+        raise MgptError(f"{cfg.stage} failed, as said above; mend it and the same command goes on")
+
+
+def _task(cfg: Config, work: Work) -> Task:
+    launch = work.launch.path
+    arguments = (work.stage, "--config", str(launch / "config.yaml"))
+    is_training = work.kind == "training"
+    output = locate(work.output)
+    return Task(
+        name=work.name,
+        stage=work.stage,
+        run=str(output.absolute() if isinstance(output, Path) else launch.parent),
+        launch=launch,
+        kind=work.kind,  # type: ignore[arg-type]
+        arguments=arguments,
+        ranks=_ranks(cfg, work),
+        threads=work.config.parallel.threads if is_training else None,
+        final=(VERIFY_NOT_PROVEN,) if work.stage == "verify" else (),
+    )
+
+
+def _resources(cfg: Config, work: Work) -> Resources:
+    own = cfg.launcher.resources(work.stage, _base(work), work.name)
+    if work.kind != "training" and not {work.stage, work.name} & cfg.launcher.stages.keys():
+        return replace(own, nodes=1, elastic=None)
+    if work.stage in TRAINING and work.config.parallel.name == "single":
+        return replace(own, nodes=1, elastic=None)
+    return own
+
+
+def _ranks(cfg: Config, work: Work) -> int:
+    """Processes of each machine."""
+    own = cfg.launcher.resources(work.stage, _base(work), work.name)
+    if work.kind != "training":
+        return own.procs_per_node or 1
+    parallel = work.config.parallel
+    if parallel.name == "single":
+        return 1
+    given = parallel.procs if isinstance(parallel.procs, int) else None
+    return own.procs_per_node or given or own.gpus_per_node or 2
+
+
+def _base(work: Work) -> str:
+    """`fp_sft` of the rung `fp_sft/512`."""
+    return work.name.partition("/")[0]
+
+
+def _has_gpus(cfg: Config) -> bool:
+    if cfg.launcher.name == "slurm":
+        return bool(cfg.launcher.gpus_per_node)
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# ------------------------------------------------------------------ what is kept
+
+
+def _origin(cfg: Config) -> Origin:
+    written = time.strftime("%Y-%m-%d %H:%M %Z")
+    return Origin(Path.cwd(), cfg.output, written, in_words(code_version()))
+
+
+def _frozen(cfg: Config, work: Work | None) -> dict[str, str]:
+    """Texts for the launch folder: configuration, code version, and who submitted what."""
+    code = {**code_version(), "python": platform.python_version(), "torch": version("torch")}
+    by = {
+        "command": ["mgpt", *sys.argv[1:]],
+        "folder": os.getcwd(),
+        "host": platform.node(),
+        "user": os.environ.get("USER", str(os.getuid())),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    texts = {"code.json": json.dumps(code, indent=1), "submission.json": json.dumps(by, indent=1)}
+    if code["dirty"]:
+        texts["code.diff"] = edits() + "\n"
+    if work is not None:
+        texts["config.yaml"] = work.config_yaml
+    return texts
+
+
+def _write_chain(cfg: Config) -> None:
+    """The pipeline's record, and its works for status and cancel."""
+    Record(Path(cfg.output) / RECORD, cfg.config)
+    works = [
+        {
+            "name": work.name,
+            "stage": work.stage,
+            "launch": str(work.launch.path),
+            "needs": [need.name for need in work.needs],
+        }
+        for work in cfg.works
+    ]
+    folder = LaunchFolder(Path(cfg.output).absolute() / NAME)
+    folder.freeze({CHAIN: json.dumps(works, indent=1)})
