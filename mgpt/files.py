@@ -128,7 +128,12 @@ def remove_leftovers(folder: str | Path, prefix: str = "") -> list[str]:
 
 def file_sha256(path: str | Path) -> str:
     """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
+    return file_hash(path, "sha256")
+
+
+def file_hash(path: str | Path, algorithm: str) -> str:
+    """Hex hash of a file by one of hashlib's algorithms, for its content's sake, not security's."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as stream:
         while data := stream.read(1 << 20):
             digest.update(data)

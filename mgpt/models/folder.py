@@ -1,8 +1,9 @@
 """The model folder: `config.json` beside safetensors, whole or absent.
 
 Weights stand under transformers' Chameleon names in `model.safetensors`, or, above 4 GiB, in
-`model-00001-of-00003.safetensors` and so on with transformers' index file. `config.json` is
-written last: a folder that has it is complete. The vocabulary beside it is the caller's. This
+`model-00001-of-00003.safetensors` and so on with transformers' index file. `SHA256SUMS` lists
+what each of these files must hold, and is held against them before weights are read. `config.json`
+is written last: a folder that has it is complete. The vocabulary beside it is the caller's. This
 module reads safetensors and JSON only, never a pickle, one tensor in memory at a time, and knows
 nothing of checkpoints' moments.
 
@@ -10,6 +11,7 @@ nothing of checkpoints' moments.
     >>> model = load_model("outputs/pretrain/model", dtype=torch.bfloat16, device="cuda")
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from mgpt.errors import CheckpointError, MgptError
 from mgpt.files import atomic_write, disk_errors, remove_leftovers
+from mgpt.models.file_sums import SUMS, check_sums, write_sums
 from mgpt.models.tensor_files import LazyTensor, lazy, read_headers, write_tensors
 from mgpt.models.transformer import Transformer, TransformerConfig
 
@@ -71,32 +74,37 @@ def write_model(
 
 
 def write_sharded(folder: Path, tensors: Sequence[LazyTensor], config: Mapping[str, Any]) -> None:
-    """Writes safetensors, an index where there are several files, and config.json last.
+    """Writes safetensors, an index where there are several files, SHA256SUMS, and config.json last.
 
     An older model in the folder is replaced. Where a tensor cannot be read or a file cannot be
     written, no part of the new model stays.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).unlink(missing_ok=True)
-        for prefix in ("model", _CONFIG):
+        for name in (_CONFIG, SUMS):
+            (folder / name).unlink(missing_ok=True)
+        for prefix in ("model", _CONFIG, SUMS):
             remove_leftovers(folder, prefix)
         for path in folder.glob("model*.safetensors*"):
             path.unlink()
     files = split_by_size(tensors)
+    texts = {_CONFIG: _json(config)}
+    if len(files) > 1:
+        places = {tensor.name: name for name, group in files.items() for tensor in group}
+        total = sum(tensor.num_bytes for tensor in tensors)
+        weight_map = dict(sorted(places.items()))
+        texts[_INDEX] = _json({"metadata": {"total_size": total}, "weight_map": weight_map})
     try:
-        for name, group in files.items():
-            write_tensors(folder / name, group)
-        if len(files) > 1:
-            places = {tensor.name: name for name, group in files.items() for tensor in group}
-            total = sum(tensor.num_bytes for tensor in tensors)
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-            _write_json(folder / _INDEX, index)
+        sums = {name: write_tensors(folder / name, group) for name, group in files.items()}
+        sums |= {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
+        if _INDEX in texts:
+            atomic_write(folder / _INDEX, texts[_INDEX])
+        write_sums(folder, sums)
     except BaseException:
         for path in folder.glob("model*.safetensors*"):
             path.unlink()
         raise
-    _write_json(folder / _CONFIG, config)
+    atomic_write(folder / _CONFIG, texts[_CONFIG])
 
 
 def split_by_size(tensors: Sequence[LazyTensor]) -> dict[str, list[LazyTensor]]:
@@ -154,19 +162,25 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     model_type = stored.pop("model_type", None) if isinstance(stored, dict) else None
     if model_type != _MODEL_TYPE:
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected {_MODEL_TYPE!r}")
+        raise CheckpointError(
+            f"{path}: model_type is {model_type!r}, expected {_MODEL_TYPE!r}; mgpt import makes a "
+            "model folder of released weights"
+        )
     return dict(stored)
 
 
 def model_tensors(folder: str | Path) -> dict[str, LazyTensor]:
-    """The folder's tensors by name, not read yet.
+    """The folder's tensors by name, not read yet; their files are held against SHA256SUMS here.
 
-    Raises CheckpointError where there are none or a file is cut short or altered in its header.
+    Raises CheckpointError where there are none, or a file is cut short or altered.
     """
-    paths = sorted(Path(folder).glob("model*.safetensors"))
+    folder = Path(folder)
+    paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
         raise CheckpointError(f"{folder}: no model*.safetensors; the folder holds no weights")
-    return read_headers(paths)
+    tensors = read_headers(paths)
+    check_sums([*paths, *(path for path in (folder / _INDEX, folder / _CONFIG) if path.exists())])
+    return tensors
 
 
 def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -211,5 +225,5 @@ def load_model(
     return model.eval()
 
 
-def _write_json(path: Path, content: object) -> None:
-    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+def _json(content: object) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -11,11 +11,14 @@ holds one tensor, where the library's own `save_file` needs all of a file's.
     >>> write_tensors(Path("copy.safetensors"), stored.values())
 """
 
+import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,6 +61,10 @@ class LazyTensor:
     def num_bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
+    def then(self, change: Callable[[Tensor], Tensor], **fields: Any) -> "LazyTensor":
+        """What `change` makes of this tensor when it is read; `fields` are those that differ."""
+        return replace(self, read=lambda: change(self.read()), **fields)
+
 
 def lazy(name: str, tensor: Tensor) -> LazyTensor:
     """A tensor at hand, on any device, as one to be read."""
@@ -83,8 +90,8 @@ def read_headers(paths: Iterable[Path]) -> dict[str, LazyTensor]:
     return found
 
 
-def write_tensors(path: Path, tensors: Iterable[LazyTensor]) -> None:
-    """Writes a safetensors file, whole or not at all, in the library's own layout.
+def write_tensors(path: Path, tensors: Iterable[LazyTensor]) -> str:
+    """Writes a safetensors file, whole or not at all, in the library's own layout; its sha256.
 
     Raises MachineError where the disk does not take it, and what reading a tensor raises.
     """
@@ -104,15 +111,20 @@ def write_tensors(path: Path, tensors: Iterable[LazyTensor]) -> None:
     with disk_errors(path):
         try:
             with open(temporary, "xb") as stream:
-                stream.write(len(text).to_bytes(8, "little") + text)
+                head = len(text).to_bytes(8, "little") + text
+                digest = hashlib.sha256(head)
+                stream.write(head)
                 for tensor in ordered:
                     value = tensor.read().contiguous()
                     assert value.shape == tensor.shape and value.dtype == tensor.dtype, tensor
-                    stream.write(value.view(-1).view(torch.uint8).numpy().data)
-                    del value
+                    data = value.view(-1).view(torch.uint8).numpy().data
+                    digest.update(data)
+                    stream.write(data)
+                    del value, data
                 publish(stream, temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
 
 
 def name_list(names: Iterable[str]) -> str:
@@ -137,7 +149,7 @@ def _header(path: Path) -> list[LazyTensor]:
             f"of {', '.join(DTYPES)}"
         )
     return [
-        LazyTensor(name, shape, DTYPES[kind], lambda name=name: _read(path, name))  # type: ignore[misc]
+        LazyTensor(name, shape, DTYPES[kind], functools.partial(_read, path, name))
         for name, (shape, kind) in sizes.items()
     ]
 

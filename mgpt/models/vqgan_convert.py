@@ -10,6 +10,8 @@ these, are dropped.
     (8192, 16)
 """
 
+import functools
+import logging
 import pickle
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError, MachineError
+from mgpt.models.file_sums import check_sums
 from mgpt.models.vqgan_config import VqganConfig
 
 __all__ = ["is_released_folder", "read_released_folder"]
@@ -29,6 +32,7 @@ _CHECKPOINT = "vqgan.ckpt"
 _MAX_CHECKPOINT_BYTES = 4 * 1024**3
 _MAX_YAML_BYTES = 64 * 1024
 _DROPPED_PREFIX = "loss."
+_log = logging.getLogger(__name__)
 
 
 def is_released_folder(folder: Path) -> bool:
@@ -41,10 +45,21 @@ def read_released_folder(folder: Path) -> tuple[VqganConfig, dict[str, Tensor]]:
 
     Raises:
         ConfigError: the yaml is not a VQ model's, or has settings this software does not know.
-        CheckpointError: the checkpoint is too large, is not a plain state dict, or is damaged.
+        CheckpointError: the checkpoint is too large, is not a plain state dict, or is damaged; a
+            file is not as the folder's list of hashes has it.
         MachineError: PyYAML is not installed.
     """
+    check_sums([folder / _YAML, folder / _CHECKPOINT])
+    _warn_once(folder)
     return _read_config(folder / _YAML), _read_state(folder / _CHECKPOINT)
+
+
+@functools.cache
+def _warn_once(folder: Path) -> None:
+    _log.warning(
+        f"{folder / _CHECKPOINT} is a pickle, which can carry code: it is read with torch's "
+        f"restricted unpickler (weights_only). mgpt import input={folder} makes safetensors of it"
+    )
 
 
 def _read_config(path: Path) -> VqganConfig:

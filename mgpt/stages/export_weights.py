@@ -16,7 +16,7 @@ import torch
 
 from mgpt.stages.build import open_tracker
 from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
-from mgpt.stages.released import plan_export
+from mgpt.stages.released import check_output, plan_export
 from mgpt.tracking.tracker import TrackingConfig
 
 DTYPES: dict[str, torch.dtype | None] = {
@@ -54,6 +54,7 @@ def main(cfg: Config) -> None:
     planned = None
     made_from = inputs(cfg)
     if not is_complete("export", cfg, made_from):
+        check_output(cfg.output)
         # Before the output is touched: most of what can be wrong shows here.
         planned = plan_export(cfg.ckpt, cfg.vq, cfg.with_vq, DTYPES[cfg.dtype])
     folder = StageFolder.open("export", cfg, made_from)

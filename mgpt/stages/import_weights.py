@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mgpt.stages.build import open_tracker
 from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
-from mgpt.stages.released import plan_import
+from mgpt.stages.released import check_output, plan_import
 from mgpt.tracking.tracker import TrackingConfig
 
 
@@ -50,6 +50,7 @@ def main(cfg: Config) -> None:
     planned = None
     made_from = inputs(cfg)
     if not is_complete("import", cfg, made_from):
+        check_output(cfg.output)
         # Before the output is touched: most of what can be wrong shows here.
         planned = plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer)
     folder = StageFolder.open("import", cfg, made_from)

@@ -34,7 +34,7 @@ from mgpt.stage_table import compose_stage, load_stage
 from mgpt.stage_table import configure as configure_stage
 from mgpt.stages.build import Weights, load_vocabulary
 from mgpt.stages.recipe import TRAINING, read_recipe
-from mgpt.stages.released import is_released
+from mgpt.stages.released import is_released, plan_model
 from mgpt.stages.training import TrainingConfig, at_resolution
 from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary
@@ -169,7 +169,9 @@ def _vocabulary(run: TrainingConfig) -> Vocabulary | None:
 def _transformer(run: TrainingConfig, vocabulary: Vocabulary | None) -> TransformerConfig:
     """The weights' own shape, else that of `model` with the vocabulary's size where it is known."""
     found = run.init_from
-    if found is not None and Path(found).exists() and not is_released(found):
+    if found is not None and is_released(found):
+        shape = plan_model(Path(found)).cfg
+    elif found is not None and Path(found).exists():
         shape = Weights.find(found).config()
     elif vocabulary is not None:
         shape = run.model.transformer(vocabulary)

@@ -26,7 +26,11 @@ from mgpt.errors import CheckpointError, ConfigError, VocabularyError
 from mgpt.files import atomic_write
 from mgpt.models.convert.meta import is_meta_folder, plan_meta
 from mgpt.models.convert.plan import ModelPlan
-from mgpt.models.convert.transformers_config import is_chameleon_config, transformers_config
+from mgpt.models.convert.transformers_config import (
+    CONFIG,
+    is_chameleon_config,
+    transformers_config,
+)
 from mgpt.models.convert.transformers_folder import plan_transformers, transformers_tensors
 from mgpt.models.convert.vq_encoder import (
     ENCODER_FOLDER,
@@ -34,6 +38,7 @@ from mgpt.models.convert.vq_encoder import (
     check_same_encoder,
     load_encoder,
 )
+from mgpt.models.file_sums import SUMS, check_sums, sums_list
 from mgpt.models.folder import split_by_size, write_model, write_sharded
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
@@ -45,6 +50,7 @@ from mgpt.stages.build import (
     released_vocabulary,
     tokenizer_file,
 )
+from mgpt.stages.folder import RECORD
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary
 
@@ -57,9 +63,9 @@ _UNUSED_ID = 3  # of the from-scratch layout
 
 
 def is_released(folder: str | Path) -> bool:
-    """Whether `mgpt import` reads this folder."""
+    """Whether a released transformer stands in the folder."""
     folder = Path(folder)
-    return is_chameleon_config(folder) or is_meta_folder(folder) or is_released_folder(folder)
+    return is_chameleon_config(folder) or is_meta_folder(folder)
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,14 @@ class Import:
     def write(self, folder: Path, on_tensor: Callable[[], None] = lambda: None) -> None:
         """Writes the model folder; where that fails, no part of it stays.
 
-        Raises CheckpointError for a tensor that cannot be read, MachineError for the disk's part.
+        Raises CheckpointError for a file that is not as its list of hashes has it or a tensor that
+        cannot be read, MachineError for the disk's part.
         """
         if self.plan is None:
             assert self.vq is not None
             save_vqgan(self.vq, folder)
             return
+        check_sums(self.plan.files)
         with _removed_on_failure(folder, VOCABULARY, VQ, ENCODER_FOLDER):
             if self.vocabulary is not None:
                 self.vocabulary.save(folder / VOCABULARY)
@@ -136,20 +144,13 @@ def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = Non
         VocabularyError: the tokenizer is not that of these weights.
         ConfigError: the VQGAN given is of another kind than the folder's.
     """
-    if is_chameleon_config(source):
-        plan = plan_transformers(source)
-        beside = [source]
-    elif is_meta_folder(source):
-        plan = plan_meta(source)
-        beside = [source, source / _TOKENIZER_FOLDER, _tokenizer_of_download(source)]
-    elif is_released_folder(source):
+    if is_released_folder(source) and not is_released(source):
         return Import(source, None, None, load_vqgan(source))
-    else:
-        raise CheckpointError(
-            f"{source} is no released folder: expected config.json of transformers' Chameleon with "
-            "safetensors, params.json with consolidated*.pth, or vqgan.yaml with vqgan.ckpt"
-        )
-    notes = list(plan.notes)
+    plan = plan_model(source)
+    beside = [source]
+    if is_meta_folder(source):
+        beside += [source / _TOKENIZER_FOLDER, _tokenizer_of_download(source)]
+    notes = [*plan.notes, _checked_by(source)]
     vocabulary = _vocabulary(plan, source, tokenizer, beside)
     if vocabulary is None:
         notes.append(
@@ -164,6 +165,33 @@ def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = Non
     encoder = plan.vq if model is None else VqEncoder.of(model)
     _check_codes(vocabulary, encoder, source)
     return Import(source, plan, vocabulary, model, notes)
+
+
+def plan_model(source: Path) -> ModelPlan:
+    """The transformer in a released folder, from its headers.
+
+    Raises CheckpointError as `plan_import`.
+    """
+    if is_chameleon_config(source):
+        return plan_transformers(source)
+    if is_meta_folder(source):
+        return plan_meta(source)
+    raise CheckpointError(
+        f"{source} is no released folder: expected config.json of transformers' Chameleon with "
+        "safetensors, params.json with consolidated*.pth, or vqgan.yaml with vqgan.ckpt"
+    )
+
+
+def check_output(output: str) -> None:
+    """Raises ConfigError where a model stands in the folder that no stage wrote there: an import
+    or export would take its place."""
+    folder = Path(output)
+    found = [*folder.glob(CONFIG), *folder.glob("model*.safetensors")]
+    if found and not (folder / RECORD).exists():
+        raise ConfigError(
+            f"output={output} holds a model already ({found[0].name}), which would be replaced; "
+            "give another output="
+        )
 
 
 @dataclass(frozen=True)
@@ -225,7 +253,7 @@ def plan_export(
     _check_codes(vocabulary, encoder, weights.folder)
     stored = weights.stored()
     if dtype is not None:
-        stored = [_cast(tensor, dtype) for tensor in stored]
+        stored = [tensor.then(lambda t: t.to(dtype), dtype=dtype) for tensor in stored]
     names: dict[str, int] = {} if vocabulary is None else _vocabulary_map(vocabulary)
     special: dict[str, int | None] = {
         "bos_token_id": None,
@@ -269,6 +297,16 @@ def _model_lines(plan: ModelPlan) -> list[str]:
     ]
 
 
+def _checked_by(source: Path) -> str:
+    listed = sums_list(source)
+    if listed is not None:
+        return f"{listed}: the files are held against it before they are read"
+    return (
+        f"no {SUMS} in {source}: files that are cut short, do not fit together or hold values that "
+        "are not finite are refused; other alterations cannot be seen"
+    )
+
+
 def _tokenizer_of_download(source: Path) -> Path:
     return source.absolute().parent.parent / _TOKENIZER_FOLDER
 
@@ -288,6 +326,7 @@ def _vocabulary(
             )
         if file is None:
             return None
+        check_sums([file])
         vocabulary, where = released_vocabulary(file), file
     if vocabulary.size != plan.cfg.vocab_size:
         raise VocabularyError(
@@ -323,25 +362,13 @@ def _check_codes(vocabulary: Vocabulary | None, encoder: VqEncoder | None, where
 
 
 def _vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:
-    """Token names and ids as transformers' `vocabulary_map` wants them."""
-    if vocabulary.layout == "chameleon":
-        named: dict[str, int] = {
-            name: token
-            for name, token in vocabulary.text.ids.items()  # type: ignore[attr-defined]
-            if token < vocabulary.size
-        }
-        if _IMAGE_PLACE not in named and _IMAGE_PLACE_AT_META in named:
-            named[_IMAGE_PLACE] = named.pop(_IMAGE_PLACE_AT_META)
-        return dict(sorted(named.items(), key=lambda item: item[1]))
-    codes = {_code_name(k): vocabulary.image_start + k for k in range(vocabulary.num_codes)}
-    return {"<s>": vocabulary.bos, "<pad>": vocabulary.pad, "</s>": vocabulary.eos} | {
-        _IMAGE_PLACE: _UNUSED_ID,
-        **codes,
-    }
-
-
-def _code_name(code: int) -> str:
-    return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
+    """Token names and ids as transformers' `vocabulary_map` wants them: a picture's place too."""
+    named = vocabulary.names
+    if vocabulary.layout != "chameleon":
+        named[_IMAGE_PLACE] = _UNUSED_ID
+    elif _IMAGE_PLACE not in named and _IMAGE_PLACE_AT_META in named:
+        named[_IMAGE_PLACE] = named.pop(_IMAGE_PLACE_AT_META)
+    return dict(sorted(named.items(), key=lambda item: item[1]))
 
 
 def _write_tokenizer(vocabulary: Vocabulary, folder: Path, max_positions: int) -> None:
@@ -361,19 +388,14 @@ def _write_tokenizer(vocabulary: Vocabulary, folder: Path, max_positions: int) -
     atomic_write(folder / "tokenizer_config.json", (json.dumps(config, indent=1) + "\n").encode())
 
 
-def _cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
-    return replace(tensor, dtype=dtype, read=lambda: tensor.read().to(dtype))
-
-
 def _counted(tensors: Sequence[LazyTensor], on_tensor: Callable[[], None]) -> list[LazyTensor]:
     """The same tensors; each calls `on_tensor` once it is read."""
 
-    def read(tensor: LazyTensor) -> Tensor:
-        value = tensor.read()
+    def counted(value: Tensor) -> Tensor:
         on_tensor()
         return value
 
-    return [replace(t, read=lambda t=t: read(t)) for t in tensors]  # type: ignore[misc]
+    return [tensor.then(counted) for tensor in tensors]
 
 
 @contextmanager

@@ -15,7 +15,6 @@ Two layouts. `chameleon` is the released vocabulary of 65,536, read by token nam
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +48,7 @@ _CHAMELEON_NAMES = {
 _CHAMELEON_CONTROLS = (
     r"IMGIMG[A-J]+Z|<reserved[0-9]{5}>|<s>|<pad>|</s>|<unk>|<eoss>|<racm3:break>|<\|image\|>"
 )
-_LETTER_DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
+_DIGIT_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +138,16 @@ class Vocabulary:
         inside = (ids >= 0) & (ids < self.size)
         return inside & self.text_mask[np.where(inside, ids, 0)]
 
+    @property
+    def names(self) -> dict[str, int]:
+        """Every token that has a name, in order of the ids: all of Chameleon's, or, from scratch,
+        what Chameleon names alike (`<s>`, `<pad>`, `</s>` and the image codes)."""
+        if isinstance(self.text, JsonText) and self.layout == "chameleon":
+            ids = ((token, name) for name, token in self.text.ids.items() if token < self.size)
+            return {name: token for token, name in sorted(ids)}
+        codes = {code_name(k): self.image_start + k for k in range(self.num_codes)}
+        return {"<s>": self.bos, "<pad>": self.pad, "</s>": self.eos} | codes
+
     def save(self, folder: Path) -> None:
         """Write `vocabulary.json` (last) and the tokenizer's file."""
         self.text.save(Path(folder))
@@ -221,8 +230,7 @@ def scratch_vocabulary(text: TextTokenizer, num_codes: int, max_grids: int) -> V
 def chameleon_vocabulary(tokenizer_json: str | Path | bytes) -> Vocabulary:
     """The released vocabulary from `tokenizer.json` (Meta calls it `text_tokenizer.json`).
 
-    Ids are looked up by name and held against the published ones; the map of image codes is built
-    from the names `IMGIMG<digits as letters A-J>Z` and must be code k = id k + 4.
+    Ids are looked up by name and held against the published ones; code k must have id k + 4.
     Raises `VocabularyError` naming the first token that is missing or elsewhere.
     """
     text = JsonText(tokenizer_json, control_pattern=_CHAMELEON_CONTROLS)
@@ -231,14 +239,9 @@ def chameleon_vocabulary(tokenizer_json: str | Path | bytes) -> Vocabulary:
         expected[f"<reserved{8800 + num_grids:05d}>"] = 8804 + num_grids
     for name, want in expected.items():
         _check_token(name, text.ids.get(name), want)
-    codes = {
-        int(name[6:-1].translate(_LETTER_DIGITS)): (name, token)
-        for name, token in text.ids.items()
-        if re.fullmatch("IMGIMG[A-J]+Z", name)
-    }
     for code in range(_CHAMELEON_CODES):
-        name, token = codes.get(code, (f"image code {code}", None))
-        _check_token(name, token, IMAGE_START + code)
+        name = code_name(code)
+        _check_token(name, text.ids.get(name), IMAGE_START + code)
     # A loader of the released model appends `<|image|>` as 65,536: such ids are left out.
     highest = max(i for i in text.ids.values() if i < MAX_VOCABULARY)
     _check_token("the last token", highest, MAX_VOCABULARY - 1)
@@ -259,6 +262,11 @@ def chameleon_vocabulary(tokenizer_json: str | Path | bytes) -> Vocabulary:
         text_start=0,
         text=text,
     )
+
+
+def code_name(code: int) -> str:
+    """Chameleon's name of an image code: its digits as letters, `IMGIMGBDZ` for 13."""
+    return f"IMGIMG{str(code).translate(_DIGIT_LETTERS)}Z"
 
 
 def check_same(a: Vocabulary, b: Vocabulary, where_a: str, where_b: str) -> None:

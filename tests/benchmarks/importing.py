@@ -1,14 +1,14 @@
 """Peak memory and time of an import, from shards of a chosen size, in a process of its own.
 
     python tests/benchmarks/importing.py --gigabytes 1.5
+    python tests/benchmarks/importing.py --size 34b     # its tensors, one layer of them: 3.5 GB
 
-Writes random weights as a transformers folder and as Meta's four shards, imports each, and reads
-the process's own peak (VmHWM) less what planning had left. The bound of the design is the largest
-shard plus 2 GB; what a whole load would take is shown beside it.
+Writes weights as a transformers folder and as Meta's four shards, imports each, and reads the
+process's own peak (VmHWM) less what planning had left. The bound of the design is the largest shard
+plus 2 GB; what a whole load would take is shown beside it.
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +19,10 @@ import torch
 from corpora import conditions, show
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
-from released_layouts import random_state, write_meta, write_transformers
+from peak_memory import write_peak
+from released_layouts import repeated_state, write_meta, write_transformers
 
+from mgpt.models.sizes import SIZES
 from mgpt.models.transformer_config import TransformerConfig
 
 WIDE = TransformerConfig(
@@ -34,54 +36,42 @@ WIDE = TransformerConfig(
     norm_placement="post",
     qk_norm_groups=4,
 )
-CHILD = """
-import sys
-from pathlib import Path
-from mgpt.stages.released import plan_import
 
-def kilobytes(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
-planned = plan_import(Path(sys.argv[1]))
-Path("/proc/self/clear_refs").write_text("5")
-before = kilobytes("VmRSS")
-planned.write(Path(sys.argv[2]))
-print(kilobytes("VmHWM") - before, kilobytes("VmHWM"))
-"""
+def config(size: str | None, gigabytes: float) -> TransformerConfig:
+    """One layer of a named size, or as many of `WIDE` as the weights should have gigabytes."""
+    if size is not None:
+        return replace(SIZES[size], layers=1)
+    layer = WIDE.hidden * (3 * WIDE.ffn + 2 * WIDE.hidden + 2 * WIDE.kv_heads * WIDE.head_dim)
+    embeddings = 2 * WIDE.hidden * WIDE.vocab_size
+    return replace(WIDE, layers=max(1, round((gigabytes * 1e9 / 2 - embeddings) / layer)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=1.5)
+    parser.add_argument("--size", choices=("7b", "34b"))
     arguments = parser.parse_args()
-    layer = WIDE.hidden * (3 * WIDE.ffn + 2 * WIDE.hidden + 2 * WIDE.kv_heads * WIDE.head_dim)
-    embeddings = 2 * WIDE.hidden * WIDE.vocab_size
-    layers = max(1, round((arguments.gigabytes * 1e9 / 2 - embeddings) / layer))
-    cfg = replace(WIDE, layers=layers)
+    cfg = config(arguments.size, arguments.gigabytes)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        state = random_state(cfg, torch.bfloat16)
+        state = repeated_state(cfg)
         whole = sum(t.numel() * 2 for t in state.values())
         write_transformers(root / "transformers", cfg, state, files=8)
-        write_meta(root / "Meta, 4 shards", cfg, state)
+        write_meta(root / "Meta", cfg, state, shards=cfg.qk_norm_groups)
         del state
-        for source in ("transformers", "Meta, 4 shards"):
+        for source in ("transformers", "Meta"):
             files = [*(root / source).glob("*.safetensors"), *(root / source).glob("*.pth")]
-            largest = max(path.stat().st_size for path in files)
             began = time.monotonic()
-            command = [sys.executable, "-c", CHILD, str(root / source), str(root / "out")]
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
-            took_s = time.monotonic() - began
-            grown, peak = (int(word) * 1024 / 1e6 for word in run.stdout.split())
+            peak = write_peak("import", root / source, root / "out")
             row = {
-                "layout": source,
+                "layout": f"{source}, {len(files)} file(s)",
                 "weights_MB": round(whole / 1e6),
-                "largest_shard_MB": round(largest / 1e6),
-                "grown_by_MB": round(grown),
-                "peak_MB": round(peak),
-                "seconds": round(took_s),
+                "largest_file_MB": round(max(path.stat().st_size for path in files) / 1e6),
+                "grown_by_MB": round(peak.grown_bytes / 1e6),
+                "peak_MB": round(peak.whole_bytes / 1e6),
+                "seconds": round(time.monotonic() - began),
             }
             rows.append(row)
     show(rows, conditions(torch=torch.__version__))

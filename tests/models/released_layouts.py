@@ -8,15 +8,17 @@ Imported, it makes folders as transformers, Lumina-mGPT and Meta publish them.
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mgpt.models.transformer import Transformer, TransformerConfig
+from mgpt.models.vqgan import Vqgan, VqganConfig
 
 SMALL = TransformerConfig(
     hidden=64,
@@ -41,6 +43,17 @@ def random_state(cfg: TransformerConfig, dtype: torch.dtype = torch.bfloat16) ->
     return {
         name: (t + 0.1 * torch.randn(t.shape, generator=generator)).to(dtype)
         for name, t in model.state_dict().items()
+    }
+
+
+def repeated_state(cfg: TransformerConfig) -> State:
+    """bf16 weights of a large model at little cost: the same draws again and again."""
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in Transformer(cfg).state_dict().items()}
+    drawn = torch.randn(max(shape.numel() for shape in shapes.values()) // 64).bfloat16()
+    return {
+        name: drawn.repeat(-(-shape.numel() // len(drawn)))[: shape.numel()].view(shape).clone()
+        for name, shape in shapes.items()
     }
 
 
@@ -116,11 +129,17 @@ def write_meta(
     shards: int = 4,
     fused: bool = True,
 ) -> Path:
-    """Meta's folder: params.json, consolidate_params.json and the shards of each rank."""
+    """Meta's folder: params.json, consolidate_params.json and the shards of each rank.
+
+    Of tensors on the meta device it keeps the shapes, in files of next to nothing.
+    """
     folder.mkdir(parents=True)
     for shard in range(shards):
         name = "consolidated.pth" if shards == 1 else f"consolidated.{shard:02d}.pth"
-        torch.save(meta_shard(cfg, state, shard, shards, fused), folder / name)
+        kept = meta_shard(cfg, state, shard, shards, fused)
+        if kept["output.weight"].is_meta:
+            kept = {n: torch.zeros((), dtype=t.dtype).expand(t.shape) for n, t in kept.items()}
+        torch.save(kept, folder / name)
     model = {
         "dim": cfg.hidden,
         "n_layers": cfg.layers,
@@ -179,3 +198,34 @@ def meta_shard(
                 norm = state[f"{ours}.self_attn.{letter}_norm.{part}"][shard]
                 kept[f"{attention}.{letter}_normalization.{part}"] = interleaved(norm)
     return {name: tensor.clone() for name, tensor in kept.items()}
+
+
+def vq_json(cfg: VqganConfig) -> dict[str, Any]:
+    """`vq_config` of a transformers folder."""
+    return {
+        "base_channels": cfg.ch,
+        "channel_multiplier": list(cfg.ch_mult),
+        "num_res_blocks": cfg.num_res_blocks,
+        "latent_channels": cfg.z_channels,
+        "embed_dim": cfg.embed_dim,
+        "num_embeddings": cfg.n_embed,
+        "attn_resolutions": list(cfg.attn_resolutions) or None,
+    }
+
+
+def write_meta_vqgan(folder: Path, model: Vqgan) -> Path:
+    """Meta's vqgan.yaml and vqgan.ckpt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": model.state_dict()}, folder / "vqgan.ckpt")
+    write_vqgan_yaml(folder, model.cfg)
+    return folder
+
+
+def write_vqgan_yaml(folder: Path, cfg: VqganConfig, **ddconfig: object) -> None:
+    """vqgan.yaml, with changes to what it says of the layers."""
+    sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
+    del sizes["num_groups"]
+    around = {name: sizes.pop(name) for name in ("embed_dim", "n_embed")}
+    params = {**around, "ddconfig": sizes | ddconfig}
+    content = {"model": {"base_learning_rate": 4.5e-6, "params": params}}
+    (folder / "vqgan.yaml").write_text(yaml.safe_dump(content))

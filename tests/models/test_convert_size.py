@@ -2,7 +2,6 @@
 
 import json
 import struct
-import subprocess
 import sys
 from math import prod
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parent))
-from released_layouts import transformers_json, write_meta, write_transformers
+from peak_memory import write_peak
+from released_layouts import repeated_state, transformers_json, write_meta, write_transformers
 
 from mgpt import cli
 from mgpt.models.sizes import SIZES
@@ -30,47 +30,13 @@ WIDE = TransformerConfig(
     vocab_size=1024,
     qk_norm_groups=4,
 )
-CHILD = """
-import sys
-from pathlib import Path
-from mgpt.models.convert import meta
-from mgpt.stages.released import plan_export, plan_import
-
-meta._MAPPED_BYTES = 1 << 20  # in proportion to shards of 41 MB
-
-def kilobytes(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
-
-source, output = Path(sys.argv[2]), Path(sys.argv[3])
-planned = plan_import(source) if sys.argv[1] == "import" else plan_export(source)
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-before = kilobytes("VmRSS")
-planned.write(output)
-print(kilobytes("VmHWM") - before)
-"""
-
-
-def peak_kb(action: str, source: Path, output: Path) -> int:
-    """How far a process's memory rises above what planning left, while it writes."""
-    run = subprocess.run(
-        [sys.executable, "-c", CHILD, action, str(source), str(output)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return int(run.stdout)
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as a transformers folder of 13 files and as Meta's four shards."""
     folder = tmp_path_factory.mktemp("wide")
-    with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in Transformer(WIDE).state_dict().items()}
-    drawn = torch.randn(WIDE.hidden * WIDE.ffn).bfloat16()
-    state = {name: drawn[: prod(shape)].reshape(shape).clone() for name, shape in shapes.items()}
+    state = repeated_state(WIDE)
     assert sum(t.numel() * 2 for t in state.values()) > 160 * MB
     write_transformers(folder / "hf", WIDE, state, files=13)
     write_meta(folder / "meta", WIDE, state)
@@ -81,27 +47,59 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_memory_is_that_of_a_tensor(wide: Path, kind: str, tmp_path: Path) -> None:
     """A load of everything would take over 160 MB; measured 25 MB at most, of which several are
     the first use of torch's parts."""
-    limit_kb = 50 * MB // 1024
-    assert peak_kb("import", wide / kind, tmp_path / "own") < limit_kb
+    mapped = 1 * MB  # in proportion to shards of 41 MB
+    assert write_peak("import", wide / kind, tmp_path / "own", mapped).grown_bytes < 50 * MB
     if kind == "hf":
-        assert peak_kb("export", tmp_path / "own", tmp_path / "out") < limit_kb
+        assert write_peak("export", tmp_path / "own", tmp_path / "out").grown_bytes < 50 * MB
 
 
-def test_seven_billion_parameters_are_planned_without_reading_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+PLANNED = [
+    *("resolution=512", "parallel.dtype=bfloat16", "parallel.recompute=full", "nodes=8"),
+    *("steps=100", "output=out", "data.sources.a.path=not_here"),
+    "data.sources.a.tasks.text_to_image=1",
+]
+# The published counts are those without qk-norm, of which a layer has two: weights and biases of
+# 128 for each group.
+PLANS = {
+    "7b": [
+        f"{7_013_142_528 + 32 * 4 * 128:,} parameters",
+        "hidden 4096, ffn 11008, 32 layers, 32/32 heads of 128, vocabulary 65,536, norms pre",
+        "qk-norm: 1 group(s)",
+        "become 419 (419 bfloat16)",
+        "14,026,317,824 bytes in 4 file(s)",
+    ],
+    "34b": [
+        f"{34_293_424_128 + 48 * 4 * 4 * 128:,} parameters",
+        "hidden 8192, ffn 22016, 48 layers, 64/8 heads of 128, vocabulary 65,536, norms post",
+        "qk-norm: 4 group(s)",
+        "become 627 (627 bfloat16)",
+        f"{2 * (34_293_424_128 + 48 * 4 * 4 * 128):,} bytes in 17 file(s)",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["transformers", "Meta"])
+@pytest.mark.parametrize("size", PLANS)
+def test_the_released_sizes_are_planned_without_reading_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str, kind: str
 ) -> None:
-    folder = sparse_folder(tmp_path / "7b", SIZES["7b"], files=3)
-    on_disk = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-    assert on_disk < MB < sum(path.stat().st_size for path in folder.iterdir()) // 10_000
+    folder, cfg = tmp_path / size, SIZES[size]
+    if kind == "transformers":
+        sparse_folder(folder, cfg, files=3)
+        on_disk = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+        assert on_disk < 2 * MB < sum(path.stat().st_size for path in folder.iterdir()) // 5_000
+    else:
+        with torch.device("meta"):
+            state = Transformer(cfg).to(torch.bfloat16).state_dict()
+        write_meta(folder, cfg, state, shards=cfg.qk_norm_groups)
     assert cli.main(["import", f"input={folder}", f"output={tmp_path / 'o'}", "dry_run=true"]) == 0
     shown = capsys.readouterr().out
-    # FACTS: 7,013,142,528 without qk-norm; 32 layers of two norms of 128 weights and biases.
-    assert f"{7_013_142_528 + 32 * 2 * 2 * 128:,} parameters" in shown
-    assert "hidden 4096, ffn 11008, 32 layers, 32/32 heads of 128, vocabulary 65,536" in shown
-    assert "norms pre" in shown and "qk-norm: 1 group(s)" in shown
-    assert "419 stored tensors become 419 (419 bfloat16)" in shown
-    assert "14,026,317,824 bytes in 4 file(s)" in shown
+    for words in PLANS[size]:
+        assert words in shown
     assert not (tmp_path / "o").exists()
+    words = ["init_from=" + str(folder), *PLANNED]
+    assert cli.main(["plan", "fp_sft", *words]) == 0
+    assert PLANS[size][0].split()[0] in capsys.readouterr().out
 
 
 def sparse_folder(folder: Path, cfg: TransformerConfig, files: int) -> Path:

@@ -21,7 +21,8 @@ def model(make_transformer: Callable[..., Transformer]) -> Transformer:
 
 def test_a_saved_model_loads_bit_for_bit(model: Transformer, tmp_path: Path):
     save_model(tmp_path, model.cfg, model.state_dict())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    written = {"SHA256SUMS", "config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == written
     loaded = load_model(tmp_path)
     assert loaded.cfg == model.cfg and not loaded.training
     for name, tensor in model.state_dict().items():
@@ -61,6 +62,7 @@ def test_misfits_are_named_together(model: Transformer, tmp_path: Path):
     tensors["extra"] = torch.zeros(1)
     tensors["lm_head.weight"] = tensors["lm_head.weight"][1:].contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError) as error:
         load_model(tmp_path)
     message = str(error.value)

@@ -1,42 +1,25 @@
 """Reading the released VQGAN folder: what is dropped, what is refused."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
+
+sys.path.append(str(Path(__file__).parent))
+from released_layouts import write_meta_vqgan, write_vqgan_yaml
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.models import vqgan_convert
 from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
 
-DDCONFIG = {
-    "attn_resolutions": [],
-    "ch": 32,
-    "ch_mult": [1, 1],
-    "double_z": False,
-    "dropout": 0.0,
-    "in_channels": 3,
-    "num_res_blocks": 1,
-    "out_ch": 3,
-    "resolution": 512,
-    "z_channels": 8,
-}
 CONFIG = VqganConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, embed_dim=4, n_embed=16)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_yaml(tmp_path, DDCONFIG)
-    torch.save({"state_dict": Vqgan(CONFIG).state_dict()}, tmp_path / "vqgan.ckpt")
-    return tmp_path
-
-
-def write_yaml(folder: Path, ddconfig: dict, **params: object) -> None:
-    params = {"embed_dim": 4, "n_embed": 16, "ddconfig": ddconfig, **params}
-    content = {"model": {"base_learning_rate": 4.5e-6, "params": params}}
-    (folder / "vqgan.yaml").write_text(yaml.safe_dump(content))
+    return write_meta_vqgan(tmp_path, Vqgan(CONFIG))
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -116,7 +99,7 @@ def test_half_a_released_folder_is_none(folder: Path) -> None:
     ],
 )
 def test_settings_that_are_not_understood_are_named(folder: Path, change: dict, words: str) -> None:
-    write_yaml(folder, DDCONFIG | change)
+    write_vqgan_yaml(folder, CONFIG, **change)
     with pytest.raises(ConfigError, match=words):
         load_vqgan(folder)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
-from released_layouts import SMALL, random_state, small, write_meta, write_transformers
+from released_layouts import SMALL, random_state, small, vq_json, write_meta, write_transformers
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
@@ -66,7 +66,10 @@ def load_quietly(folder: Path, capfd: pytest.CaptureFixture[str]) -> tuple:
 
 @pytest.mark.parametrize("swin_norm", [False, True])
 @pytest.mark.parametrize("files", ["10GB", "60KB"])
-def test_a_folder_saved_by_transformers(tmp_path: Path, swin_norm: bool, files: str) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_saved_by_transformers(
+    tmp_path: Path, swin_norm: bool, files: str, tied: bool
+) -> None:
     torch.manual_seed(0)
     theirs = ChameleonForConditionalGeneration(
         ChameleonConfig(
@@ -77,17 +80,12 @@ def test_a_folder_saved_by_transformers(tmp_path: Path, swin_norm: bool, files: 
             num_attention_heads=8,
             num_key_value_heads=4,
             swin_norm=swin_norm,
-            vq_config={
-                "base_channels": 32,
-                "channel_multiplier": [1, 2],
-                "num_res_blocks": 1,
-                "latent_channels": 32,
-                "embed_dim": 32,
-                "num_embeddings": 16,
-            },
+            tie_word_embeddings=tied,
+            vq_config=vq_json(VQ),
             vocabulary_map={"<image>": 3},
         )
     ).eval()
+    assert (theirs.lm_head.weight is theirs.model.embed_tokens.weight) == tied
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[1] / room) for room in ("models", "tokens")]
 from chameleon_layout import chameleon_json, chameleon_names
-from released_layouts import small, write_meta, write_transformers
+from released_layouts import small, vq_json, write_meta, write_meta_vqgan, write_transformers
 
 from mgpt import cli
 from mgpt.data.shards import ShardWriter, TokenisedSample
+from mgpt.models import vqgan_convert
 from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
 from mgpt.tokens.vocab import Vocabulary
 
@@ -65,40 +65,26 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("released")
     cfg, state = small(**LARGE)
     write_meta(folder / "data/models/7b", cfg, state, shards=4)
-    tokenizer = folder / "data/tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "text_tokenizer.json").write_bytes(chameleon_json(extra={"<|image|>": 65536}))
     torch.manual_seed(0)
     vq = Vqgan(VQ)
-    torch.save({"state_dict": vq.state_dict()}, tokenizer / "vqgan.ckpt")
-    ddconfig = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(VQ).items()
-        if name not in ("embed_dim", "n_embed", "num_groups")
-    }
-    params = {"embed_dim": VQ.embed_dim, "n_embed": VQ.n_embed, "ddconfig": ddconfig}
-    (tokenizer / "vqgan.yaml").write_text(yaml.safe_dump({"model": {"params": params}}))
+    tokenizer = write_meta_vqgan(folder / "data/tokenizer", vq)
+    (tokenizer / "text_tokenizer.json").write_bytes(chameleon_json(extra={"<|image|>": 65536}))
     encoder = {
         f"model.vqmodel.{name}": tensor.contiguous()
         for name, tensor in vq.state_dict().items()
         if not name.startswith("decoder.")
     }
+    # transformers' own conversion gives a reserved name to the place of a picture.
+    names = ["<image>" if name == "<reserved08707>" else name for name in chameleon_names()]
     hf = write_transformers(
         folder / "chameleon-7b",
         cfg,
         state,
         more=encoder,
-        vq_config={
-            "base_channels": 32,
-            "channel_multiplier": [1, 1],
-            "num_res_blocks": 1,
-            "latent_channels": 8,
-            "embed_dim": 4,
-            "num_embeddings": 8192,
-            "attn_resolutions": [],
-        },
+        vq_config=vq_json(VQ),
+        vocabulary_map={name: token for token, name in enumerate(names)},
     )
-    (hf / "tokenizer.json").write_bytes(chameleon_json(extra={"<|image|>": 65536}))
+    (hf / "tokenizer.json").write_bytes(chameleon_json(lambda _: names))
     return folder
 
 
@@ -221,8 +207,12 @@ def test_a_failed_import_leaves_no_model(
     assert not [name for name in left if "safetensors" in name]
 
 
-def test_metas_vqgan_alone(released: Path, tmp_path: Path) -> None:
+def test_metas_vqgan_alone(
+    released: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vqgan_convert._warn_once.cache_clear()
     mgpt("import", f"input={released / 'data/tokenizer'}", f"output={tmp_path / 'vq'}")
+    assert caplog.text.count("vqgan.ckpt is a pickle, which can carry code") == 1
     want = vqgan_fingerprint(load_vqgan(released / "data/tokenizer"))
     assert vqgan_fingerprint(load_vqgan(tmp_path / "vq")) == want
     assert not list((tmp_path / "vq").glob("*.ckpt"))
@@ -232,6 +222,43 @@ def test_what_is_no_release_is_refused(tmp_path: Path, refused: Callable[..., st
     (tmp_path / "m").mkdir()
     said = refused("import", f"input={tmp_path / 'm'}", f"output={tmp_path / 'own'}")
     assert "is no released folder" in said
+
+
+def test_no_model_is_written_over(
+    released: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    folder = write_transformers(tmp_path / "m", *small())
+    other = write_transformers(tmp_path / "other", *small(), files=1)
+    for output in (folder, other):
+        said = refused("import", f"input={folder}", f"output={output}")
+        assert f"output={output} holds a model already" in said
+    mgpt("import", f"input={folder}", f"output={tmp_path / 'own'}")
+    for output in (other, tmp_path / "own"):
+        assert "holds" in refused("export", f"ckpt={tmp_path / 'own'}", f"output={output}")
+    said = refused("export", f"ckpt={tmp_path / 'own'}", f"output={tmp_path / 'own'}", "redo=true")
+    assert f"redo=true would remove {tmp_path / 'own'}, where the input" in said
+    assert len(weights(folder)) == len(weights(other)) == len(weights(tmp_path / "own"))
+
+
+def test_what_can_be_checked_is_said(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf, own, out = released / "chameleon-7b", tmp_path / "own", tmp_path / "out"
+    mgpt("import", f"input={hf}", f"output={own}", "dry_run=true")
+    assert f"note: no SHA256SUMS in {hf}: files that are cut short" in capsys.readouterr().out
+    mgpt("import", f"input={hf}", f"output={own}")
+    mgpt("export", f"ckpt={own}", f"output={out}")
+    capsys.readouterr()
+    mgpt("import", f"input={out}", f"output={tmp_path / 'again'}", "dry_run=true")
+    assert "note: SHA256SUMS: the files are held against it" in capsys.readouterr().out
+
+
+def test_released_weights_are_imported_first(
+    released: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    rest = ("vq=photos_f16", "prompt=x", f"output={tmp_path / 'o'}")
+    for name in ("chameleon-7b", "data/models/7b"):
+        assert "mgpt import makes" in refused("generate", f"ckpt={released / name}", *rest)
 
 
 def make_tokens(folder: Path) -> None:
@@ -266,23 +293,43 @@ QUICK = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["chameleon-7b", "data/models/7b", "own"])
-def test_training_starts_from_any_form(released: Path, tmp_path: Path, kind: str) -> None:
+@pytest.fixture(scope="module")
+def own(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own") / "model"
+    mgpt("import", f"input={released / 'chameleon-7b'}", f"output={folder}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [
+        ("pretrain", "data/models/7b"),
+        ("omni_sft", "chameleon-7b"),
+        ("fp_sft", "own"),
+        ("omni_sft", "a step"),
+    ],
+)
+def test_training_starts_from_any_form(
+    released: Path, own: Path, tmp_path: Path, stage: str, kind: str
+) -> None:
     """With the image rows at 0 and only them training, the rest is the released model's."""
-    make_tokens(tmp_path / "tokens")
-    start = released / kind
-    if kind == "own":
-        start = tmp_path / "own"
-        mgpt("import", f"input={released / 'chameleon-7b'}", f"output={start}")
+    make_tokens(tmp_path / "tokens" / "512")
+    source = [f"data.sources.a.path={tmp_path / 'tokens/512'}"]
+    task = "image_text" if stage == "pretrain" else "text_to_image"
+    source += [f"data.sources.a.tasks.{task}=1"]
+    start = own if kind == "own" else released / kind
+    if kind == "a step":
+        words = [f"init_from={own}", "steps=1", f"output={tmp_path / 'before'}", "optim.lr=0"]
+        mgpt("omni_sft", *words, *source, *QUICK)
+        start = tmp_path / "before" / "step_00000001"
     mgpt(
-        "omni_sft",
+        stage,
         f"init_from={start}",
         "image_rows=zero",
         "train=image_head",
         "steps=1",
         "optim.lr=1e-3",
-        f"data.sources.a.path={tmp_path / 'tokens'}",
-        "data.sources.a.tasks.text_to_image=1",
+        *source,
         f"output={tmp_path / 'run'}",
         *QUICK,
     )

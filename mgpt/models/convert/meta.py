@@ -20,7 +20,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,7 @@ def plan_meta(folder: Path) -> ModelPlan:
         layout=f"Meta checkpoint, {words}",
         cfg=cfg,
         tensors=checked_values(tensors, folder),
+        files=[params.path, *folder.glob(CONSOLIDATE_PARAMS), *files],
         num_source_tensors=num_stored,
         notes=notes,
     )
@@ -261,13 +262,9 @@ def _unfused(
         starts = [sum(heights[:index]) for index in range(len(heights))]
         for part, start, height in zip(inner, starts, heights, strict=True):
             full = f"layers.{match[1]}.{part}"
-            read = _slice_reader(tensor, start, height)
-            found[full] = LazyTensor(full, (height, *tensor.shape[1:]), tensor.dtype, read)
+            rows_of = functools.partial(torch.narrow, dim=0, start=start, length=height)
+            found[full] = tensor.then(rows_of, name=full, shape=(height, *tensor.shape[1:]))
     return found
-
-
-def _slice_reader(tensor: LazyTensor, start: int, height: int) -> Callable[[], Tensor]:
-    return lambda: tensor.read()[start : start + height]
 
 
 def _check_same_names(files: Sequence[Path], shards: Sequence[Mapping[str, LazyTensor]]) -> None:
@@ -349,8 +346,7 @@ def _mean(name: str, parts: Sequence[LazyTensor], head_dim: int) -> LazyTensor:
 
 
 def _rotary_rows(name: str, parts: Sequence[LazyTensor], head_dim: int) -> LazyTensor:
-    rows = _rows(name, parts, head_dim)
-    return replace(rows, read=lambda: permute_rotary(rows.read(), head_dim))
+    return _rows(name, parts, head_dim).then(lambda rows: permute_rotary(rows, head_dim))
 
 
 def _rotary_norms(name: str, parts: Sequence[LazyTensor], head_dim: int) -> LazyTensor:

@@ -9,9 +9,10 @@ the plan with one message.
     (32, 7013158912)
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class ModelPlan:
     cfg: TransformerConfig
     tensors: list[LazyTensor]
     """All of the model's, under its names."""
+    files: list[Path]
+    """What it was read from, all in one folder."""
     vq: VqEncoder | None = None
     """The VQGAN's encoder, where it came along."""
     vocabulary_map: dict[str, int] = field(default_factory=dict)
@@ -93,16 +96,15 @@ def misfits(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]
 def checked_values(tensors: Iterable[LazyTensor], where: Path) -> list[LazyTensor]:
     """The same tensors; reading one raises CheckpointError where it holds NaN or infinity."""
 
-    def read(tensor: LazyTensor) -> Tensor:
-        value = tensor.read()
+    def checked(name: str, value: Tensor) -> Tensor:
         # In parts: the check makes copies, and an embedding can have a gigabyte.
         parts = value.flatten().split(_CHECKED_VALUES) if value.is_floating_point() else ()
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             wrong = int((~torch.isfinite(value)).sum())
             raise CheckpointError(
-                f"{where}: {tensor.name} holds {wrong} of {value.numel()} values that are not "
+                f"{where}: {name} holds {wrong} of {value.numel()} values that are not "
                 "finite; the file was altered or badly copied: fetch it again"
             )
         return value
 
-    return [replace(tensor, read=lambda t=tensor: read(t)) for tensor in tensors]  # type: ignore[misc]
+    return [tensor.then(functools.partial(checked, tensor.name)) for tensor in tensors]

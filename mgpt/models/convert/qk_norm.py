@@ -12,7 +12,7 @@ Shape suffixes: R stored rows, H heads, K head size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -79,20 +79,18 @@ def by_group(norm: LazyTensor, layout: QkLayout) -> LazyTensor:
     rows, head_dim = _num_rows(norm), norm.shape[-1]
     wanted = rows if layout.qk_norm == "head" else layout.groups
 
-    def read() -> Tensor:
-        return norm.read().reshape(rows, head_dim)[:: rows // wanted]
+    def first_rows(stored: Tensor) -> Tensor:
+        return stored.reshape(rows, head_dim)[:: rows // wanted]
 
-    return replace(norm, shape=(wanted, head_dim), read=read)
+    return norm.then(first_rows, shape=(wanted, head_dim))
 
 
 def by_head(norm: LazyTensor, heads: int) -> LazyTensor:
     """A norm of the model as transformers has it: each group's row once a head."""
     groups, head_dim = norm.shape
-
-    def read() -> Tensor:
-        return norm.read().repeat_interleave(heads // groups, 0)
-
-    return replace(norm, shape=(heads, head_dim), read=read)
+    return norm.then(
+        lambda rows: rows.repeat_interleave(heads // groups, 0), shape=(heads, head_dim)
+    )
 
 
 def permute_rotary(rows: Tensor, head_dim: int) -> Tensor:

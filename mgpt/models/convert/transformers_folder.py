@@ -38,7 +38,7 @@ def plan_transformers(folder: Path) -> ModelPlan:
     Raises CheckpointError where a file, the configuration and the tensors do not agree.
     """
     config = read_config(folder)
-    stored = _stored_tensors(folder)
+    stored, files = _stored_tensors(folder)
     notes = []
     computed = [name for name in stored if name.endswith(COMPUTED_SUFFIX)]
     if computed:
@@ -59,6 +59,7 @@ def plan_transformers(folder: Path) -> ModelPlan:
         layout=f"transformers folder, qk-norm {_words(norms, config)}",
         cfg=cfg,
         tensors=checked_values(tensors, folder),
+        files=[config.path, *files],
         vq=_vq_encoder(vq, config) if vq else None,
         vocabulary_map=config.vocabulary_map,
         num_source_tensors=len(stored),
@@ -79,8 +80,11 @@ def transformers_tensors(
     return exported
 
 
-def _stored_tensors(folder: Path) -> dict[str, LazyTensor]:
-    """Everything in the folder's safetensors; the index and the files must hold the same names."""
+def _stored_tensors(folder: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """Everything in the folder's safetensors, and the files that it stands in.
+
+    Raises CheckpointError where the index and the files do not hold the same names.
+    """
     if not (folder / INDEX).exists():
         if not (folder / SINGLE).exists():
             pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
@@ -88,7 +92,7 @@ def _stored_tensors(folder: Path) -> dict[str, LazyTensor]:
             raise CheckpointError(
                 f"{folder} holds neither {SINGLE} nor {INDEX}{why}; fetch the safetensors files"
             )
-        return read_headers([folder / SINGLE])
+        return read_headers([folder / SINGLE]), [folder / SINGLE]
     try:
         places: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
         files = sorted(set(places.values()))
@@ -114,7 +118,7 @@ def _stored_tensors(folder: Path) -> dict[str, LazyTensor]:
         raise CheckpointError(
             f"{folder}: files and {INDEX} do not agree: {'; '.join(problems)}; fetch it again"
         )
-    return stored
+    return stored, [folder / INDEX, *(folder / file for file in files)]
 
 
 def _untie(tensors: dict[str, LazyTensor], folder: Path) -> None:

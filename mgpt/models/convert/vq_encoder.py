@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError
-from mgpt.files import atomic_write
-from mgpt.models.tensor_files import LazyTensor, lazy, read_headers, write_tensors
+from mgpt.models.folder import model_tensors, write_sharded
+from mgpt.models.tensor_files import LazyTensor, lazy
 from mgpt.models.vqgan import Vqgan
 from mgpt.models.vqgan_config import VqganConfig
 
@@ -25,7 +25,7 @@ __all__ = ["ENCODER_FOLDER", "VqEncoder", "check_same_encoder", "encoder_shapes"
 
 ENCODER_FOLDER = "vq_encoder"
 _FORMAT = "mgpt-vqgan-encoder-1"
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_CONFIG = "config.json"
 _DECODER = "decoder."
 
 
@@ -43,12 +43,8 @@ class VqEncoder:
         return cls(model.cfg, [lazy(name, t) for name, t in state if not name.startswith(_DECODER)])
 
     def save(self, folder: Path) -> None:
-        """Writes config.json and model.safetensors, the configuration last."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).unlink(missing_ok=True)
-        write_tensors(folder / _WEIGHTS, self.tensors)
-        text = json.dumps({"format": _FORMAT, "config": asdict(self.cfg)}, indent=1) + "\n"
-        atomic_write(folder / _CONFIG, text.encode())
+        """Writes config.json and model.safetensors; see `write_sharded`."""
+        write_sharded(folder, self.tensors, {"format": _FORMAT, "config": asdict(self.cfg)})
 
 
 def load_encoder(folder: Path) -> VqEncoder:
@@ -61,7 +57,7 @@ def load_encoder(folder: Path) -> VqEncoder:
         cfg = VqganConfig(**stored["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no VQGAN encoder's configuration: {error!r}") from error
-    return VqEncoder(cfg, list(read_headers([folder / _WEIGHTS]).values()))
+    return VqEncoder(cfg, list(model_tensors(folder).values()))
 
 
 def encoder_shapes(cfg: VqganConfig) -> dict[str, tuple[int, ...]]:
