@@ -45,23 +45,26 @@ class Rows:
 
     `labels[t]` is the target of position t (the next id, where that is trained), else `IGNORED`.
     `positions` start at 0 in each document. `groups` is the place of a token's task in
-    `TASK_NAMES`, whatever the mix. Padding is one last document of pad ids that trains nothing.
+    `TASK_NAMES`, whatever the mix, and `sources` that of its source in the mix. Padding is one last
+    document of pad ids that trains nothing.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     positions: np.ndarray
     groups: np.ndarray
+    sources: np.ndarray
 
     @staticmethod
     def empty(num_rows: int, row_tokens: int, pad: int) -> "Rows":
-        """Rows of padding alone: ids, labels, positions int64, groups int16."""
+        """Rows of padding alone: ids, labels, positions int64, groups and sources int16."""
         shape = (num_rows, row_tokens)
         return Rows(
             ids=np.full(shape, pad, dtype=np.int64),
             labels=np.full(shape, IGNORED, dtype=np.int64),
             positions=np.tile(np.arange(row_tokens, dtype=np.int64), (num_rows, 1)),
             groups=np.full(shape, NO_GROUP, dtype=np.int16),
+            sources=np.full(shape, NO_GROUP, dtype=np.int16),
         )
 
 
@@ -106,7 +109,9 @@ class RowLoader:
             components, seed, config.row_tokens, config.window_documents, config.guidance_drop
         )
         self.task_names = list(TASK_NAMES)
+        self.source_names = list(config.sources)
         self._group = [TASK_NAMES.index(part.task) for part in components]
+        self._source = [self.source_names.index(part.source) for part in components]
         self._loaded = (0, Position(0, 0))
         self._positions = dict([self._loaded])
         self._windows: dict[int, Window] = {}
@@ -243,7 +248,9 @@ class RowLoader:
                 stop = start + len(tokens.ids)
                 filled.ids[place, start:stop] = tokens.ids
                 filled.positions[place, start:stop] = np.arange(stop - start)
-                filled.groups[place, start:stop] = self._group[int(window.component_N[document])]
+                component = int(window.component_N[document])
+                filled.groups[place, start:stop] = self._group[component]
+                filled.sources[place, start:stop] = self._source[component]
                 targets = np.where(tokens.trained[1:], tokens.ids[1:], IGNORED)
                 filled.labels[place, start : stop - 1] = targets
                 start = stop

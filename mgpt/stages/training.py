@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 from torch import Tensor
 
-from mgpt.data.loader import RowLoader, held_out_rows
+from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
 from mgpt.errors import ConfigError, MgptError, VocabularyError
 from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
@@ -42,6 +42,7 @@ from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
+from mgpt.train.metrics import LossTally
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
 
@@ -152,7 +153,7 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             cfg,
             backend=backend,
             loader=loader,
-            store=CheckpointStore(folder, world, cfg.keep),
+            store=CheckpointStore(folder, world, cfg.keep, cfg.keep_every, cfg.async_save),
             world=world,
             tracker=tracker,
             vocab=vocabulary,
@@ -160,7 +161,7 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             seed=cfg.seed,
             config_yaml=yaml.safe_dump(record, sort_keys=False),
             init_from=_initial_weights(cfg, weights, vocabulary),
-            held_out=_held_out(cfg, held_out_data, vocabulary),
+            held_out=_held_out(cfg, held_out_data, vocabulary, backend),
             pictures=_pictures(cfg, shape, vocabulary, tracker),
         ).run()
         loader.close()
@@ -297,11 +298,14 @@ def _open_rows(
     return loader
 
 
-def _held_out(cfg: TrainingConfig, data: DataConfig, vocabulary: Vocabulary) -> HeldOut | None:
+def _held_out(
+    cfg: TrainingConfig, data: DataConfig, vocabulary: Vocabulary, backend: Backend
+) -> HeldOut | None:
     if not data.sources:
         return None
     rows = held_out_rows(data, vocabulary, cfg.seed, cfg.held_out.rows)
-    return HeldOut(rows, cfg.parallel.micro_rows)
+    tally = LossTally(list(data.sources), TASK_NAMES, vocabulary, backend.device)
+    return HeldOut(rows, cfg.parallel.micro_rows, tally)
 
 
 def _pictures(

@@ -10,7 +10,7 @@ differ from run to run.
     >>> record.write({"step": 101, "loss": 4.2})
     >>> record.sync()
 
-Shape suffixes: B rows, T positions, G tasks, M modalities, V vocabulary.
+Shape suffixes: B rows, T positions, S sources, G tasks, M modalities, V vocabulary.
 """
 
 import json
@@ -19,7 +19,7 @@ import os
 import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class MetricsRecord:
     def __init__(self, path: Path, is_main: bool) -> None:
         self.path = path
         self._is_main = is_main
+        self._file: IO[str] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """The steps recorded so far, without a last line that was cut short.
@@ -79,12 +80,24 @@ class MetricsRecord:
         """Drops what was recorded after `step`."""
         if self._is_main:
             kept = [row for row in self.rows() if row["step"] <= step]
+            self.close()
             atomic_write(self.path, "".join(_line(row) for row in kept).encode())
+            # Held open: what an earlier attempt still writes, when a later one has replaced the
+            # file, is in nobody's way.
+            self._file = open(self.path, "a")  # noqa: SIM115 - `close` closes it
 
     def write(self, row: Mapping[str, Any]) -> None:
         if self._is_main:
-            with disk_errors(self.path), open(self.path, "a") as file:
-                file.write(_line(row))
+            with disk_errors(self.path):
+                if self._file is None:
+                    self._file = open(self.path, "a")  # noqa: SIM115
+                self._file.write(_line(row))
+                self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def sync(self) -> None:
         """Returns once the record is on the disk."""
@@ -94,42 +107,57 @@ class MetricsRecord:
 
 
 class LossTally:
-    """Sums of losses and counts of trained tokens by task and modality, in float64.
+    """Sums of losses and counts of trained tokens by source, task and modality, in float64.
 
     One accumulates per rank; `values` of all ranks added up give the `figures`.
     """
 
-    def __init__(self, task_names: Sequence[str], vocab: VocabularyLike, device: torch.device):
-        self._task_names = list(task_names)
+    def __init__(
+        self,
+        source_names: Sequence[str],
+        task_names: Sequence[str],
+        vocab: VocabularyLike,
+        device: torch.device,
+    ) -> None:
+        self._source_names, self._task_names = list(source_names), list(task_names)
         ids = np.arange(vocab.size)
         modality_V = np.where(vocab.is_code(ids), 1, np.where(vocab.is_text(ids), 0, 2))
         self._modality_V = torch.from_numpy(modality_V.astype(np.int64)).to(device)
-        self._cells_2GM = torch.zeros(2, self._num_cells, dtype=torch.float64, device=device)
+        self._shape = (len(self._source_names), len(self._task_names), len(MODALITIES))
+        self._cells_2C = torch.zeros(2, math.prod(self._shape), dtype=torch.float64, device=device)
 
-    @property
-    def _num_cells(self) -> int:
-        return len(self._task_names) * len(MODALITIES)
+    def add(
+        self, token_nll_BT: Tensor, labels_BT: Tensor, groups_BT: Tensor, sources_BT: Tensor
+    ) -> None:
+        """Adds one micro-batch: losses in nats, targets (-100 ignored), places of task and source.
 
-    def add(self, token_nll_BT: Tensor, labels_BT: Tensor, groups_BT: Tensor) -> None:
-        """Adds one micro-batch: losses in nats, targets (-100 ignored), task indices."""
+        C counts the cells [S, G, M].
+        """
         trained = labels_BT != IGNORED
-        cell = groups_BT[trained].long() * len(MODALITIES) + self._modality_V[labels_BT[trained]]
-        nll = token_nll_BT[trained].double()
-        self._cells_2GM[0] += torch.bincount(cell, weights=nll, minlength=self._num_cells)
-        self._cells_2GM[1] += torch.bincount(cell, minlength=self._num_cells)
+        part = sources_BT[trained].long() * len(self._task_names) + groups_BT[trained]
+        cell = part * len(MODALITIES) + self._modality_V[labels_BT[trained]]
+        nll, num_cells = token_nll_BT[trained].double(), math.prod(self._shape)
+        self._cells_2C[0] += torch.bincount(cell, weights=nll, minlength=num_cells)
+        self._cells_2C[1] += torch.bincount(cell, minlength=num_cells)
 
     def take(self) -> list[float]:
         """The sums so far; they start again from zero."""
-        values = self._cells_2GM.flatten().tolist()
-        self._cells_2GM.zero_()
+        values = self._cells_2C.flatten().tolist()
+        self._cells_2C.zero_()
         return values
 
     def figures(self, values: Sequence[float]) -> dict[str, float]:
-        """Mean loss by trained token of each task and modality that occurred, and their counts."""
-        nll_GM, count_GM = np.array(values).reshape(2, len(self._task_names), len(MODALITIES))
+        """Mean loss by trained token of each source, task and modality that occurred, and their
+        counts."""
+        nll_SGM, count_SGM = np.array(values).reshape(2, *self._shape)
         found: dict[str, float] = {}
-        for kind, names, axis in (("task", self._task_names, 1), ("modality", MODALITIES, 0)):
-            nll, count = nll_GM.sum(axis), count_GM.sum(axis)
+        kinds = (
+            ("source", self._source_names, (1, 2)),
+            ("task", self._task_names, (0, 2)),
+            ("modality", MODALITIES, (0, 1)),
+        )
+        for kind, names, others in kinds:
+            nll, count = nll_SGM.sum(others), count_SGM.sum(others)
             for name, total, number in zip(names, nll, count, strict=True):
                 if number > 0:
                     found[f"loss/{kind}/{name}"] = float(total / number)

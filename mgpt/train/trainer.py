@@ -14,34 +14,36 @@ The trainer knows no model, no task and no picture; `pictures` is a hook that th
     >>> isinstance(outcome, Finished), outcome.metrics["val/loss"]
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from mgpt.data.loader import RowLoader, Rows, StepRows
+from mgpt.data.loader import RowLoader, StepRows
 from mgpt.errors import TrainingError, VocabularyError
-from mgpt.parallel.backend import Backend, MicroBatch
+from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.checkpoint import CheckpointStore
-from mgpt.train.guard import GuardConfig, NonFiniteGuard, SpikeWatch, StopSignals, slowest_rank
+from mgpt.train.gradients import accumulate
+from mgpt.train.guard import GuardConfig, SlowRanks, StopSignals
+from mgpt.train.hang import HangWatch, neighbours
 from mgpt.train.metrics import LossTally, MetricsRecord, VocabularyLike, memory_mb
 from mgpt.train.optim import OptimConfig
+from mgpt.train.reports import RankReport, StepReport, meet
+from mgpt.train.run_state import RunState
 from mgpt.train.schedule import ScheduleConfig, learning_rate
+from mgpt.train.step_folder import StepFolder
 from mgpt.train.validate import HeldOut
 
 __all__ = ["Finished", "Interrupted", "Pictures", "TrainConfig", "Trainer"]
 
 Pictures = Callable[[int, dict[str, Tensor]], None]
 """Called on rank 0 with the step and the full weights."""
-_FENCE_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class TrainConfig:
     """Steps between checkpoints; one more is made at the end."""
     keep: int = 2
     """Newest checkpoints that stay."""
+    keep_every: int = 0
+    """Checkpoints after each multiple of so many steps stay for ever; 0: none."""
+    async_save: bool = True
+    """Training goes on while a checkpoint is written, for a copy of a rank's part of it in main
+    memory."""
     log_every: int = 10
     """Steps between lines on the console and in the tracker; metrics.jsonl has every step."""
     validate_every: int = 0
@@ -72,7 +79,7 @@ class TrainConfig:
         for name in ("steps", "save_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("validate_every", "pictures_every", "z_loss"):
+        for name in ("keep_every", "validate_every", "pictures_every", "z_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.dropout < 1:
@@ -93,6 +100,14 @@ class Interrupted:
 
     step: int
     signal: str
+
+
+class _Done(NamedTuple):
+    """What became of a step: the signal that came to any rank, the figure that leapt."""
+
+    figures: dict[str, Any]
+    signal: str | None
+    leapt: str | None
 
 
 class Trainer:
@@ -134,153 +149,160 @@ class Trainer:
         self._micro_rows, self._seed, self._config_yaml = micro_rows, seed, config_yaml
         self._init_from, self._held_out, self._pictures = init_from, held_out, pictures
         self._record = MetricsRecord(Path(store.run_folder) / "metrics.jsonl", world.is_main)
-        self._tally = LossTally(loader.task_names, vocab, backend.device)
-        self._non_finite = NonFiniteGuard(cfg.guard)
-        self._spikes = SpikeWatch(cfg.guard)
-        self._totals = {"documents": 0, "trained_tokens": 0, "tokens": 0}
-        self._fence_checked_s = time.monotonic()
+        self._tally = LossTally(loader.source_names, loader.task_names, vocab, backend.device)
+        self._state = RunState(cfg.guard, Path(store.run_folder), world)
+        self._slow_ranks = SlowRanks(cfg.guard)
 
     def run(self) -> Finished | Interrupted:
         """Trains until the last step is saved, or until a signal comes.
 
         Raises:
-            TrainingError: superseded by a later start, or not finite for too long.
+            TrainingError: superseded by a later start, or too many updates that cannot be made.
             CheckpointError, VocabularyError, DataError: this run's checkpoint does not fit it.
         """
         cfg = self.cfg
-        step = saved = self._start()
+        step = self._start()
+        watch = HangWatch(cfg.guard.hang_s, f"rank {self.world.rank}", neighbours(self.world))
         with (
+            watch,
             StopSignals() as signals,
+            self.store,
             self.tracker.progress(cfg.steps, "steps", "train", done=step) as bar,
         ):
             while step < cfg.steps:
-                figures, stop = self._train_step(step, signals)
+                watch.feed(f"step {step + 1}")
+                done = self._train_step(step, signals)
+                earlier = self._go_back(step, done)
+                if earlier is not None:
+                    bar.advance(earlier - step)
+                    step = earlier
+                    continue
                 step += 1
+                watch.feed(f"what follows step {step}")
+                figures = done.figures
                 if self._due(step, cfg.validate_every) and step < cfg.steps:
                     figures |= self._validate()
                 self._record.write({"step": step, **figures})
                 if self._due(step, cfg.log_every) or step == cfg.steps:
                     self.tracker.log(step, figures | self._epochs(step))
                 bar.advance(1, loss=figures["loss"])
-                if self._due(step, cfg.save_every) or stop or step == cfg.steps:
+                if self._due(step, cfg.save_every) or done.signal or step == cfg.steps:
                     self._save(step)
-                    saved = step
+                if done.signal or step == cfg.steps:
+                    self.store.wait()
                 if self._due(step, cfg.pictures_every):
                     self._show_pictures(step)
-                if stop and step < cfg.steps:
-                    self.tracker.print(f"stopped by {stop}; step {saved} is saved")
-                    return Interrupted(step, stop)
+                if done.signal and step < cfg.steps:
+                    self.tracker.print(f"stopped by {done.signal}; step {step} is saved")
+                    return Interrupted(step, done.signal)
         return Finished(step, self._final_metrics(step))
 
     def _start(self) -> int:
         """The first step: after the newest checkpoint, or 0 with the given or the fresh weights."""
-        self.store.require_space(self.backend.num_parameters)
-        newest = self.store.newest_complete()
-        if newest is None:
-            self._record.cut(0)
-            if self._init_from is None:
-                self.tracker.print("starting from fresh weights")
-            else:
-                weights, origin = self._init_from
-                self.backend.load_weights(weights)
-                self.tracker.print(f"starting from the weights of {origin}")
-            return 0
-        state = newest.trainer_state()
+        self.store.require_space(self.backend.num_parameters, self.cfg.steps)
+        newest = self.store.newest_whole(self.tracker.print)
+        if newest is not None:
+            self._restore(newest)
+            self.tracker.print(f"going on from {newest.path}")
+            return newest.step
+        self._record.cut(0)
+        if self._init_from is None:
+            self.tracker.print("starting from fresh weights")
+        else:
+            weights, origin = self._init_from
+            self.backend.load_weights(weights)
+            self.tracker.print(f"starting from the weights of {origin}")
+        return 0
+
+    def _restore(self, saved: StepFolder) -> None:
+        """Makes everything what it was after a checkpoint's step."""
+        state = saved.trainer_state()
         if state["vocabulary"] != self.vocab.fingerprint:
             raise VocabularyError(
-                f"{newest.path} was trained with vocabulary {state['vocabulary']}, this run has "
+                f"{saved.path} was trained with vocabulary {state['vocabulary']}, this run has "
                 f"{self.vocab.fingerprint}; give another output folder or the same vocabulary"
             )
-        if newest.step > self.cfg.steps:
+        if saved.step > self.cfg.steps:
             raise TrainingError(
-                f"{newest.path}: this run has {newest.step} steps behind it and steps="
+                f"{saved.path}: this run has {saved.step} steps behind it and steps="
                 f"{self.cfg.steps} are asked for; raise steps or give another output folder"
             )
-        newest.verify(self.world)
-        self.backend.load(newest.state)
-        self.loader.load_state(newest.loader_state())
-        self._totals = state["totals"]
-        self._non_finite = NonFiniteGuard(self.cfg.guard, state["skipped"])
-        self._spikes = SpikeWatch(self.cfg.guard, state["recent_losses"])
-        self._record.cut(newest.step)
-        self.tracker.print(f"going on from {newest.path}")
+        self.backend.load(saved.state)
+        self.loader.load_state(saved.loader_state())
+        self._state.load(state)
+        self._record.cut(saved.step)
+
+    def _go_back(self, step: int, done: _Done) -> int | None:
+        """Answers a leap with the newest checkpoint, where one is there; returns its step."""
+        if done.leapt is None or self.cfg.guard.on_spike != "rollback":
+            return None
+        newest = self.store.newest_whole(self.tracker.print)
+        if newest is None:
+            return None
+        words = self._state.go_back(step + 1, newest.step, done.leapt, done.figures[done.leapt])
+        self._restore(newest)
+        self.tracker.print(words)
         return newest.step
 
-    def _train_step(self, step: int, signals: StopSignals) -> tuple[dict[str, Any], str | None]:
-        """One update. Returns its figures, and the name of a signal where one came to any rank."""
+    def _train_step(self, step: int, signals: StopSignals) -> _Done:
+        """One update, unless something forbids it."""
         backend, cfg = self.backend, self.cfg
         began = time.perf_counter()
-        rows = self.loader.read_step(step, backend.dp_rank, backend.dp_size, self._micro_rows)
+        backend.own_time.start()
+        share = (backend.dp_rank, backend.dp_size, self._micro_rows)
+        rows = self.loader.read_step(self._state.loader_step(step), *share)
         wait_s = time.perf_counter() - began
-        scale = 1.0 / max(1, rows.trained_tokens)
-        sums = torch.zeros(2, dtype=torch.float64, device=backend.device)
-        for index, micro in enumerate(rows.micro):
-            # Keyed, not carried on: a resumed run draws what an undisturbed one draws.
-            torch.manual_seed(_dropout_seed(self._seed, step, backend.dp_rank, index))
-            batch, groups_BT = _to_device(micro, backend.device)
-            micro_sums = backend.forward_backward(batch, scale, index == len(rows.micro) - 1)
-            sums += torch.stack([micro_sums.nll_sum, micro_sums.z_sum]).double()
-            self._tally.add(micro_sums.token_nll_BT, batch.labels_BT, groups_BT)
-        busy_s = time.perf_counter() - began - wait_s
-        lr = learning_rate(cfg.schedule, step, cfg.steps, cfg.optim.lr)
-        grad_norm, finite = backend.step(lr, cfg.optim.max_norm)
-        step_s = time.perf_counter() - began
-        reports = self.world.gather_objects(
-            [signals.received, self._is_superseded(), wait_s, busy_s, memory_mb(backend.device)]
+        nll_sum, z_sum = accumulate(backend, rows, self._tally, self._seed, step)
+        own = RankReport(
+            nll_sum,
+            z_sum,
+            self._tally.take(),
+            signals.received,
+            self.store.must_end(),
+            wait_s,
+            backend.own_time.seconds(),
+            memory_mb(backend.device),
         )
-        stops, superseded, waits, busy, memory = zip(*reports, strict=True)
-        if any(superseded):
-            raise TrainingError(
-                f"step {step + 1}: a later start of this run has begun in "
-                f"{self.store.run_folder}; this one ends without saving"
-            )
-        nll, z, *cells = self.world.all_reduce_sum([*sums.tolist(), *self._tally.take()])
-        trained = LossTally.trained(cells)
+        report = meet(self.world, own)
+        self._check(step, rows, report)
+        loss = report.nll_sum / max(1, rows.trained_tokens)
+        lr = learning_rate(cfg.schedule, step, cfg.steps, cfg.optim.lr)
+        grad_norm, updated = backend.step(lr, cfg.optim.max_norm, self._state.guard.limit(loss))
+        leapt = self._state.guard.note(step + 1, loss, grad_norm, updated)
+        step_s = time.perf_counter() - began
+        self._state.count(rows)
+        figures = {
+            "loss": loss,
+            "z": report.z_sum / max(1, rows.trained_tokens),
+            **self._tally.figures(report.cells),
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "updated": int(updated),
+            "spike": int(leapt is not None),
+            **self._state.figures(),
+            "tokens_per_s": rows.tokens / step_s,
+            "data_wait_s": max(report.wait_s),
+            "step_s": step_s,
+            "memory_mb": max(report.memory_mb),
+        }
+        slow = self._slow_ranks.note(report.own_s, step_s)
+        if slow is not None:
+            figures |= {"slow_rank": slow[0], "slow_rank_times": slow[1]}
+        return _Done(figures, report.signal, leapt)
+
+    def _check(self, step: int, rows: StepRows, report: StepReport) -> None:
+        if report.must_end:
+            self.store.end()
+        trained = LossTally.trained(report.cells)
         if trained != rows.trained_tokens:
             raise TrainingError(
                 f"step {step + 1}: the labels hold {trained} trained tokens, the lengths promised "
                 f"{rows.trained_tokens}; rebuild the lengths with mgpt reindex"
             )
-        self._non_finite.note(step + 1, finite)
-        loss = nll / max(1, trained)
-        self._count(rows)
-        figures = {
-            "loss": loss,
-            "z": z / max(1, trained),
-            **self._tally.figures(cells),
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "updated": int(finite),
-            "skipped": self._non_finite.skipped,
-            "spike": int(self._spikes.note(loss)),
-            **self._totals,
-            "tokens_per_s": rows.tokens / step_s,
-            "data_wait_s": max(waits),
-            "step_s": step_s,
-            "memory_mb": max(memory),
-        }
-        slow = slowest_rank(cfg.guard, busy)
-        if slow is not None:
-            figures["slow_rank"] = slow
-        return figures, next((name for name in stops if name), None)
-
-    def _count(self, rows: StepRows) -> None:
-        self._totals = {
-            "documents": self._totals["documents"] + rows.documents,
-            "trained_tokens": self._totals["trained_tokens"] + rows.trained_tokens,
-            "tokens": self._totals["tokens"] + rows.tokens,
-        }
 
     def _epochs(self, step: int) -> dict[str, float]:
-        return {f"epochs/{name}": passes for name, passes in self.loader.epochs(step).items()}
-
-    def _is_superseded(self) -> bool:
-        """Looked up on rank 0 every 30 s; it can only end this attempt, never change a result."""
-        now = time.monotonic()
-        if not self.world.is_main or now - self._fence_checked_s < _FENCE_EVERY_S:
-            return False
-        self._fence_checked_s = now
-        return self.store.is_superseded()
+        passes = self.loader.epochs(self._state.loader_step(step))
+        return {f"epochs/{name}": number for name, number in passes.items()}
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and step % every == 0
@@ -291,11 +313,9 @@ class Trainer:
             "step": step,
             "seed": self._seed,
             "vocabulary": self.vocab.fingerprint,
-            "totals": self._totals,
-            "skipped": self._non_finite.skipped,
-            "recent_losses": self._spikes.recent,
+            **self._state.state(),
         }
-        loader_state = self.loader.state(step)
+        loader_state = self.loader.state(self._state.loader_step(step))
         self.store.save(
             step, self.backend, loader_state, trainer_state, self._config_yaml, self.vocab
         )
@@ -303,7 +323,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         if self._held_out is None:
             return {}
-        return self._held_out.validate(self.backend, self.world, self._tally)
+        return self._held_out.validate(self.backend, self.world)
 
     def _show_pictures(self, step: int) -> None:
         if self._pictures is None:
@@ -320,22 +340,8 @@ class Trainer:
         figures = {
             "steps": step,
             "loss": sum(tail) / len(tail) if tail else math.nan,
-            **self._totals,
-            "skipped": self._non_finite.skipped,
+            **self._state.figures(),
             "weights_checksum": self.backend.weights_checksum(),
             **self._validate(),
         }
         return self.world.broadcast_object(figures)
-
-
-def _dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:
-    key = hashlib.sha256(f"dropout:{seed}:{step}:{rank}:{micro}".encode()).digest()
-    return int.from_bytes(key[:8], "little") >> 1
-
-
-def _to_device(rows: Rows, device: torch.device) -> tuple[MicroBatch, Tensor]:
-    arrays = (rows.ids, rows.labels, rows.positions, rows.groups)
-    ids_BT, labels_BT, positions_BT, groups_BT = (
-        torch.from_numpy(array).to(device, torch.int64, non_blocking=True) for array in arrays
-    )
-    return MicroBatch(ids_BT, labels_BT, positions_BT), groups_BT

@@ -1,8 +1,8 @@
 """The loss on rows that are never trained, the same rows at every step and world size.
 
-    >>> held_out = HeldOut(rows, micro_rows=2)
-    >>> figures = held_out.validate(backend, world, tally)
-    >>> figures["val/loss"], figures["val/loss/task/caption"]
+    >>> held_out = HeldOut(rows, micro_rows=2, tally=LossTally(sources, tasks, vocab, device))
+    >>> figures = held_out.validate(backend, world)
+    >>> figures["val/loss"], figures["val/loss/task/caption"], figures["val/loss/source/scenes"]
 
 Shape suffixes: R held-out rows, B rows of a micro-batch, T positions.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mgpt.data.loader import IGNORED, Rows
 from mgpt.parallel.backend import Backend, MicroBatch
@@ -22,22 +23,22 @@ __all__ = ["HeldOut"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows [R, T] for validation, and how many of them go through at once."""
+    """Rows [R, T] for validation, how many of them go through at once, and their own sums."""
 
     rows: Rows
     micro_rows: int
+    tally: LossTally
 
-    def validate(self, backend: Backend, world: World, tally: LossTally) -> dict[str, float]:
-        """Mean loss in nats by trained token, in all and by task and modality; collective."""
-        tally.take()
+    def validate(self, backend: Backend, world: World) -> dict[str, float]:
+        """Mean loss in nats by trained token: in all, by source, task, modality; collective."""
+        self.tally.take()
         for index_B in self._shares(backend.dp_rank, backend.dp_size):
-            batch, groups_BT = self._batch(index_B)
-            batch = batch.to(backend.device)
+            batch, groups_BT, sources_BT = self._batch(index_B, backend.device)
             sums = backend.evaluate(batch)
-            tally.add(sums.token_nll_BT, batch.labels_BT, groups_BT.to(backend.device))
-        values = world.all_reduce_sum(tally.take())
+            self.tally.add(sums.token_nll_BT, batch.labels_BT, groups_BT, sources_BT)
+        values = world.all_reduce_sum(self.tally.take())
         trained = max(1, LossTally.trained(values))
-        figures = tally.figures(values)
+        figures = self.tally.figures(values)
         losses = {f"val/{name}": value for name, value in figures.items() if name[0] == "l"}
         return {"val/loss": sum(values[: len(values) // 2]) / trained, **losses}
 
@@ -48,9 +49,15 @@ class HeldOut:
         numbers = np.where(np.arange(padded) < num_rows, np.arange(padded), -1)
         return list(numbers[rank::size].reshape(-1, self.micro_rows))
 
-    def _batch(self, index_B: np.ndarray) -> tuple[MicroBatch, torch.Tensor]:
-        labels = self.rows.labels[index_B].copy()
+    def _batch(
+        self, index_B: np.ndarray, device: torch.device
+    ) -> tuple[MicroBatch, Tensor, Tensor]:
+        rows = self.rows
+        labels = rows.labels[index_B].copy()
         labels[index_B < 0] = IGNORED
-        arrays = (self.rows.ids[index_B], labels, self.rows.positions[index_B])
-        batch = MicroBatch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
-        return batch, torch.from_numpy(self.rows.groups[index_B].astype(np.int64))
+        arrays = (rows.ids, rows.positions, rows.groups, rows.sources)
+        ids_BT, positions_BT, groups_BT, sources_BT = (
+            torch.from_numpy(array[index_B].astype(np.int64)).to(device) for array in arrays
+        )
+        labels_BT = torch.from_numpy(labels.astype(np.int64)).to(device)
+        return MicroBatch(ids_BT, labels_BT, positions_BT), groups_BT, sources_BT

@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,16 @@ class Run:
     backend: str = "single"
     steps: int = 6
     save_every: int = 3
+    async_save: bool = True
+    validate_every: int = 0
     micro_rows: int = 2
     dropout: float = 0.0
     recompute: str = "none"
     dtype: str = "float32"
     gather: str = "block"
     reduce_each_micro_batch: bool = False
+    parallel: dict[str, Any] = field(default_factory=dict)
+    """Further fields of ParallelConfig."""
     lr: float = 1e-3
     warmup_steps: int = 0
     seed: int = 0
@@ -57,7 +62,19 @@ class Run:
     """A step folder that is copied into `folder` before the start, as if it had been made there."""
     poison: tuple[int, ...] = ()
     """Steps in which the last rank's loss is not a number."""
+    poison_loss: tuple[int, ...] = ()
+    """Steps in which the last rank's loss is reported as not a number, its gradients being fine."""
+    leaps: tuple[tuple[int, float, float], ...] = ()
+    """(loader's step, factor of the loss, factor of the gradients): rows that make them leap."""
+    sleep_s: float = 0.0
+    """The last rank sleeps so long before each micro-batch."""
+    hang: tuple[int, str] | None = None
+    """Step in which the last rank hangs, and how: `stop` (SIGSTOP), `loop` or `lock`."""
+    die_at: int = 0
+    """Update after which every rank kills itself."""
     max_skipped: int = 8
+    guard: dict[str, Any] = field(default_factory=dict)
+    """Further fields of GuardConfig."""
     head_rows: tuple[int, int] | None = None
     """Only these rows of the head train."""
     weight_decay: float = 0.1
@@ -103,7 +120,7 @@ def run_ranks(runs: list[Run], size: int = 1) -> None:
 
     Fails with the ranks' output where one of them fails.
     """
-    if size == 1 and not any(run.die_in_save for run in runs):
+    if size == 1 and not any(run.die_in_save or run.die_at or run.hang for run in runs):
         from mgpt.parallel.dist import World
 
         for run in runs:
@@ -170,6 +187,7 @@ def train(run: Run, world: Any) -> None:
     from mgpt.tokens.vocab import Vocabulary
     from mgpt.tracking.tracker import Tracker, TrackingConfig
     from mgpt.train.checkpoint import CheckpointStore
+    from mgpt.train.metrics import LossTally
     from mgpt.train.step_folder import export_weights
     from mgpt.train.trainer import Trainer
     from mgpt.train.validate import HeldOut
@@ -184,8 +202,10 @@ def train(run: Run, world: Any) -> None:
         step = Path(run.continue_from)
         shutil.copytree(step, Path(run.folder) / step.name)
     world.barrier()
-    store = CheckpointStore(Path(run.folder), world, cfg.keep)
-    _misbehave(run, backend, world)
+    store = CheckpointStore(
+        Path(run.folder), world, cfg.keep, cfg.keep_every, background=cfg.async_save
+    )
+    _misbehave(run, backend, loader, world)
     tracking, folder = TrackingConfig("disabled"), store.run_folder
     init_from = None
     if run.init_from:
@@ -203,7 +223,11 @@ def train(run: Run, world: Any) -> None:
             seed=run.seed,
             config_yaml="model: test\n",
             init_from=init_from,
-            held_out=HeldOut(held_out_rows(data, vocab, 7, 3), run.micro_rows),
+            held_out=HeldOut(
+                held_out_rows(data, vocab, 7, 3),
+                run.micro_rows,
+                LossTally(loader.source_names, loader.task_names, vocab, backend.device),
+            ),
         ).run()
     finally:
         loader.close()
@@ -221,11 +245,13 @@ def _train_config(run: Run) -> Any:
     return TrainConfig(
         steps=run.steps,
         save_every=run.save_every,
+        async_save=run.async_save,
+        validate_every=run.validate_every,
         keep=20,
         z_loss=1e-4,
         optim=OptimConfig(lr=run.lr, max_norm=1.0, weight_decay=run.weight_decay),
         schedule=ScheduleConfig(warmup_steps=run.warmup_steps),
-        guard=GuardConfig(max_skipped=run.max_skipped),
+        guard=GuardConfig(**{"max_skipped": run.max_skipped, **run.guard}),
     )
 
 
@@ -250,6 +276,7 @@ def _backend(run: Run, cfg: Any, vocab_size: int, world: Any) -> Any:
         dtype=run.dtype,
         gather=run.gather,
         reduce_each_micro_batch=run.reduce_each_micro_batch,
+        **run.parallel,
     )
 
     def make() -> Transformer:
@@ -259,21 +286,25 @@ def _backend(run: Run, cfg: Any, vocab_size: int, world: Any) -> Any:
     return build_backend(parallel, make, cfg.optim, world, cfg.z_loss, run.seed, sharding_plan)
 
 
-def _misbehave(run: Run, backend: Any, world: Any) -> None:
+def _misbehave(run: Run, backend: Any, loader: Any, world: Any) -> None:
     """Puts the faults that a run asks for around the real methods."""
+    _misbehave_in_rows(run, backend, loader, world)
     forward_backward, step, snapshot = backend.forward_backward, backend.step, backend.snapshot
     done = 0
 
     def poisoned(batch: Any, scale: float, last: bool) -> Any:
         bad = done in run.poison and world.rank == world.size - 1
+        if last and done + 1 == run.signal_at and world.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
         return forward_backward(batch, float("nan") if bad else scale, last)
 
-    def counted(lr: float, max_norm: float) -> Any:
+    def counted(lr: float, max_norm: float, limit: float) -> Any:
         nonlocal done
         done += 1
-        if done == run.signal_at and world.is_main:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(lr, max_norm)
+        made = step(lr, max_norm, limit)
+        if done == run.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
 
     def deadly(copy: bool) -> Any:
         taken = snapshot(copy)
@@ -289,12 +320,49 @@ def _misbehave(run: Run, backend: Any, world: Any) -> None:
     backend.forward_backward, backend.step, backend.snapshot = poisoned, counted, deadly
 
 
+def _misbehave_in_rows(run: Run, backend: Any, loader: Any, world: Any) -> None:
+    """Faults of some rows, and those of the last rank while it works on them."""
+    forward_backward, read_step = backend.forward_backward, loader.read_step
+    leaps = {step: factors for step, *factors in run.leaps}
+    reads, reading = 0, 0
+
+    def noted(step: int, *share: int) -> Any:
+        nonlocal reads, reading
+        reads, reading = reads + 1, step
+        return read_step(step, *share)
+
+    def faulty(batch: Any, scale: float, last: bool) -> Any:
+        if world.rank == world.size - 1:
+            time.sleep(run.sleep_s)
+            if run.hang and reads == run.hang[0]:
+                _hang(run.hang[1])
+        of_loss, of_gradients = leaps.get(reading, (1.0, 1.0))
+        sums = forward_backward(batch, scale * of_gradients, last)
+        if reads - 1 in run.poison_loss and world.rank == world.size - 1:
+            of_loss = float("nan")
+        return sums._replace(nll_sum=sums.nll_sum * of_loss)
+
+    loader.read_step, backend.forward_backward = noted, faulty
+
+
+def _hang(how: str) -> None:
+    if how == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "lock":
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+    else:
+        while True:
+            pass
+
+
 def main() -> None:
     from mgpt.parallel.dist import init_distributed
 
     world = init_distributed(timeout_s=40.0)
     for spec in json.loads(sys.argv[1]):
-        train(Run(**{**spec, "poison": tuple(spec["poison"])}), world)
+        train(Run(**spec), world)
     world.shutdown()
 
 

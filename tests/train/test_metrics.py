@@ -67,6 +67,16 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     assert json.loads(made.path.read_text()) == {"step": 1, "grad_norm": None, "loss": None}
 
 
+def test_what_an_earlier_attempt_still_writes_is_in_nobodys_way(tmp_path: Path) -> None:
+    earlier, later = record(tmp_path, 0), MetricsRecord(tmp_path / "metrics.jsonl", is_main=True)
+    earlier.cut(0)
+    earlier.write({"step": 1, "loss": 1.0})
+    later.cut(1)
+    earlier.write({"step": 2, "loss": 7.0})
+    later.write({"step": 2, "loss": 2.0})
+    assert [row["loss"] for row in later.rows()] == [1.0, 2.0]
+
+
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     made = MetricsRecord(tmp_path / "metrics.jsonl", is_main=False)
     made.write({"step": 1})
@@ -75,16 +85,21 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not made.path.exists()
 
 
-def test_tally_by_task_and_modality() -> None:
-    tally = LossTally(["caption", "edit", "pose"], TenIds(), torch.device("cpu"))
+def test_tally_by_source_task_and_modality() -> None:
+    tally = LossTally(["x", "y", "z"], ["caption", "edit", "pose"], TenIds(), torch.device("cpu"))
     labels_BT = torch.tensor([[4, 5, -100, 0], [1, 9, 2, -100]])
     nll_BT = torch.tensor([[1.0, 2.0, 99.0, 4.0], [5.0, 6.0, 7.0, 99.0]])
     groups_BT = torch.tensor([[0, 0, 0, 1], [1, 1, 1, -1]])
-    tally.add(nll_BT, labels_BT, groups_BT)
-    tally.add(nll_BT, labels_BT, groups_BT)
+    sources_BT = torch.tensor([[0, 0, 0, 2], [0, 2, 2, -1]])
+    tally.add(nll_BT, labels_BT, groups_BT, sources_BT)
+    tally.add(nll_BT, labels_BT, groups_BT, sources_BT)
     values = tally.take()
     assert LossTally.trained(values) == 12
     assert tally.figures(values) == {
+        "loss/source/x": 8 / 3,
+        "tokens/source/x": 6,
+        "loss/source/z": 17 / 3,
+        "tokens/source/z": 6,
         "loss/task/caption": 1.5,
         "tokens/task/caption": 4,
         "loss/task/edit": 5.5,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import Run, make_corpus, metrics_of, run_ranks
 
 from mgpt.errors import CheckpointError, TrainingError, VocabularyError
-from mgpt.train import trainer
-from mgpt.train.step_folder import export_weights, newest_complete
+from mgpt.files import file_sha256
+from mgpt.train import checkpoint, trainer
+from mgpt.train.step_folder import export_weights, newest_complete, seal
 from mgpt.train.trainer import TrainConfig
 
 
@@ -47,9 +49,10 @@ def test_a_whole_run(whole: Run) -> None:
 
 def test_every_figure_is_recorded(whole: Run) -> None:
     first = json.loads((Path(whole.folder) / "metrics.jsonl").read_text().splitlines()[0])
-    wanted = "loss z lr grad_norm updated skipped spike documents trained_tokens tokens"
+    wanted = "loss z lr grad_norm updated skipped spike rollbacks documents trained_tokens tokens"
     measured = "tokens_per_s data_wait_s step_s memory_mb"
     by_kind = "loss/task/caption loss/task/text_to_image loss/modality/text loss/modality/image"
+    by_kind += " loss/source/scenes"
     assert set(f"{wanted} {measured} {by_kind}".split()) <= first.keys()
     split = sum(value for name, value in first.items() if name.startswith("tokens/task/"))
     assert split == first["trained_tokens"]
@@ -86,7 +89,7 @@ def test_a_finished_run_says_the_same_again(whole: Run) -> None:
 def test_a_later_start_ends_an_older_one(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_FENCE_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "FENCE_EVERY_S", 0.0)
     start = trainer.Trainer._start
 
     def overtaken(self: trainer.Trainer) -> int:
@@ -94,7 +97,7 @@ def test_a_later_start_ends_an_older_one(
         return start(self)
 
     monkeypatch.setattr(trainer.Trainer, "_start", overtaken)
-    with pytest.raises(TrainingError, match="step 1: a later start"):
+    with pytest.raises(TrainingError, match="a later start of this run has begun"):
         run_ranks([dataclasses.replace(whole, folder=str(tmp_path))])
     assert newest_complete(tmp_path) is None
 
@@ -121,7 +124,8 @@ def test_refusals_on_start(whole: Run, corpus: str, tmp_path: Path) -> None:
     for path in Path(step_3).rglob("*"):
         target = changed / path.relative_to(step_3)
         target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
-    (changed / "trainer.json").write_text(json.dumps({"vocabulary": "0" * 16}))
+    complete = json.loads((changed / "COMPLETE").read_text())
+    rewrite(changed, complete, "trainer.json", json.dumps({"vocabulary": "0" * 16}))
     run = dataclasses.replace(run, continue_from="", folder=str(changed.parent))
     with pytest.raises(VocabularyError, match="0000000000000000"):
         run_ranks([run])
@@ -129,6 +133,14 @@ def test_refusals_on_start(whole: Run, corpus: str, tmp_path: Path) -> None:
     (changed / "trainer.json").write_text(text.replace('"skipped": 0', '"skipped": 9'))
     with pytest.raises(CheckpointError, match=r"trainer\.json"):
         run_ranks([run])
+
+
+def rewrite(step: Path, complete: dict[str, Any], name: str, text: str) -> None:
+    """Another content for a file of a checkpoint, with the right hash of it."""
+    (step / name).write_text(text)
+    sums = {"sha256": file_sha256(step / name), "bytes": len(text)}
+    files = {**complete["files"], name: sums}
+    (step / "COMPLETE").write_bytes(seal(complete["step"], complete["attempt"], files))
 
 
 def test_not_finite_for_too_long(whole: Run, tmp_path: Path) -> None:

@@ -23,7 +23,12 @@ def rows() -> Rows:
     labels[rng.random(shape) < 0.3] = IGNORED
     positions = np.tile(np.arange(ROW_TOKENS), (NUM_ROWS, 1))
     groups = rng.integers(0, 2, shape).astype(np.int16)
-    return Rows(rng.integers(0, 10, shape), labels, positions, groups)
+    sources = rng.integers(0, 3, shape).astype(np.int16)
+    return Rows(rng.integers(0, 10, shape), labels, positions, groups, sources)
+
+
+def tally() -> LossTally:
+    return LossTally(["x", "y", "z"], ["a", "b"], VOCABULARY, torch.device("cpu"))
 
 
 class LabelLoss:
@@ -43,7 +48,6 @@ class LabelLoss:
 @pytest.mark.parametrize("micro_rows", [1, 2, 5, 8])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_each_row_counts_once(size: int, micro_rows: int) -> None:
-    held_out = HeldOut(rows(), micro_rows)
     parts, batches = [], []
 
     def keep(values: list[float]) -> list[float]:
@@ -51,24 +55,23 @@ def test_each_row_counts_once(size: int, micro_rows: int) -> None:
         return values
 
     for rank in range(size):
-        tally = LossTally(["a", "b"], VOCABULARY, torch.device("cpu"))
-        backend = LabelLoss(rank, size)
-        held_out.validate(backend, SimpleNamespace(all_reduce_sum=keep), tally)
+        backend, held_out = LabelLoss(rank, size), HeldOut(rows(), micro_rows, tally())
+        held_out.validate(backend, SimpleNamespace(all_reduce_sum=keep))
         batches.append(backend.batches)
     assert len(set(batches)) == 1, "a rank with fewer batches would hang the others"
 
-    labels, groups = rows().labels, rows().groups
-    total = LossTally(["a", "b"], VOCABULARY, torch.device("cpu"))
-    figures = total.figures(np.sum(parts, axis=0).tolist())
-    for index, name in enumerate(("a", "b")):
-        want = labels[(labels != IGNORED) & (groups == index)]
-        assert figures[f"loss/task/{name}"] == pytest.approx(want.mean())
-        assert figures[f"tokens/task/{name}"] == len(want)
+    figures = tally().figures(np.sum(parts, axis=0).tolist())
+    labels = rows().labels
+    for kind, names, places in (("task", "ab", rows().groups), ("source", "xyz", rows().sources)):
+        for index, name in enumerate(names):
+            want = labels[(labels != IGNORED) & (places == index)]
+            assert figures[f"loss/{kind}/{name}"] == pytest.approx(want.mean())
+            assert figures[f"tokens/{kind}/{name}"] == len(want)
 
 
 def test_figures() -> None:
-    tally = LossTally(["a", "b"], VOCABULARY, torch.device("cpu"))
-    figures = HeldOut(rows(), 2).validate(LabelLoss(0, 1), World(), tally)
+    figures = HeldOut(rows(), 2, tally()).validate(LabelLoss(0, 1), World())
     labels = rows().labels
     assert figures["val/loss"] == pytest.approx(labels[labels != IGNORED].mean())
     assert all(name.startswith("val/loss") for name in figures)
+    assert {"val/loss/task/a", "val/loss/source/z", "val/loss/modality/text"} <= figures.keys()

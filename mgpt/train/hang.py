@@ -1,0 +1,104 @@
+"""Ends a rank that does nothing any more, with the stacks of all its threads.
+
+A rank that hangs leaves the others waiting in their next collective, so all of them stop feeding
+their watch at about the same time: each prints its stacks and ends, and the launcher ends what is
+left. A rank that was stopped (SIGSTOP) cannot print; its neighbours on the machine continue it, and
+it finds itself overdue. Where the interpreter's lock is held for ever no thread of Python's can
+print, and one of C's does (`faulthandler`), a little later and without the rank's name.
+
+    >>> with HangWatch(900.0, "rank 3", neighbours=[4711, 4712]) as watch:
+    ...     for step in range(steps):
+    ...         watch.feed(f"step {step + 1}")
+    ...         train(step)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mgpt.parallel.dist import World
+
+__all__ = ["HUNG_STATUS", "HangWatch", "neighbours"]
+
+HUNG_STATUS = 70  # EX_SOFTWARE
+_LOOKS = 8  # within the limit
+_GRACE_S = 5.0
+_STDERR = 2  # not sys.stderr, which may stand for something else
+
+
+def neighbours(world: World) -> list[int]:
+    """Process ids of the ranks on this machine, this one's own among them; collective."""
+    host = socket.gethostname()
+    return [pid for where, pid in world.gather_objects([host, os.getpid()]) if where == host]
+
+
+class HangWatch:
+    """Watches this process while it is open.
+
+    Args:
+        limit_s: longest time between two feedings; 0 watches nothing.
+        name: of this process, for its message.
+        neighbours: processes to continue, should they be stopped, when the limit is passed.
+    """
+
+    def __init__(self, limit_s: float, name: str, neighbours: Sequence[int] = ()) -> None:
+        self._limit_s, self._name, self._neighbours = limit_s, name, neighbours
+        self._closed = threading.Event()
+        self._ends = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="watch for hangs", daemon=True)
+        self._fed = (time.monotonic(), "the start")
+
+    def __enter__(self) -> HangWatch:
+        self.feed("the start")
+        if self._limit_s:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        if self._limit_s:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def feed(self, what: str) -> None:
+        """Says that something has been done, and what comes next."""
+        if self._overdue:
+            self._end()
+        self._fed = (time.monotonic(), what)
+
+    @property
+    def _overdue(self) -> bool:
+        return 0 < self._limit_s < time.monotonic() - self._fed[0]
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            if self._overdue:
+                self._end()
+            # Wound up here, not in `feed`: a lock that is held for ever stops this thread, too.
+            faulthandler.dump_traceback_later(self._limit_s + _GRACE_S, exit=True, file=_STDERR)
+            self._closed.wait(self._limit_s / _LOOKS)
+
+    def _end(self) -> None:
+        """Prints the stacks and ends this process; never returns."""
+        self._ends.acquire()  # for good: where two threads find it overdue, one speaks
+        _, what = self._fed
+        words = (
+            f"\nmgpt: {self._name} (process {os.getpid()} on {socket.gethostname()}) has not "
+            f"finished {what} within {self._limit_s:g} s (train.guard.hang_s); its stacks:\n"
+        )
+        os.write(_STDERR, words.encode())
+        faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+        for pid in self._neighbours:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+        time.sleep(_GRACE_S)  # the others' turn to print, before a launcher ends them
+        os._exit(HUNG_STATUS)
