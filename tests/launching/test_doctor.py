@@ -1,0 +1,157 @@
+"""The examination: facts of this machine, and several nodes of which one is at fault."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from mgpt.launching import doctor, node_facts
+from mgpt.launching.doctor import DoctorConfig, Place, examine, pairings
+from mgpt.launching.speeds import bounded, pair_speed
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+SMI = """#!/bin/sh
+case "$1" in
+topo) printf '\\tGPU0\\tGPU1\\tNIC0\\tCPU Affinity\\n'
+      printf 'GPU0\\t X \\t\\033[4mNV18\\033[0m\\tPIX\\t0-55\\nGPU1\\tNV18\\t X \\tSYS\\t0-55\\n'
+      printf 'NIC0\\tPIX\\tSYS\\t X \\t\\n\\nLegend:\\n\\n  X    = Self\\n' ;;
+*) echo '0, NVIDIA H100 80GB HBM3, 570.86, 81559, 0, 31, 16, 16'
+   echo '1, NVIDIA H100 80GB HBM3, 570.86, 81559, 2, [N/A], 8, 16' ;;
+esac
+"""
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker(TrackingConfig(mode="disabled"), tmp_path, "doctor", record=False)
+
+
+def test_gpus_and_their_links_are_read_from_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    first, second = node_facts.gpus()
+    assert first["name"] == "NVIDIA H100 80GB HBM3" and first["driver"] == "570.86"
+    assert (second["uncorrected_errors"], second["temperature_c"]) == ("2", "[N/A]")
+    assert node_facts.gpu_links() == {"GPU0-GPU1": "NV18"}
+
+
+def test_without_nvidia_smi_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert node_facts.gpus() == [] and node_facts.gpu_links() == {}
+
+
+def test_files_are_measured_and_leave_nothing(tmp_path: Path) -> None:
+    speeds = node_facts.measure_files(tmp_path, file_mb=1)
+    assert min(speeds.values()) > 0 and list(tmp_path.iterdir()) == []
+    missing = node_facts.measure_files(tmp_path / "none", file_mb=1)
+    assert missing == {"error": f"{tmp_path / 'none'}: No such file or directory"}
+
+
+def test_versions_name_packages_and_the_code() -> None:
+    found = node_facts.versions()
+    assert found["python"].startswith("3.") and "numpy" in found and len(found["mgpt code"]) == 12
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 8])
+def test_each_two_meet_once_and_nobody_twice_in_a_round(size: int) -> None:
+    rounds = pairings(range(size))
+    met = [tuple(pair) for pairing in rounds for pair in pairing]
+    assert sorted(met) == list(combinations(range(size), 2))
+    for pairing in rounds:
+        ranks = [rank for pair in pairing for rank in pair]
+        assert len(set(ranks)) == len(ranks)
+
+
+def test_one_machine_is_examined_alone(tmp_path: Path, tracker: Tracker) -> None:
+    (tmp_path / "bad_nodes").write_text("from another day")
+    cfg = DoctorConfig(output=str(tmp_path), file_mb=1)
+    problems = examine(cfg, tracker)
+    report = json.loads((tmp_path / "doctor.json").read_text())
+    assert report["bad_nodes"] == [] and report["ok"] == (not problems)
+    assert list(report["nodes"]) == [node_facts.node_name()]
+    assert not (tmp_path / "bad_nodes").exists()
+
+
+def test_the_place_is_a_steps_or_torchruns_and_a_batch_script_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert Place.of_environment().size == 1
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("MASTER_ADDR", "vn1")
+    assert Place.of_environment() == Place(0, 2, "vn1", doctor.PORT, has_store=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_PORT": "77"}.items():
+        monkeypatch.setenv(name, value)
+    assert Place.of_environment() == Place(3, 4, "vn1", 77, has_store=True)
+
+
+def test_what_hangs_or_dies_is_a_finding() -> None:
+    lost = ("localhost", 9, "a", 1, False, 1, 1.0)  # nobody listens there
+    assert "error" in bounded(pair_speed, lost, patience_s=60)
+    assert bounded(pair_speed, (*lost[:-1], 30.0), patience_s=0.01) == {
+        "error": "no answer in 0.01 s"
+    }
+
+
+NODES = {
+    "well-1": {},
+    "well-2": {},
+    "odd": {"PYTHONPATH": "{folder}/packages"},
+    "cut-off": {"GLOO_SOCKET_IFNAME": "none0"},
+}
+
+
+def test_a_node_with_other_packages_and_one_without_a_network_are_named(tmp_path: Path) -> None:
+    metadata = tmp_path / "packages" / "stray-1.0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: stray\nVersion: 1.0\n")
+    output = tmp_path / "doctor"
+    words = [f"output={output}", "file_mb=1", "payload_mb=1", "limits.file_share=0"]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank, (name, own) in enumerate(NODES.items()):
+        place = {"RANK": rank, "WORLD_SIZE": 4, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        more = {key: value.format(folder=tmp_path) for key, value in own.items()}
+        environment = {key: str(value) for key, value in place.items()} | more
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "mgpt", "doctor", *words],
+                env={**os.environ, **environment, "SLURMD_NODENAME": name},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        ends = [process.communicate(timeout=250)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [2, 0, 0, 0], ends
+    assert "odd (versions): stray 1.0, the others none" in ends[0]
+    assert "cut-off (network): with every other node:" in ends[0]
+    assert (output / "bad_nodes").read_text() == "cut-off,odd\n"
+    report = json.loads((output / "doctor.json").read_text())
+    assert report["bad_nodes"] == ["cut-off", "odd"] and not report["ok"]
+    speeds = [pair["gb_s"] for pair in report["pairs"] if "gb_s" in pair]
+    assert len(report["pairs"]) == 6 and len(speeds) == 3 and min(speeds) > 0
+    assert abs(report["nodes"]["well-2"]["clock_offset_s"]) < 5
