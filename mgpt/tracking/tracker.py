@@ -13,14 +13,14 @@ a tracker that does nothing, so the code above is written once. Knows nothing of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mgpt.tracking.progress import Bar, figure_texts, progress
-from mgpt.tracking.wandb_run import Mode, hold_run, open_run
+from mgpt.tracking.wandb_run import Mode, hold_run, note_shown, open_run, shown_through
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +68,8 @@ class Tracker:
     ) -> None:
         self.is_main = is_main
         self._stage = stage
+        self._run_folder = run_folder
+        self._shown_step: int | None = None
         self._record = run_folder / "metrics.jsonl" if record and is_main else None
         self._run: Any = None
         self._hold: IO[str] | None = None
@@ -87,6 +89,8 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._run is not None:
             self._run.finish(exit_code=0 if kind is None else 1)
+            if self._shown_step is not None:
+                note_shown(self._run_folder, self._shown_step)
             self._run = None
         if self._hold is not None:
             self._hold.close()
@@ -115,6 +119,19 @@ class Tracker:
                 file.write(json.dumps(row) + "\n")
         if self._run is not None:
             self._run.log(row)
+            self._shown_step = step
+
+    def fill(self, rows: Callable[[], Iterable[Mapping[str, Any]]], every: int = 1) -> None:
+        """Gives the run what it lacks of the record's rows at multiples of `every` steps: those of
+        starts that were killed, or had no way to the server. `rows` is called where there is a run.
+        """
+        if self._run is None:
+            return
+        through = self._shown_step = shown_through(self._run, self._run_folder)
+        for row in rows():
+            if row["step"] > through and row["step"] % every == 0:
+                self._run.log(dict(row))
+                self._shown_step = row["step"]
 
     def show(self, step: int, figures: Mapping[str, float | int | str]) -> None:
         """Figures of the moment, such as a rate: shown in the run, kept in no file."""

@@ -2,8 +2,10 @@
 
 The client is imported when a run is opened. It never asks for a key and never stops a stage: a
 server that cannot be reached makes the run an offline one, kept below `<stage folder>/wandb` for
-`wandb sync`. The run's id stands in `<stage folder>/wandb/run_id`, so that a stage taken up again
-goes on with the same run.
+`wandb sync`, and one that goes away later costs a bounded wait at the end. The run's id stands in
+`<stage folder>/wandb/run_id`, so that a stage taken up again goes on with the same run. Up to which
+step the run is known to hold everything is what the server says of it, and, where none is asked,
+`<stage folder>/wandb/shown`, written when a start has ended in order.
 
     >>> run = open_run("auto", Path("outputs/a"), "mgpt", None, "pretrain", "a", config={})
     >>> run.log({"step": 1, "loss": 2.3})
@@ -12,16 +14,29 @@ goes on with the same run.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from mgpt.errors import MachineError
+from mgpt.files import atomic_write
 
 INIT_TIMEOUT_S = 20
+FINISH_TIMEOUT_S = 30
+_RUN_ID, _SHOWN, _STARTS = "run_id", "shown", "starts.jsonl"
+_JOB = {
+    "job": "SLURM_JOB_ID",
+    "restart": "SLURM_RESTART_COUNT",
+    "array": "SLURM_ARRAY_JOB_ID",
+    "element": "SLURM_ARRAY_TASK_ID",
+    "nodes": "SLURM_JOB_NODELIST",
+    "partition": "SLURM_JOB_PARTITION",
+}
 Mode = Literal["auto", "online", "offline", "disabled"]
 _log = logging.getLogger(__name__)
 
@@ -55,31 +70,40 @@ def open_run(
         "name": f"{group}/{stage}" if group else stage,
         "id": _run_id(where),
         "dir": str(folder),
-        "config": dict(config),
+        "config": {**config, "starts": _note_start(where)},
         "resume": "allow",
+        "settings": wandb.Settings(**_settings(wandb.Settings.model_fields)),
     }
-    settings = wandb.Settings(
-        init_timeout=INIT_TIMEOUT_S,
-        console="off",
-        silent=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-        disable_git=True,
-        save_code=False,
-    )
     chosen = choose_mode(mode)
     if chosen == "online":
         try:
-            run = wandb.init(mode="online", settings=settings, **options)
+            run = wandb.init(mode="online", **options)
         except (wandb.errors.Error, TimeoutError, OSError) as error:
             _log.warning("Weights & Biases: %s; this run is kept offline in %s", error, where)
             chosen = "offline"
     if chosen != "online":
-        options["resume"] = None  # offline there is no server's run to resume; the id does it
         quiet: Literal["offline", "disabled"] = "disabled" if chosen == "disabled" else "offline"
-        run = wandb.init(mode=quiet, settings=settings, **options)
+        run = wandb.init(mode=quiet, **options)
     run.define_metric("*", step_metric="step")
     return run
+
+
+def shown_through(run: Any, folder: Path) -> int:
+    """The last step that the run is known to hold, with all before it; 0 where nothing is known.
+
+    Of an online run it is what the server has, whatever an earlier start believed.
+    """
+    if not run.offline:
+        return int(run.summary.get("step") or 0) if run.resumed else 0
+    try:
+        return int(json.loads((folder / "wandb" / _SHOWN).read_text())["step"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def note_shown(folder: Path, step: int) -> None:
+    """The run of a start that has ended in order holds everything up to `step`."""
+    atomic_write(folder / "wandb" / _SHOWN, (json.dumps({"step": step}) + "\n").encode())
 
 
 def choose_mode(mode: Mode) -> Mode:
@@ -115,9 +139,40 @@ def hold_run(folder: Path) -> IO[str] | None:
     return file
 
 
+def _settings(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the client, without what its version does not know."""
+    wanted = {
+        "init_timeout": INIT_TIMEOUT_S,
+        "finish_timeout": FINISH_TIMEOUT_S,
+        "console": "off",
+        "silent": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+        "disable_git": True,
+        "save_code": False,
+    }
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def _note_start(where: Path) -> list[dict[str, str]]:
+    """Host and Slurm's names of every start of this folder, this one last."""
+    start = {name: os.environ[key] for name, key in _JOB.items() if os.environ.get(key)}
+    start = {"host": socket.gethostname(), **start}
+    file = where / _STARTS
+    with file.open("a") as stream:
+        stream.write(json.dumps(start) + "\n")
+    starts = []
+    for line in file.read_text().splitlines():
+        try:
+            starts.append(json.loads(line))
+        except ValueError:  # cut short by a power loss
+            continue
+    return starts
+
+
 def _run_id(where: Path) -> str:
     """The id kept in the folder; a new one the first time."""
-    file = where / "run_id"
+    file = where / _RUN_ID
     if not file.exists():
-        file.write_text(uuid.uuid4().hex[:12])
+        atomic_write(file, uuid.uuid4().hex[:12].encode())
     return file.read_text().strip()
