@@ -16,7 +16,7 @@ FlexAttention gets a block mask. Both give each document the logits it has alone
     tensor([[0, 1, 0, 1, 0, 1, 2, 0, 1, 2]])
 
 Shape suffixes: B rows, T positions in a row, N tokens of a batch, H query heads, J key-value heads,
-K head size, D hidden.
+K head size, D hidden, M heads of all documents of a run, Q queries of a block.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ from torch import Tensor, nn
 
 __all__ = ["Documents", "HeadNorm", "attend_causal", "rotary_angles", "rotate"]
 
-# Scores of one call above which memory counts for more than the speed of plain products.
-_MAX_PLAIN_SCORES = 1 << 25
+# Types in which plain products replace the fused kernel on a CPU.
+_PLAIN_TYPES = (torch.bfloat16, torch.float16)
+# Queries at a time in plain products: the fewer, the less is computed of what the mask hides.
+_QUERY_BLOCK = 256
+# Scores of one call above which they are computed twice and not kept.
+_MAX_KEPT_SCORES = 1 << 25
 
 
 class HeadNorm(nn.Module):
@@ -94,8 +98,8 @@ def _turn(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x_BTHK.chunk(2, dim=-1)
     out = torch.empty_like(x_BTHK, memory_format=torch.contiguous_format)
     out_first, out_second = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first).sub_(second * sin)
-    torch.mul(second, cos, out=out_second).add_(first * sin)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
     return out
 
 
@@ -106,9 +110,8 @@ def rotate(x_BTHK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 def attend_causal(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(K)) v over the same and earlier positions; returns [B, T, H, K]."""
-    batch, length, heads, _ = q_BTHK.shape
-    plain = q_BTHK.device.type == "cpu" and q_BTHK.dtype != torch.float32
-    if plain and batch * heads * length * length <= _MAX_PLAIN_SCORES:
+    heads = q_BTHK.shape[2]
+    if q_BTHK.device.type == "cpu" and q_BTHK.dtype in _PLAIN_TYPES:
         return _attend_plain(q_BTHK, k_BTJK, v_BTJK)
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
@@ -126,10 +129,64 @@ def _attend_plain(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
     share = heads // k_BTJK.shape[2]
     if share > 1:
         k_BTJK, v_BTJK = k_BTJK.repeat_interleave(share, 2), v_BTJK.repeat_interleave(share, 2)
-    q, k, v = (t.transpose(1, 2).reshape(-1, length, head_dim) for t in (q_BTHK, k_BTJK, v_BTJK))
-    later = torch.full((length, length), -torch.inf, dtype=q.dtype).triu_(1)
-    scores = torch.baddbmm(later, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(head_dim))
-    return (scores.softmax(-1) @ v).view(batch, heads, length, head_dim).transpose(1, 2)
+    q_MTK, k_MTK, v_MTK = (
+        t.transpose(1, 2).reshape(-1, length, head_dim) for t in (q_BTHK, k_BTJK, v_BTJK)
+    )
+    out_MTK = _PlainProducts.apply(q_MTK, k_MTK, v_MTK)
+    return out_MTK.view(batch, heads, length, head_dim).transpose(1, 2)
+
+
+class _PlainProducts(torch.autograd.Function):
+    """Causal attention of M heads, by blocks of queries; what lies above the blocks is left out.
+
+    Probabilities are kept for the backward pass while they are few, and made again otherwise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_MTK: Tensor, k_MTK: Tensor, v_MTK: Tensor) -> Tensor:
+        out_MTK = torch.empty_like(q_MTK)
+        kept = []
+        for part, before in _query_blocks(q_MTK.shape[1]):
+            probs_MQT = _probabilities(q_MTK[:, part], k_MTK[:, before])
+            out_MTK[:, part] = probs_MQT @ v_MTK[:, before]
+            kept.append(probs_MQT)
+            if q_MTK.shape[0] * q_MTK.shape[1] ** 2 > _MAX_KEPT_SCORES:
+                kept.clear()
+        ctx.save_for_backward(q_MTK, k_MTK, v_MTK, *kept)
+        return out_MTK
+
+    @staticmethod
+    def backward(ctx: Any, grad_MTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_MTK, k_MTK, v_MTK, *kept = ctx.saved_tensors
+        scale = 1.0 / math.sqrt(q_MTK.shape[-1])
+        grad_q = torch.empty_like(q_MTK)
+        grad_k, grad_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k_MTK, v_MTK))
+        for index, (part, before) in enumerate(_query_blocks(q_MTK.shape[1])):
+            q, k, v, grad = q_MTK[:, part], k_MTK[:, before], v_MTK[:, before], grad_MTK[:, part]
+            probs_MQT = kept[index] if kept else _probabilities(q, k)
+            grad_v[:, before] += probs_MQT.transpose(1, 2) @ grad
+            grad_probs = grad @ v.transpose(1, 2)
+            scores = torch._softmax_backward_data(grad_probs, probs_MQT, -1, q.dtype)
+            grad_q[:, part] = (scores @ k).mul_(scale)
+            grad_k[:, before] += scores.transpose(1, 2) @ q
+        return grad_q, grad_k.mul_(scale).to(k_MTK.dtype), grad_v.to(v_MTK.dtype)
+
+
+def _query_blocks(length: int) -> list[tuple[slice, slice]]:
+    """Blocks of queries with the keys that any of them sees."""
+    starts = range(0, length, _QUERY_BLOCK)
+    return [
+        (slice(start, start + _QUERY_BLOCK), slice(0, min(start + _QUERY_BLOCK, length)))
+        for start in starts
+    ]
+
+
+def _probabilities(q_MQK: Tensor, k_MTK: Tensor) -> Tensor:
+    """Of the last Q positions among all T, each over itself and those before it."""
+    queries, keys = q_MQK.shape[1], k_MTK.shape[1]
+    later_QT = q_MQK.new_full((queries, keys), -torch.inf).triu_(keys - queries + 1)
+    scale = 1.0 / math.sqrt(q_MQK.shape[-1])
+    return torch.baddbmm(later_QT, q_MQK, k_MTK.transpose(1, 2), alpha=scale).softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ Chameleon's coefficient is 1e-5). Sums run over trained tokens; dividing is the 
 Shape suffixes: B rows, T positions, N trained tokens, C tokens of a chunk, D hidden, V vocabulary.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,10 @@ from torch import Tensor, nn
 __all__ = ["IGNORED", "HeadLoss", "LossSums"]
 
 IGNORED = -100
-# Logits alive at once: small enough for a CPU's cache, large enough to fill a GPU.
-_CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
+# Logits alive at once, in the type of the hidden states: enough tokens for each look at the weights.
+_CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 27}
+# Of these, in fp32 or wider at once: what fits a cache.
+_BLOCK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 class LossSums(NamedTuple):
@@ -113,33 +116,27 @@ class _ChunkedLoss(torch.autograd.Function):
         rows = slice(*(trained_rows or (0, vocab_size)))
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         nll_N = torch.empty(num_tokens, dtype=wide, device=hidden_ND.device)
-        z_sum = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        lse_N = torch.empty_like(nll_N)
         if need_grad:
             grad_hidden = torch.empty_like(hidden_ND)
             # Sums over many chunks need fp32 even where the weight is bf16.
             grad_weight = torch.zeros_like(weight_VD, dtype=wide)
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.weight_dtype = weight_VD.dtype
-        device_type = "cpu" if hidden_ND.device.type == "cpu" else "cuda"
+        device_type = _device_type(hidden_ND)
         chunk = max(1, _CHUNK_LOGITS[device_type] // vocab_size)
+        # One buffer for all chunks: on a CPU fresh pages cost as much as the sums in them.
+        buffer_CV = hidden_ND.new_empty(min(chunk, num_tokens), vocab_size)
         for start in range(0, num_tokens, chunk):
             part = slice(start, start + chunk)
-            hidden_CD, labels_C1 = hidden_ND[part], labels_N[part, None]
-            logits_CV = (hidden_CD @ weight_VD.T).to(wide)
-            lse_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            nll_N[part] = (lse_C1 - logits_CV.gather(1, labels_C1)).squeeze(1)
-            z_sum += lse_C1.double().square().sum()
-            if not need_grad:
-                continue
-            # d loss / d logits = softmax * (1 + 2 z lse) - onehot
-            grad_CV = logits_CV.sub_(lse_C1).exp_().mul_(1 + 2 * z_loss * lse_C1)
-            grad_CV.scatter_add_(1, labels_C1, torch.full_like(lse_C1, -1.0))
-            grad_CV = grad_CV.to(hidden_ND.dtype)
-            grad_hidden[part] = grad_CV @ weight_VD
-            if hidden_ND.dtype == wide:
-                grad_weight[rows].addmm_(grad_CV[:, rows].T, hidden_CD)
-            else:
-                grad_weight[rows] += grad_CV[:, rows].T @ hidden_CD
+            hidden_CD = hidden_ND[part]
+            logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: len(hidden_CD)])
+            losses = _fused_losses() if hidden_ND.is_cuda else _losses
+            losses(logits_CV, labels_N[part], nll_N[part], lse_N[part], z_loss, need_grad)
+            if need_grad:
+                torch.mm(logits_CV, weight_VD, out=grad_hidden[part])
+                _add_products(grad_weight[rows], logits_CV[:, rows], hidden_CD)
+        z_sum = lse_N.double().square().sum()
         loss_sum = (nll_N.double().sum() + z_loss * z_sum).to(wide)
         ctx.mark_non_differentiable(nll_N, z_sum)
         return loss_sum, nll_N, z_sum
@@ -148,12 +145,66 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad_loss: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            grad_hidden * grad_loss,
-            (grad_weight * grad_loss).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+        # In place: autograd refuses to go through a graph twice after that.
+        grad_hidden, grad_weight = (grad.mul_(grad_loss) for grad in ctx.saved_tensors)
+        return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None, None, None
+
+
+def _losses(
+    logits_CV: Tensor,
+    labels_C: Tensor,
+    nll_C: Tensor,
+    lse_C: Tensor,
+    z_loss: float,
+    need_grad: bool,
+) -> None:
+    """Fills the losses and logsumexps of a chunk, a block of tokens that fits a cache at a time.
+
+    With `need_grad` the logits give way to their gradient, softmax * (1 + 2 z lse) - onehot.
+    """
+    block = max(1, _BLOCK_LOGITS[_device_type(logits_CV)] // logits_CV.shape[1])
+    parts = zip(*(t.split(block) for t in (logits_CV, labels_C, nll_C, lse_C)), strict=True)
+    for logits_BV, labels_B, nll_B, lse_B in parts:
+        _block_losses(logits_BV, labels_B, nll_B, lse_B, z_loss, need_grad)
+
+
+def _block_losses(
+    logits_BV: Tensor,
+    labels_B: Tensor,
+    nll_B: Tensor,
+    lse_B: Tensor,
+    z_loss: float,
+    need_grad: bool,
+) -> None:
+    labels_B1 = labels_B[:, None]
+    wide_BV = logits_BV.to(nll_B.dtype)
+    probs_BV = wide_BV.softmax(-1)
+    # The largest probability is at least 1 / V, so its logarithm is exact to rounding.
+    lse_B1 = wide_BV.amax(-1, keepdim=True) - probs_BV.amax(-1, keepdim=True).log()
+    lse_B.copy_(lse_B1.squeeze(1))
+    nll_B.copy_((lse_B1 - wide_BV.gather(1, labels_B1)).squeeze(1))
+    if need_grad:
+        grad_BV = probs_BV.mul_(1 + 2 * z_loss * lse_B1)
+        grad_BV.scatter_add_(1, labels_B1, torch.full_like(lse_B1, -1.0))
+        logits_BV.copy_(grad_BV)
+
+
+@functools.cache
+def _fused_losses() -> Any:
+    """The same compiled: on a GPU the wide values then stay in registers."""
+    return torch.compile(_block_losses)
+
+
+def _add_products(sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+    """Adds grad^T hidden to `sum_VD`, which is fp32 or wider."""
+    if sum_VD.dtype == grad_CV.dtype:
+        sum_VD.addmm_(grad_CV.T, hidden_CD)
+        return
+    # Products of a part of the rows at a time, which fit a cache while they are added.
+    rows = max(1, _BLOCK_LOGITS[_device_type(sum_VD)] // sum_VD.shape[1])
+    for sum_RD, grad_CR in zip(sum_VD.split(rows), grad_CV.split(rows, 1), strict=True):
+        sum_RD += grad_CR.T @ hidden_CD
+
+
+def _device_type(t: Tensor) -> str:
+    return "cpu" if t.device.type == "cpu" else "cuda"

@@ -136,7 +136,7 @@ def rows_of_this_rank(world: World) -> list[dict[str, Any]]:
 
 def one_rank(folder: Path) -> None:
     """A rank of the CPU's run; rank 0 leaves its rows in the folder."""
-    attention._MAX_PLAIN_SCORES = 0
+    attention._PLAIN_TYPES = ()
     head_loss._CHUNK_LOGITS.update(cpu=1 << 18, cuda=1 << 18)
     world = init_distributed()
     rows = rows_of_this_rank(world)

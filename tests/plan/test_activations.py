@@ -31,7 +31,7 @@ NEAR = 0.05  # what a plan promises
 @pytest.fixture(autouse=True)
 def one_way_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused kernel in bfloat16 too, and chunks of the loss as large as on the meta device."""
-    monkeypatch.setattr(attention, "_MAX_PLAIN_SCORES", 0)
+    monkeypatch.setattr(attention, "_PLAIN_TYPES", ())
     monkeypatch.setattr(head_loss, "_CHUNK_LOGITS", {"cpu": 1 << 16, "cuda": 1 << 16})
     trace.cache_clear()
 
