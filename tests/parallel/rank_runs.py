@@ -73,8 +73,6 @@ class Run:
     die_at: int = 0
     """Update after which every rank kills itself."""
     max_skipped: int = 8
-    guard: dict[str, Any] = field(default_factory=dict)
-    """Further fields of GuardConfig."""
     head_rows: tuple[int, int] | None = None
     """Only these rows of the head train."""
     weight_decay: float = 0.1
@@ -82,6 +80,10 @@ class Run:
     """Step in whose save rank 0 kills itself, after the state is written."""
     signal_at: int = 0
     """Step during which rank 0 sends itself SIGTERM."""
+    signal_after: tuple[float, int] | None = None
+    """Seconds after its first step in which a rank, by its number, gets SIGUSR1."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """Further fields of GuardConfig."""
 
 
 def make_corpus(folder: Path) -> str:
@@ -329,6 +331,12 @@ def _misbehave_in_rows(run: Run, backend: Any, loader: Any, world: Any) -> None:
     def noted(step: int, *share: int) -> Any:
         nonlocal reads, reading
         reads, reading = reads + 1, step
+        if reads == 1 and run.signal_after and run.signal_after[1] == world.rank:
+            alarm = threading.Timer(
+                run.signal_after[0], os.kill, (os.getpid(), signal.SIGUSR1.value)
+            )
+            alarm.daemon = True
+            alarm.start()
         return read_step(step, *share)
 
     def faulty(batch: Any, scale: float, last: bool) -> Any:
@@ -360,6 +368,7 @@ def _hang(how: str) -> None:
 def main() -> None:
     from mgpt.parallel.dist import init_distributed
 
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one that comes between two runs
     world = init_distributed(timeout_s=40.0)
     for spec in json.loads(sys.argv[1]):
         train(Run(**spec), world)
