@@ -36,6 +36,9 @@ __all__ = ["Transformer", "TransformerConfig", "sharding_plan"]
 
 Rotary = tuple[Tensor, Tensor]
 
+# Elements of a matrix that one generator draws when weights are made.
+_DRAWN_AT_ONCE = 1 << 20
+
 
 class RmsNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps), cast back to the type of x before the weight multiplies it."""
@@ -271,23 +274,47 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fills every parameter, each from its own generator keyed by (seed, name).
+        """Fills every parameter with its first value; see `initial_rows`."""
+        for name, parameter in self.named_parameters():
+            shape = tuple(parameter.shape)
+            parameter.copy_(self.initial_rows(name, shape, (0, shape[0]), seed))
+
+    def initial_rows(
+        self, name: str, shape: tuple[int, ...], rows: tuple[int, int], seed: int
+    ) -> Tensor:
+        """Rows start to stop - 1 of a parameter's first value: float32, on the CPU.
 
         Matrices are normal with deviation 1 / sqrt(fan in), 0.016 at 7B's width, so that
         activations have one size at every width. The two that write into the residual stream are
         scaled by 1 / sqrt(2 layers) as in GPT-2. Norms start as the identity.
+
+        Every million elements have a generator of their own, keyed by (seed, name, which million),
+        so that ranks that hold some rows each draw hardly more than these.
+
+        Args:
+            shape: of the whole parameter, which a sharding library may have emptied.
         """
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 1 or "_norm." in name:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-            std = 1.0 / math.sqrt(parameter.shape[-1])
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                std /= math.sqrt(2 * self.cfg.layers)
-            drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-            parameter.copy_(drawn)
+        start, stop = rows
+        if len(shape) == 1 or "_norm." in name:
+            return torch.full((stop - start, *shape[1:]), float(not name.endswith("bias")))
+        std = 1.0 / math.sqrt(shape[-1])
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            std /= math.sqrt(2 * self.cfg.layers)
+        chunk = max(1, _DRAWN_AT_ONCE // shape[1])
+        drawn = torch.empty(stop - start, *shape[1:])
+        for first in range(start - start % chunk, stop, chunk):
+            last = min(first + chunk, shape[0])
+            part = torch.empty(last - first, *shape[1:])
+            part.normal_(0.0, std, generator=_generator(seed, name, first // chunk))
+            own = slice(max(first, start), min(last, stop))
+            drawn[own.start - start : own.stop - start] = part[own.start - first : own.stop - first]
+        return drawn
+
+
+def _generator(seed: int, name: str, chunk: int) -> torch.Generator:
+    key = f"{seed}:{name}" if chunk == 0 else f"{seed}:{name}:{chunk}"
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def sharding_plan(model: Transformer) -> list[str]:

@@ -12,12 +12,13 @@ the reference; the others must agree with it.
     >>> backend = build_backend(ParallelConfig(), lambda: Transformer(cfg), OptimConfig(),
     ...                         World(), z_loss=1e-5, seed=0, sharding_plan=sharding_plan)
     >>> sums = backend.forward_backward(batch, loss_scale=1 / 900, last=True)
-    >>> grad_norm, finite = backend.step(lr=1e-4, max_norm=1.0)
+    >>> grad_norm, updated = backend.step(lr=1e-4, max_norm=1.0)
 
 Shape suffixes: B rows of the micro-batch, T tokens of a row.
 """
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.parallel.dist import World
+from mgpt.parallel.meta import on_meta
+from mgpt.parallel.own_time import OwnTime
 from mgpt.parallel.snapshot import Snapshot
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "MicroBatch",
     "MicroSums",
     "ParallelConfig",
+    "TrainableModel",
     "TrainingModule",
     "build_backend",
     "check_weights",
@@ -50,18 +54,40 @@ class ParallelConfig:
     """How one model is spread over processes."""
 
     name: Literal["single", "fsdp2", "zero3"] = "single"
-    """single: one process; fsdp2: PyTorch's fully_shard; zero3: DeepSpeed's ZeRO stage 3."""
+    """single: one process; fsdp2: PyTorch's fully_shard; zero3: DeepSpeed's ZeRO."""
     procs: int | Literal["auto"] = "auto"
     """Processes on this machine; auto: one a GPU, else 2 on a CPU, and 1 for single."""
     micro_rows: int = 1
     """Rows that one rank takes through forward and backward at once."""
-    recompute: Literal["none", "full"] = "none"
-    """full: a block keeps its input only and runs again in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What a block makes again in the backward pass. full: all of it, from its input; selective:
+    all but matrix products and attention, for half the memory at little time (not under zero3)."""
+    compile: bool = False
+    """torch.compile for the blocks: faster on a GPU, a minute or more slower to start; single and
+    fsdp2 only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of forward and backward; weights, moments and reductions are float32 in either case."""
     gather: Literal["block", "model"] = "block"
     """fsdp2 only: what a rank holds whole at once. block: least memory; model: fewest messages, for
     models so small that a step's collectives cost more than its sums."""
+    shard_ranks: int | Literal["all", "node"] = "all"
+    """fsdp2 only: ranks that share one copy of the model, and a divisor of their number; the others
+    hold copies of what these hold. node: those of one machine, so that no weight is gathered across
+    machines, for more memory."""
+    reshard: int | Literal["always", "never"] = "always"
+    """fsdp2 only: what becomes of a block's gathered weights after its forward pass. always: freed,
+    and gathered again for the backward pass; never: kept until the step's last one, as in ZeRO
+    stage 2; a number: split over so many neighbouring ranks, a divisor of those that share."""
+    prefetch: int = 1
+    """fsdp2 only: blocks whose weights are on their way while one is at work."""
+    zero_stage: Literal[1, 2, 3] = 3
+    """zero3 only: what is split over the ranks. 1: moments and master weights; 2: and gradients;
+    3: and the weights themselves."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What stays in main memory instead of the GPU's. optimizer: moments and master weights, whose
+    update runs on the CPU (zero3 only); all: the split weights, too (fsdp2, zero3 at stage 3)."""
+    offload_folder: str | None = None
+    """zero3 only: a folder on a local NVMe disk that takes what is offloaded."""
     reduce_each_micro_batch: bool = False
     """fsdp2 only. True: gradients stay sharded between micro-batches, for one reduction each;
     False: one reduction a step, for a whole float32 gradient on every rank while accumulating."""
@@ -78,6 +104,37 @@ class ParallelConfig:
             raise ValueError(f"procs={self.procs} must be at least 1, or auto")
         if self.name == "single" and self.procs not in ("auto", 1):
             raise ValueError(f"procs={self.procs}: single runs in 1 process; take fsdp2 or zero3")
+        for field in ("shard_ranks", "reshard"):
+            value = getattr(self, field)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{field}={value} must be at least 1")
+        if self.prefetch < 0:
+            raise ValueError(f"prefetch={self.prefetch} must not be negative")
+        self._check_offload()
+        if self.name == "zero3" and self.recompute == "selective":
+            raise ValueError("recompute=selective: zero3 takes none or full; or take fsdp2")
+        if self.name == "zero3" and self.compile:
+            raise ValueError("compile=true: zero3 does not compile blocks; take fsdp2")
+
+    def _check_offload(self) -> None:
+        if self.offload == "none":
+            if self.offload_folder is not None:
+                raise ValueError(
+                    f"offload_folder={self.offload_folder} needs offload=optimizer or offload=all"
+                )
+            return
+        if self.name == "single":
+            raise ValueError(f"offload={self.offload}: single offloads nothing; take fsdp2")
+        if self.name == "fsdp2" and (self.offload != "all" or self.offload_folder is not None):
+            raise ValueError(
+                f"offload={self.offload} offload_folder={self.offload_folder}: fsdp2 takes "
+                "offload=all and main memory alone; or take zero3"
+            )
+        if self.name == "zero3" and self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload=all zero_stage={self.zero_stage}: weights that are whole on every rank "
+                "cannot be offloaded; take offload=optimizer or zero_stage=3"
+            )
 
 
 class MicroBatch(NamedTuple):
@@ -117,7 +174,11 @@ class LossSums(Protocol):
 class TrainableModel(Protocol):
     """What a backend asks of a model, which is an nn.Module (mgpt.models.transformer)."""
 
-    def init_weights(self, seed: int) -> None: ...
+    def initial_rows(
+        self, name: str, shape: tuple[int, ...], rows: tuple[int, int], seed: int
+    ) -> Tensor:
+        """Rows start to stop - 1 of a parameter's first value, float32 on the CPU."""
+        ...
 
     def training_sums(
         self, ids_BT: Tensor, positions_BT: Tensor, labels_BT: Tensor, z_loss: float
@@ -171,16 +232,18 @@ class Backend(Protocol):
     device: torch.device
     num_parameters: int
     """Of the whole model."""
+    own_time: OwnTime
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
         """Adds this micro-batch's gradients. `last` is set on the last one before `step`."""
         ...
 
-    def step(self, lr: float, max_norm: float) -> tuple[float, bool]:
+    def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
         """Clips to `max_norm` (0: never) and updates once; gradients are empty afterwards.
 
-        Returns the norm before clipping, over all ranks, and whether it was finite. Where it was
-        not, no rank updates anything.
+        Returns the norm before clipping, over all ranks, and whether weights and moments were
+        updated. Where the norm is not finite, or above `limit`, no rank updates anything; below 0
+        there is no norm, so that a negative limit throws the gradients away.
         """
         ...
 
@@ -235,7 +298,8 @@ def build_backend(
     """A freshly initialised model on this world's ranks, ready to train.
 
     Args:
-        model_fn: makes the model on the CPU; `init_weights(seed)` is called here.
+        model_fn: makes the model. It is called with the meta device as the default, so that a
+            sharded model is never whole; each rank then asks `initial_rows` for its own.
         sharding_plan: names the submodules that are sharded, and recomputed, each on its own.
 
     Raises:
@@ -246,13 +310,15 @@ def build_backend(
         raise ConfigError(f"parallel={cfg.name}: unknown; it is one of {', '.join(BACKENDS)}")
     if world.device.type == "cpu":
         torch.set_num_threads(cfg.threads)
-    model: TrainableModel = model_fn()
-    model.init_weights(seed)
+    model: TrainableModel = on_meta(model_fn)
     module_name, class_name = BACKENDS[cfg.name].split(":")
     backend_class = getattr(importlib.import_module(module_name), class_name)
-    return backend_class(
-        cfg, TrainingModule(model, z_loss), optim_cfg, world, list(sharding_plan(model))
-    )
+    plan, own_time = list(sharding_plan(model)), OwnTime(world.device)
+    if cfg.name != "zero3":  # which gathers weights inside the blocks
+        own_time.watch(model.get_submodule(name) for name in plan)
+    backend = backend_class(cfg, TrainingModule(model, z_loss), optim_cfg, world, plan, seed)
+    backend.own_time = own_time
+    return backend
 
 
 def check_weights(

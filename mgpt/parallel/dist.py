@@ -42,6 +42,8 @@ class World:
     """Number of processes."""
     local_rank: int = 0
     """Position among the processes of this machine; it picks the GPU."""
+    local_size: int = 1
+    """Number of processes of this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
     """Whose collectives these are; None: the one that all share."""
@@ -156,6 +158,7 @@ def init_distributed(device: str = "auto", timeout_s: float = 1800.0) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     where = torch.device("cpu")
     if has_gpu and device != "cpu":
         where = torch.device("cuda", local_rank)
@@ -169,7 +172,7 @@ def init_distributed(device: str = "auto", timeout_s: float = 1800.0) -> World:
                 f"rank {rank} of {size} did not meet the others at {address}: {error}; "
                 "check that the address is reachable and the port free"
             ) from error
-    return World(rank, size, local_rank, where)
+    return World(rank, size, local_rank, local_size, where)
 
 
 def _collectives(device: torch.device) -> str:

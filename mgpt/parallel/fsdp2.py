@@ -3,23 +3,34 @@
 `fully_shard` turns each parameter into a DTensor, split along its first dimension; the model's
 plan says which submodules gather and free their parameters together. Optimiser, clipping and
 checkpoint then work on DTensors as they do on plain tensors, which is why this class adds only
-the placing, the reduction's timing and the split of a full weight.
+the placing, the timing of gathers and reductions, and what leaves the GPU.
+
+The model comes on the meta device, is split there, and each rank makes memory for its own rows and
+draws them: nothing is ever whole but the tensors at work. With `shard_ranks` below the number of
+ranks these form groups that hold a copy each (HSDP): ranks 0 to n - 1 share the first. Gathers stay
+inside a group, gradients are reduced inside it and then summed over the groups.
 
 Every rank must run the same number of micro-batches: one that is short of one leaves the others
 waiting in their all-gather.
 
     >>> backend = Fsdp2Backend(ParallelConfig(name="fsdp2"), TrainingModule(model, 1e-5),
-    ...                        OptimConfig(), init_distributed(), sharding_plan(model))
+    ...                        OptimConfig(), init_distributed(), sharding_plan(model), seed=0)
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
+from mgpt.errors import ConfigError
 from mgpt.parallel.backend import (
     DTYPES,
     LossSums,
@@ -28,9 +39,26 @@ from mgpt.parallel.backend import (
     ParallelConfig,
     TrainingModule,
 )
+from mgpt.parallel.dist import World
 from mgpt.parallel.single import SingleBackend
 
-__all__ = ["Fsdp2Backend"]
+__all__ = ["Fsdp2Backend", "shard_ranks"]
+
+
+def shard_ranks(cfg: ParallelConfig, ranks: int, of_a_node: int) -> int:
+    """Ranks that share one copy of the model.
+
+    Raises ConfigError where the ranks cannot be divided into such groups.
+    """
+    if cfg.shard_ranks == "all":
+        return ranks
+    number = min(of_a_node, ranks) if cfg.shard_ranks == "node" else cfg.shard_ranks
+    if ranks % number:
+        raise ConfigError(
+            f"parallel.shard_ranks={cfg.shard_ranks}: {ranks} ranks cannot be divided into groups "
+            f"of {number}; take a divisor of {ranks}, or all"
+        )
+    return number
 
 
 class Fsdp2Backend(SingleBackend):
@@ -41,45 +69,94 @@ class Fsdp2Backend(SingleBackend):
     ) -> TrainingModule:
         self._world.require_process_group()
         self._reduce_each = cfg.reduce_each_micro_batch
-        mesh = init_device_mesh(self.device.type, (self.dp_size,))
-        policy = MixedPrecisionPolicy(
-            param_dtype=DTYPES[cfg.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        # Nothing is freed in between where nothing is freed after the forward pass.
+        self._keeps_gathered = cfg.reshard == "never" or cfg.gather == "model"
+        mesh = _mesh(cfg, self._world)
+        of_a_group = mesh.size(mesh.ndim - 1)
+        on_cpu = cfg.offload == "all"
+        settings: dict[str, Any] = {
+            "mesh": mesh,
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=DTYPES[cfg.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
+            ),
+            "offload_policy": CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+            if on_cpu
+            else OffloadPolicy(),
+        }
+        groups: list[FSDPModule] = []
         for name in plan if cfg.gather == "block" else ():
-            fully_shard(module.model.get_submodule(name), mesh=mesh, mp_policy=policy)
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-        for submodule in module.modules():
-            if isinstance(submodule, FSDPModule):
-                # The loss is scaled by the global count already, so gradients are summed. A plain
-                # sum, since gloo has no pre-multiplied one.
-                submodule.set_gradient_divide_factor(1.0)
-                submodule.set_force_sum_reduction_for_comms(True)
-        return module
-
-    @property
-    def _sharded(self) -> FSDPModule:
-        assert isinstance(self._module, FSDPModule)
-        return self._module
+            submodule = module.model.get_submodule(name)
+            # The last group's backward pass comes at once; its weights may as well stay.
+            stays = name == plan[-1]
+            reshard = False if stays else _reshard(cfg, of_a_group)
+            groups.append(fully_shard(submodule, reshard_after_forward=reshard, **settings))
+        root = fully_shard(module, **settings)
+        _prefetch([root, *groups], cfg.prefetch)
+        self._groups = [root, *groups]
+        for group in self._groups:
+            # The loss is scaled by the global count already, so gradients are summed. A plain sum,
+            # since gloo has no pre-multiplied one.
+            group.set_gradient_divide_factor(1.0)
+            group.set_force_sum_reduction_for_comms(True)
+        return module.to_empty(device="cpu" if on_cpu else self.device)
 
     def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
         return self._pass(batch.to(self.device), loss_scale)
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
-        self._sharded.set_requires_gradient_sync(last or self._reduce_each)
+        root = self._groups[0]
+        root.set_requires_gradient_sync(last or self._reduce_each)
+        if self._reduce_each:
+            # Between copies of the model one sum a step is enough.
+            root.set_requires_all_reduce(last)
+        if self._keeps_gathered:
+            root.set_reshard_after_backward(last)
         return super().forward_backward(batch, loss_scale, last)
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         sums = super().evaluate(batch)
-        # Without a backward pass the outermost group would stay gathered, and go stale when the
-        # weights are set.
-        self._sharded.reshard()
+        # Without a backward pass some groups would stay gathered, and go stale when the weights
+        # are set.
+        for group in self._groups:
+            group.reshard()
         return sums
 
-    def _set_weight(self, parameter: Tensor, value: Tensor) -> None:
-        assert isinstance(parameter, DTensor)
-        whole = value.to(self.device, parameter.dtype)
-        parameter.copy_(
-            distribute_tensor(
-                whole, parameter.device_mesh, parameter.placements, src_data_rank=None
-            )
+
+def _mesh(cfg: ParallelConfig, world: World) -> DeviceMesh:
+    of_a_group = shard_ranks(cfg, world.size, world.local_size)
+    if of_a_group == world.size:
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    return init_device_mesh(
+        world.device.type,
+        (world.size // of_a_group, of_a_group),
+        mesh_dim_names=("replicate", "shard"),
+    )
+
+
+def _reshard(cfg: ParallelConfig, of_a_group: int) -> bool | int:
+    """fully_shard's `reshard_after_forward` of a block. Raises ConfigError."""
+    if isinstance(cfg.reshard, str):
+        return cfg.reshard == "always"
+    if of_a_group % cfg.reshard:
+        raise ConfigError(
+            f"parallel.reshard={cfg.reshard} does not divide the {of_a_group} ranks that share a "
+            "copy of the model; take a divisor, always or never"
         )
+    # To all of them, or to one: fully_shard knows these two as always and never.
+    if cfg.reshard in (1, of_a_group):
+        return cfg.reshard == of_a_group
+    return cfg.reshard
+
+
+def _prefetch(groups: Sequence[FSDPModule], number: int) -> None:
+    """While a group is at work, the next `number` of them are gathered, in either pass.
+
+    With 0 the library does what it does by itself: forward nothing ahead of the CPU, backward one.
+    """
+    if number == 0:
+        return
+    for index, group in enumerate(groups):
+        group.set_modules_to_forward_prefetch(list(groups[index + 1 : index + 1 + number]))
+    for index, group in enumerate(groups[1:], start=1):
+        before = list(groups[max(1, index - number) : index])
+        group.set_modules_to_backward_prefetch(before[::-1])

@@ -4,7 +4,7 @@ Everything here is written for parameters that may be sharded tensors, because `
 class over such parameters; see there.
 
     >>> backend = SingleBackend(ParallelConfig(), TrainingModule(model, 1e-5), OptimConfig(),
-    ...                         World(), sharding_plan(model))
+    ...                         World(), sharding_plan(model), seed=0)
 """
 
 import math
@@ -24,12 +24,14 @@ from mgpt.parallel.backend import (
     MicroSums,
     OptimizerRecipe,
     ParallelConfig,
+    TrainableModel,
     TrainingModule,
     check_weights,
     detached_sums,
 )
 from mgpt.parallel.dist import World
-from mgpt.parallel.recompute import recompute_blocks
+from mgpt.parallel.own_time import OwnTime
+from mgpt.parallel.recompute import compile_blocks, recompute_blocks
 from mgpt.parallel.snapshot import Snapshot
 from mgpt.parallel.state import (
     adam_state,
@@ -63,6 +65,8 @@ class _Pass(nn.Module):
 class SingleBackend:
     """One model in one process; see `mgpt.parallel.backend.Backend` for the contract."""
 
+    own_time: OwnTime
+
     def __init__(
         self,
         cfg: ParallelConfig,
@@ -70,18 +74,22 @@ class SingleBackend:
         optim_cfg: OptimizerRecipe,
         world: World,
         plan: Sequence[str],
+        seed: int,
     ) -> None:
-        """Raises ConfigError where this backend cannot run on that many processes."""
+        """`module` comes on the meta device. Raises ConfigError where this backend cannot run on
+        that many processes, or cannot be divided among them as asked."""
         self.dp_rank, self.dp_size, self.device = world.rank, world.size, world.device
         self._world = world
         self._dtype = DTYPES[cfg.dtype]
-        if cfg.recompute == "full":
-            recompute_blocks(module.model, plan, reentrant=False)
+        recompute_blocks(module.model, plan, cfg.recompute)
+        if cfg.compile:
+            compile_blocks(module.model, plan)
         self._module = self._place(cfg, module, plan)
         self._pass = _Pass(self._module)
         self._named = self._module.named_weights()
         self._parameters = [parameter for _, parameter in self._named]
         self.num_parameters = sum(parameter.numel() for parameter in self._parameters)
+        self._initialise(module.model, seed)
         self._trained_rows = module.model.trained_rows
         self._weight_decay = optim_cfg.weight_decay
         self._optimizer = optim_cfg.build(self._named, decays=self._trained_rows is None)
@@ -95,7 +103,15 @@ class SingleBackend:
                 f"parallel=single runs in 1 process and was started in {self.dp_size}; "
                 "take parallel=fsdp2 or parallel=zero3"
             )
-        return module.to(self.device)
+        return module.to_empty(device=self.device)
+
+    @torch.no_grad()
+    def _initialise(self, model: TrainableModel, seed: int) -> None:
+        """Gives this rank's rows of each parameter their first values."""
+        for name, parameter in self._named:
+            local, first = local_rows(parameter.detach())
+            rows = (first, first + local.shape[0])
+            local.copy_(model.initial_rows(name, tuple(parameter.shape), rows, seed))
 
     def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
         batch = batch.to(self.device)
@@ -107,8 +123,11 @@ class SingleBackend:
         return functional_call(self._pass, copies, (batch, loss_scale))
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
+        self.own_time.enter()
         self._module.train()
-        return detached_sums(self._run(batch, loss_scale))
+        sums = detached_sums(self._run(batch, loss_scale))
+        self.own_time.leave()
+        return sums
 
     def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
         grads = [p.grad for p in self._parameters if p.grad is not None]
@@ -142,10 +161,8 @@ class SingleBackend:
         targets = dict(self._named)
         with torch.no_grad():
             for name, value in check_weights(weights, {n: p.shape for n, p in self._named}):
-                self._set_weight(targets[name], value)
-
-    def _set_weight(self, parameter: Tensor, value: Tensor) -> None:
-        parameter.copy_(value)
+                local, first = local_rows(targets[name].detach())
+                local.copy_(value[first : first + local.shape[0]])
 
     def snapshot(self, copy: bool) -> Snapshot:
         tensors = adam_state(self._named, self._optimizer)

@@ -42,6 +42,7 @@ __all__ = [
     "StoredWeight",
     "adam_state",
     "full_tensor",
+    "is_first_copy",
     "local_rows",
     "num_updates",
     "prepare_adam",
@@ -172,9 +173,17 @@ def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
     """This rank's rows of a tensor that may be sharded, and the index of the first of them."""
     if not isinstance(tensor, DTensor):
         return tensor, 0
-    rank, size = tensor.device_mesh.get_local_rank(), tensor.device_mesh.size()
-    # torch.chunk's split, which Shard(0) is.
+    mesh = tensor.device_mesh
+    rank, size = mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1)
+    # torch.chunk's split, which Shard(0) is. The dimension before it, if any, counts copies.
     return tensor.to_local(), min(rank * -(-tensor.shape[0] // size), tensor.shape[0])
+
+
+def is_first_copy(tensor: Tensor) -> bool:
+    """Whether this rank's part is the one to count, where ranks hold copies of each other's."""
+    if not isinstance(tensor, DTensor) or tensor.device_mesh.ndim == 1:
+        return True
+    return tensor.device_mesh.get_local_rank(0) == 0
 
 
 def weights_checksum(named_tensors: Iterable[tuple[str, Tensor]], world: World) -> str:
@@ -185,6 +194,8 @@ def weights_checksum(named_tensors: Iterable[tuple[str, Tensor]], world: World) 
     """
     total = 0
     for factor, (_, tensor) in enumerate(named_tensors, start=1):
+        if not is_first_copy(tensor):
+            continue
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         total += factor * int(local.detach().contiguous().view(torch.int32).sum(dtype=torch.int64))
     parts = world.gather_objects(total)

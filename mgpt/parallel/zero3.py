@@ -1,13 +1,14 @@
-"""DeepSpeed's ZeRO stage 3: weights, gradients and moments split flat across the ranks.
+"""DeepSpeed's ZeRO: at stage 3 weights, gradients and moments are split flat across the ranks.
 
 DeepSpeed holds each parameter as one flat piece a rank, empty outside the forward and backward of
-its module, with float32 masters and moments in flat buffers of their own. Gradients come out
-divided by the number of ranks, which the loss is multiplied by beforehand. Checkpoints have the
-layout of every other backend: pieces are exchanged for rows of the first dimension, one parameter
-at a time.
+its module, with float32 masters and moments in flat buffers of their own; at stages 1 and 2 the
+weights of the passes are whole on every rank. Gradients come out divided by the number of ranks,
+which the loss is multiplied by beforehand. Checkpoints have the layout of every other backend:
+pieces (`zero_pieces`) are exchanged for rows of the first dimension, one parameter at a time.
+DeepSpeed's configuration is made here, from `ParallelConfig` alone.
 
     >>> backend = Zero3Backend(ParallelConfig(name="zero3"), TrainingModule(model, 1e-5),
-    ...                        OptimConfig(), init_distributed(), sharding_plan(model))
+    ...                        OptimConfig(), init_distributed(), sharding_plan(model), seed=0)
 """
 
 import logging
@@ -20,7 +21,7 @@ from types import ModuleType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 
@@ -36,6 +37,7 @@ from mgpt.parallel.backend import (
     detached_sums,
 )
 from mgpt.parallel.dist import World
+from mgpt.parallel.own_time import OwnTime
 from mgpt.parallel.recompute import recompute_blocks
 from mgpt.parallel.snapshot import Snapshot
 from mgpt.parallel.state import (
@@ -47,12 +49,15 @@ from mgpt.parallel.state import (
     set_num_updates,
     weights_checksum,
 )
+from mgpt.parallel.zero_pieces import stage_pieces
 
-__all__ = ["Zero3Backend"]
+__all__ = ["Zero3Backend", "engine_config"]
 
 
 class Zero3Backend:
-    """One model under ZeRO-3; see `mgpt.parallel.backend.Backend` for the contract."""
+    """One model under ZeRO; see `mgpt.parallel.backend.Backend` for the contract."""
+
+    own_time: OwnTime
 
     def __init__(
         self,
@@ -61,80 +66,76 @@ class Zero3Backend:
         optim_cfg: OptimizerRecipe,
         world: World,
         plan: Sequence[str],
+        seed: int,
     ) -> None:
-        """Raises MachineError where DeepSpeed is not installed."""
+        """`module` comes on the meta device. Raises MachineError where DeepSpeed, or what its
+        offloading to disk needs, is not installed."""
         self.dp_rank, self.dp_size, self.device = world.rank, world.size, world.device
         self._world = world
         world.require_process_group()
-        deepspeed = _import_deepspeed(self.device)
+        deepspeed = _import_deepspeed(self.device, needs_disk=cfg.offload_folder is not None)
         self._mesh = init_device_mesh(self.device.type, (self.dp_size,))
-        if cfg.recompute == "full":
-            recompute_blocks(module.model, plan, reentrant=True)
-        module = module.to(self.device)
+        recompute_blocks(module.model, plan, cfg.recompute, reentrant=cfg.zero_stage == 3)
         self._shapes = {name: p.shape for name, p in module.named_weights()}
         self.num_parameters = sum(shape.numel() for shape in self._shapes.values())
         self._trained_rows = module.model.trained_rows
         self._weight_decay, self._decay_lr = optim_cfg.weight_decay, 0.0
         optimizer = optim_cfg.build(module.named_weights(), decays=self._trained_rows is None)
-        full_precision = [(name, p.detach()) for name, p in module.named_weights()]
+        config = engine_config(cfg)
+        _place(deepspeed, module, optimizer, config, self.device)
         self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            config=_engine_config(cfg),
-            dist_init_required=False,
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
-        self._named = module.named_weights()
+        self._pieces = stage_pieces(self._engine, dict(module.named_weights()), self._shapes)
+        self._spans = world.gather_objects([self._pieces.span(name) for name in self._shapes])
         self._adam: torch.optim.AdamW = self._engine.optimizer.optimizer
-        prepare_adam(self._adam, self._engine.optimizer.fp32_partitioned_groups_flat)
+        prepare_adam(self._adam, self._pieces.masters)
+        if cfg.zero_stage < 3:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         self._norm, self._limit = math.nan, math.inf
-        self._limit_norm()
+        self._pieces.judge_norms(self._within_limit)
         if self._trained_rows is not None:
             # DeepSpeed looks for values that are not finite first, and then calls the optimiser.
             self._adam.register_step_pre_hook(lambda *_: self._decay_trained_rows())
-        if cfg.dtype != "float32":
-            # DeepSpeed makes the float32 masters from weights that it has cast before.
-            self.load_weights(full_precision)
+        for name, shape in self._shapes.items():
+            rows = self._rows_here(name)
+            self._write(name, module.model.initial_rows(name, tuple(shape), rows, seed))
+        self._pieces.refresh()
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
+        self.own_time.enter()
         self._engine.train()
         self._engine.set_gradient_accumulation_boundary(last)
         sums = self._engine(batch.to(self.device))
         # The engine averages over the ranks and, unless told not to, over the micro-batches.
         loss = sums.loss_sum * (loss_scale * self.dp_size)
         self._engine.backward(loss, scale_wrt_gas=False)
+        self.own_time.leave()
         return detached_sums(sums)
 
     def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
-        self._engine.optimizer.clip_grad, self._limit = max_norm, limit
+        self._engine.optimizer.clip_grad, self._limit, self._norm = max_norm, limit, math.nan
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._decay_lr = lr
         self._engine.step()
         return self._norm, not self._engine.optimizer.overflow
 
-    def _limit_norm(self) -> None:
-        """Has DeepSpeed discard an update above the limit, as it does one that is not finite."""
-        optimizer = self._engine.optimizer
-        measure = optimizer._get_norm_groups
-
-        def within_limit() -> list[Tensor]:
-            norms = measure()  # of each group of parameters; -1 stands for one that is not finite
-            finite = all(float(norm) >= 0 for norm in norms)
-            self._norm = float(torch.linalg.vector_norm(torch.stack(norms))) if finite else math.nan
-            return norms if self._norm <= self._limit else [torch.full_like(norms[0], math.nan)]
-
-        optimizer._get_norm_groups = within_limit
+    def _within_limit(self, norm: float) -> bool:
+        self._norm = norm
+        return norm <= self._limit
 
     def _decay_trained_rows(self) -> None:
         """Weight decay where only some rows train, once a step: Adam is called for each group."""
-        from deepspeed.utils import safe_get_local_fp32_param
-
         assert self._trained_rows is not None
+        if self._decay_lr == 0.0:
+            return
         name, start, stop = self._trained_rows
-        piece = safe_get_local_fp32_param(dict(self._named)[name]).detach()
-        width, first = self._shapes[name][1], piece.numel() * self.dp_rank
+        piece, width = self._pieces.read(name), self._shapes[name][1]
+        first, _ = self._pieces.span(name)
         own = piece[max(0, start * width - first) : max(0, stop * width - first)]
         own.mul_(1.0 - self._decay_lr * self._weight_decay)
+        self._pieces.write(name, piece)
         self._decay_lr = 0.0
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
@@ -143,96 +144,83 @@ class Zero3Backend:
             return detached_sums(self._engine(batch.to(self.device)))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        from deepspeed.utils import safe_set_local_fp32_param
-
-        parameters = dict(self._named)
         for name, value in check_weights(weights, self._shapes):
-            safe_set_local_fp32_param(parameters[name], self._piece(value))
-        self._refresh()
+            self._write(name, value[slice(*self._rows_here(name))])
+        self._pieces.refresh()
 
     def snapshot(self, copy: bool) -> Snapshot:
         # Made parameter by parameter, and copied in any case: whole they would fill the GPU.
         return Snapshot.take(self._sharded_state(), num_updates(self._adam), self._world, copy=True)
 
     def load(self, folder: Path) -> None:
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
         tensors = {
             f"{kind}.{name}": self._empty(shape)
             for name, shape in self._shapes.items()
             for kind in (WEIGHTS, *MOMENTS)
         }
         set_num_updates(self._adam, read_state(folder, tensors, self._world))
-        for name, parameter in self._named:
-            piece = self._piece(tensors.pop(f"{WEIGHTS}.{name}").full_tensor())
-            safe_set_local_fp32_param(parameter, piece)
-            for key in MOMENTS:
-                piece = self._piece(tensors.pop(f"{key}.{name}").full_tensor())
-                safe_set_local_optimizer_state(parameter, piece, key)
-        self._refresh()
+        for name in self._shapes:
+            for kind in (WEIGHTS, *MOMENTS):
+                whole = tensors.pop(f"{kind}.{name}").full_tensor()
+                rows = whole[slice(*self._rows_here(name))]
+                self._write(name, rows, None if kind == WEIGHTS else kind)
+        self._pieces.refresh()
 
     def full_weights(self) -> dict[str, Tensor]:
         weights = {}
-        for name, _, piece in self._local_weights():
-            value = self._join(piece, self._shapes[name])
+        for name in self._shapes:
+            value = self._join(name, self._pieces.read(name))
             if self._world.is_main:
                 weights[name] = value.to("cpu", copy=True)
         return weights
 
     def weights_checksum(self) -> str:
-        pieces = ((name, piece) for name, _, piece in self._local_weights())
+        pieces = ((name, self._pieces.read(name)) for name in self._shapes)
         return weights_checksum(pieces, self._world)
 
-    def _local_weights(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        from deepspeed.utils import safe_get_local_fp32_param
-
-        for name, parameter in self._named:
-            yield name, parameter, safe_get_local_fp32_param(parameter)
-
     def _sharded_state(self) -> Iterator[tuple[str, DTensor]]:
-        from deepspeed.utils import safe_get_local_optimizer_state
-
-        for name, parameter, piece in self._local_weights():
-            yield f"{WEIGHTS}.{name}", self._rows(piece, self._shapes[name])
+        for name in self._shapes:
+            yield f"{WEIGHTS}.{name}", self._rows(name, self._pieces.read(name))
             for key in MOMENTS:
-                piece = safe_get_local_optimizer_state(parameter, key)
-                yield f"{key}.{name}", self._rows(piece, self._shapes[name])
+                yield f"{key}.{name}", self._rows(name, self._pieces.read(name, key))
 
-    def _join(self, piece: Tensor, shape: torch.Size) -> Tensor:
-        """The whole parameter from the flat pieces of all ranks; the last may end in padding."""
-        pieces = [torch.empty_like(piece) for _ in range(self.dp_size)]
-        dist.all_gather(pieces, piece.contiguous())
-        return torch.cat(pieces)[: shape.numel()].view(shape)
+    def _join(self, name: str, piece: Tensor) -> Tensor:
+        """The whole parameter from the elements that each rank holds."""
+        shape = self._shapes[name]
+        spans = [spans[list(self._shapes).index(name)] for spans in self._spans]
+        longest = max(numel for _, numel in spans)
+        padded = piece.new_zeros(longest)
+        padded[: piece.numel()] = piece
+        parts = [torch.empty_like(padded) for _ in spans]
+        dist.all_gather(parts, padded)
+        whole = piece.new_empty(shape.numel())
+        for (start, numel), part in zip(spans, parts, strict=True):
+            whole[start : start + numel] = part[:numel]
+        return whole.view(shape)
 
-    def _rows(self, piece: Tensor, shape: torch.Size) -> DTensor:
+    def _rows(self, name: str, piece: Tensor) -> DTensor:
         """This rank's share of the first dimension, as `fsdp2` has it."""
-        whole = self._join(piece, shape)
+        whole = self._join(name, piece)
         return distribute_tensor(whole, self._mesh, [Shard(0)], src_data_rank=None)
 
     def _empty(self, shape: torch.Size) -> DTensor:
         return empty(shape, dtype=torch.float32, device_mesh=self._mesh, placements=[Shard(0)])
 
-    def _piece(self, whole: Tensor) -> Tensor:
-        """This rank's flat piece of a whole tensor, padded with zeros at the end."""
-        numel = -(-whole.numel() // self.dp_size)
-        flat = whole.detach().to(self.device, torch.float32).flatten()
-        start = min(numel * self.dp_rank, flat.numel())
-        piece = torch.zeros(numel, dtype=torch.float32, device=self.device)
-        own = flat[start : start + numel]
-        piece[: own.numel()] = own
-        return piece
+    def _rows_here(self, name: str) -> tuple[int, int]:
+        """Rows, start to stop - 1, that this rank's elements lie in."""
+        (first, numel), width = self._pieces.span(name), self._shapes[name][1:].numel()
+        return first // width, -(-(first + numel) // width)
 
-    def _refresh(self) -> None:
-        """Copies the masters into the parameters that the next forward gathers. Without it the
-        first forward would see the old ones; DeepSpeed does this itself only after an update."""
-        optimizer = self._engine.optimizer
-        for index in range(len(optimizer.fp16_partitioned_groups_flat)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(index)
-        if optimizer.persistent_parameters:
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    def _write(self, name: str, rows: Tensor, moment: str | None = None) -> None:
+        """Sets this rank's elements from the rows that they lie in."""
+        first, numel = self._pieces.span(name)
+        skipped = first % self._shapes[name][1:].numel()
+        values = rows.detach().flatten()[skipped : skipped + numel]
+        self._pieces.write(name, values.to(self.device, torch.float32), moment)
 
 
-def _engine_config(cfg: ParallelConfig) -> dict[str, object]:
+def engine_config(cfg: ParallelConfig) -> dict[str, object]:
+    """DeepSpeed's configuration from ours."""
     # The batch is never named: with rows that do not divide evenly it has no fixed size, and
     # `set_gradient_accumulation_boundary` says where a step ends.
     return {
@@ -240,16 +228,56 @@ def _engine_config(cfg: ParallelConfig) -> dict[str, object]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
+        # Our AdamW updates offloaded tensors on the CPU as well, with the same bits.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": DTYPES[cfg.dtype] is torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {"stage": cfg.zero_stage, **_offload(cfg)},
         "steps_per_print": None,
     }
 
 
-def _import_deepspeed(device: torch.device) -> ModuleType:
-    """DeepSpeed, quiet, on this device, without compiling anything."""
+def _offload(cfg: ParallelConfig) -> dict[str, object]:
+    if cfg.offload == "none":
+        return {}
+    place: dict[str, object] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if cfg.offload_folder is not None:
+        place = {**place, "device": "nvme", "nvme_path": cfg.offload_folder}
+    parts = (
+        ("offload_optimizer", "offload_param") if cfg.offload == "all" else ("offload_optimizer",)
+    )
+    return {part: dict(place) for part in parts}
+
+
+def _place(
+    deepspeed: ModuleType,
+    module: TrainingModule,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, object],
+    device: torch.device,
+) -> None:
+    """Gives a module on the meta device memory, at stage 3 for this rank's part alone.
+
+    Stage 3 takes it leaf by leaf: a leaf is made whole without values, split and let go. The
+    optimiser, which was made over shapes, gets the parameters that come of it.
+    """
+    names = {id(parameter): name for name, parameter in module.named_weights()}
+    if config["zero_optimization"]["stage"] == 3:  # type: ignore[index]
+        for leaf in module.modules():
+            if next(leaf.parameters(recurse=False), None) is not None:
+                assert next(leaf.children(), None) is None, "weights belong to leaves"
+                leaf.to_empty(device=device)
+                deepspeed.zero.Init(module=leaf, config_dict_or_path=config)
+    else:
+        module.to_empty(device=device)
+    parameters = dict(module.named_weights())
+    for group in optimizer.param_groups:
+        group["params"] = [parameters[names[id(one)]] for one in group["params"]]
+
+
+def _import_deepspeed(device: torch.device, needs_disk: bool) -> ModuleType:
+    """DeepSpeed, quiet, on this device; it compiles nothing but what it needs for disks."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")  # a launcher sets it; DeepSpeed insists on it
@@ -266,4 +294,9 @@ def _import_deepspeed(device: torch.device) -> ModuleType:
     if device.type == "cpu":
         # Its shared-memory collectives are compiled at first use, for half a minute; gloo's serve.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if needs_disk and not deepspeed.ops.__compatible_ops__.get("async_io", False):
+        raise MachineError(
+            "parallel.offload_folder needs DeepSpeed's async_io, which cannot be built here; "
+            "install libaio's headers (apt-get install libaio-dev), or leave offload_folder out"
+        )
     return deepspeed

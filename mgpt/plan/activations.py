@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from mgpt.models.attention import rotary_angles
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.parallel.meta import on_meta
 from mgpt.parallel.recompute import recompute_blocks
 from mgpt.plan.live_bytes import LiveBytes
 
@@ -39,21 +39,9 @@ class Activations:
     block's activations where they are recomputed."""
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Leaves new weights as they are: drawing them on the meta device imports torch's compiler."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def meta_model(cfg: TransformerConfig) -> Transformer:
     """The model without memory: names and shapes."""
-    with torch.device("meta"), _Uninitialised():
-        return Transformer(cfg)
+    return on_meta(lambda: Transformer(cfg))
 
 
 @functools.cache
@@ -73,8 +61,7 @@ def trace(
         device: whose attention and dropout.
     """
     model = meta_model(replace(cfg, layers=2, dropout=0.0)).to(dtype)
-    if recompute != "none":
-        recompute_blocks(model, sharding_plan(model), reentrant=False)  # type: ignore[arg-type]
+    recompute_blocks(model, sharding_plan(model), recompute)  # type: ignore[arg-type]
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     with torch.device("meta"):

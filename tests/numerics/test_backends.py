@@ -6,6 +6,7 @@ share, two micro-batches each, and guidance drop is on.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,26 @@ from mgpt.train.step_folder import export_weights
 BACKENDS = {"single": 1, "fsdp2": 2, "zero3": 2}
 SHARDED = ("fsdp2", "zero3")
 LR = 1e-3
+# Ways of sharding that change no result: backend, number of ranks, settings of a run.
+WAYS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "reduced": ("fsdp2", 2, {"reduce_each_micro_batch": True}),
+    "whole": ("fsdp2", 2, {"gather": "model"}),
+    "kept": ("fsdp2", 2, {"parallel": {"reshard": "never", "prefetch": 2}}),
+    "on_cpu": ("fsdp2", 2, {"parallel": {"offload": "all", "prefetch": 0}}),
+    "selective": ("fsdp2", 2, {"recompute": "selective"}),
+    "copies": ("fsdp2", 4, {"parallel": {"shard_ranks": 2}}),
+    "copies_reduced": (
+        "fsdp2",
+        4,
+        {"parallel": {"shard_ranks": 2}, "reduce_each_micro_batch": True, "recompute": "full"},
+    ),
+    "halves": ("fsdp2", 4, {"parallel": {"reshard": 2}}),
+    "stage_1": ("zero3", 2, {"parallel": {"zero_stage": 1}, "recompute": "full"}),
+    "stage_2": ("zero3", 2, {"parallel": {"zero_stage": 2}}),
+    "stage_2_on_cpu": ("zero3", 2, {"parallel": {"zero_stage": 2, "offload": "optimizer"}}),
+    "stage_3_on_cpu": ("zero3", 2, {"parallel": {"offload": "all"}, "recompute": "full"}),
+}
+OF_OTHER_LAYOUT = ("copies", "stage_1", "stage_2", "stage_3_on_cpu")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backends")
     corpus = make_corpus(folder / "corpus")
 
-    def run(kind: str, backend: str, **settings: object) -> Run:
+    def run(kind: str, backend: str, **settings: Any) -> Run:
         return Run(corpus, str(folder / kind / backend), backend=backend, lr=LR, **settings)
 
     def start(backend: str, previous: str) -> None:
@@ -34,16 +55,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if previous:
             step_3 = folder / "plain" / previous / "step_00000003"
             runs.append(run("continued", backend, steps=10, continue_from=str(step_3)))
-        if backend == "fsdp2":
-            runs.append(run("reduced", backend, steps=4, reduce_each_micro_batch=True))
-            runs.append(run("whole", backend, steps=4, gather="model"))
+        for way, (of, ranks, settings) in WAYS.items():
+            if of == backend and ranks == BACKENDS[backend]:
+                runs.append(run(way, backend, steps=4, **settings))
+        if backend == "zero3":
+            step_3 = folder / "plain" / "fsdp2" / "step_00000003"
+            flat = {"parallel": {"zero_stage": 2}}
+            runs.append(run("flat", backend, steps=6, continue_from=str(step_3), **flat))
+            runs.append(run("flat_poisoned", backend, steps=3, poison=(1,), **flat))
         run_ranks(runs, BACKENDS[backend])
 
     start("single", "")
     start("fsdp2", "single")
     start("zero3", "fsdp2")
+    # Rows of one a micro-batch: two micro-batches on each of four ranks, three of the eight empty.
+    run_ranks(
+        [
+            run(way, backend, steps=4, micro_rows=1, **settings)
+            for way, (backend, ranks, settings) in WAYS.items()
+            if ranks == 4
+        ],
+        4,
+    )
     step_3 = folder / "plain" / "zero3" / "step_00000003"
-    run_ranks([run("continued", "single", steps=10, continue_from=str(step_3))])
+    last = [run("continued", "single", steps=10, continue_from=str(step_3))]
+    for way in OF_OTHER_LAYOUT:
+        step_3 = folder / way / WAYS[way][0] / "step_00000003"
+        last.append(run(f"after_{way}", "single", steps=5, continue_from=str(step_3)))
+    run_ranks(last)
     return folder
 
 
@@ -91,10 +130,26 @@ def test_loss_by_task_modality_and_validation(folder: Path, backend: str) -> Non
     assert {"loss/task/caption", "loss/modality/text", "loss/modality/image"} <= single[0].keys()
 
 
-@pytest.mark.parametrize("kind", ["reduced", "whole"])
-def test_when_fsdp2_communicates_changes_nothing(folder: Path, kind: str) -> None:
-    want = losses(folder, "plain", "fsdp2")[:4]
-    torch.testing.assert_close(losses(folder, kind, "fsdp2"), want, atol=1e-6, rtol=0)
+@pytest.mark.parametrize("way", WAYS)
+def test_how_it_is_sharded_changes_nothing(folder: Path, way: str) -> None:
+    backend = WAYS[way][0]
+    want = losses(folder, "plain", "single")[:4]
+    torch.testing.assert_close(losses(folder, way, backend), want, atol=1e-6, rtol=0)
+    single = weights(folder, "plain", "single", 3)
+    assert furthest(single, weights(folder, way, backend, 3)) < 0.05 * LR
+
+
+@pytest.mark.parametrize("way", OF_OTHER_LAYOUT)
+def test_going_on_after_another_layout(folder: Path, way: str) -> None:
+    want = losses(folder, "plain", "single")[3:5]
+    torch.testing.assert_close(losses(folder, f"after_{way}", "single"), want, atol=1e-6, rtol=0)
+
+
+def test_stage_2_goes_on_and_skips(folder: Path) -> None:
+    want = losses(folder, "plain", "single")[3:6]
+    torch.testing.assert_close(losses(folder, "flat", "zero3"), want, atol=1e-6, rtol=0)
+    rows = metrics_of(folder / "flat_poisoned" / "zero3")
+    assert [row["updated"] for row in rows] == [1, 0, 1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -76,6 +76,17 @@ def test_weights_can_be_given(backend: Backend) -> None:
     assert float(got) == pytest.approx(float(want), abs=1e-5)
 
 
+def test_first_weights_are_the_models_own(backend: Backend) -> None:
+    model = Transformer(SIZE)
+    model.init_weights(0)
+    found = backend.full_weights()
+    assert {name: tuple(weight.shape) for name, weight in found.items()} == {
+        name: tuple(weight.shape) for name, weight in model.named_parameters()
+    }
+    for name, weight in model.named_parameters():
+        assert torch.equal(found[name], weight), name
+
+
 def test_unfit_weights_are_all_named() -> None:
     shapes = {"a": torch.Size([2]), "b": torch.Size([3]), "c": torch.Size([4])}
     given: list[tuple[str, Tensor]] = [
@@ -132,6 +143,16 @@ def test_single_refuses_several_processes() -> None:
         ({"micro_rows": 0}, "micro_rows=0"),
         ({"name": "fsdp2", "procs": 0}, "procs=0"),
         ({"name": "single", "procs": 2}, "take fsdp2 or zero3"),
+        ({"name": "fsdp2", "shard_ranks": 0}, "shard_ranks=0"),
+        ({"name": "fsdp2", "reshard": 0}, "reshard=0"),
+        ({"name": "fsdp2", "prefetch": -1}, "prefetch=-1"),
+        ({"name": "zero3", "recompute": "selective"}, "zero3 takes none or full"),
+        ({"name": "zero3", "compile": True}, "zero3 does not compile"),
+        ({"name": "single", "offload": "all"}, "single offloads nothing"),
+        ({"name": "fsdp2", "offload": "optimizer"}, "fsdp2 takes offload=all"),
+        ({"name": "fsdp2", "offload": "all", "offload_folder": "/nvme"}, "main memory alone"),
+        ({"name": "zero3", "offload_folder": "/nvme"}, "needs offload=optimizer or offload=all"),
+        ({"name": "zero3", "offload": "all", "zero_stage": 2}, "zero_stage=3"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, object], words: str) -> None:
