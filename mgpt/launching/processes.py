@@ -22,6 +22,7 @@ from mgpt.files import create_exclusive
 WORKER_MODULE = "mgpt"
 PARENT_VARIABLE = "MGPT_PARENT_PID"
 ERROR_VARIABLE = "MGPT_ERROR_FILE"
+SHUTDOWN_S = 600
 INTERRUPTED_STATUS = 75  # EX_TEMPFAIL: stopped in order by a signal; the same command goes on
 _PR_SET_PDEATHSIG = 1
 
@@ -79,6 +80,8 @@ def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Passed on to the ranks, which save and end; SIGUSR1 is what schedulers send ahead of time.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    # Half a minute, the launcher's own, is too short for the step under way and a large save.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={procs}"]
     try:
         run(get_args_parser().parse_args([*options, "--module", WORKER_MODULE, *arguments]))
