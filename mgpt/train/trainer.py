@@ -162,6 +162,7 @@ class Trainer:
         """
         cfg = self.cfg
         step = self._start()
+        self.tracker.fill(self._record.rows, cfg.log_every)
         watch = HangWatch(cfg.guard.hang_s, f"rank {self.world.rank}", neighbours(self.world))
         with (
             watch,
