@@ -1,4 +1,4 @@
-"""The health of the nodes of a job, before it starts: one process a node, one verdict.
+"""The health of the nodes of a job, before it starts: one process of each speaks, one verdict.
 
 Every node gathers its facts; all meet at a store on the first node, which compares clocks, lets
 each two nodes all-reduce, and judges. A node that says nothing, hangs or dies costs a bounded wait
@@ -60,10 +60,12 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class Place:
-    """This process among those of the examination, one a node."""
+    """This node among those of the examination."""
 
     rank: int
     size: int
+    local_rank: int
+    """Of this process on its node; the first one speaks for it."""
     address: str
     port: int
     has_store: bool
@@ -71,15 +73,21 @@ class Place:
 
     @classmethod
     def of_environment(cls) -> Place:
-        """As torchrun or srun says; alone where nothing does."""
+        """As srun or torchrun says; alone where nothing does, as in a batch script's own line."""
         env = os.environ
-        rank = env.get("RANK") or env.get("SLURM_PROCID") or "0"
-        size = env.get("WORLD_SIZE") or env.get("SLURM_NTASKS") or "1"
-        if "SLURM_STEP_ID" not in env and "RANK" not in env:
-            rank, size = "0", "1"  # a batch script's own line, not a step
+        rank, size, local_rank = "0", "1", "0"
+        if "SLURM_STEP_ID" in env and "TORCHELASTIC_RUN_ID" not in env:
+            rank, local_rank = env["SLURM_NODEID"], env["SLURM_LOCALID"]
+            size = env.get("SLURM_STEP_NUM_NODES") or env["SLURM_NNODES"]
+        elif "RANK" in env:
+            rank, size = env.get("GROUP_RANK", env["RANK"]), env["WORLD_SIZE"]
+            local_rank = env.get("LOCAL_RANK", "0")
+            if "GROUP_RANK" in env:
+                size = env.get("GROUP_WORLD_SIZE", size)
         address = env.get("MASTER_ADDR") or (_first_node() if int(size) > 1 else "localhost")
+        port = int(env.get("MASTER_PORT", PORT))
         has_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return cls(int(rank), int(size), address, int(env.get("MASTER_PORT", PORT)), has_store)
+        return cls(int(rank), int(size), int(local_rank), address, port, has_store)
 
 
 def _first_node() -> str:
@@ -98,12 +106,14 @@ def _first_node() -> str:
 
 
 def examine(cfg: DoctorConfig, tracker: Tracker) -> list[Problem]:
-    """The verdict over all nodes; on nodes other than the first an empty list, once it is given.
+    """The verdict over all nodes; an empty list from processes other than the first node's first.
 
     Writes doctor.json, and bad_nodes where a node is to blame. Raises MachineError where the
     nodes' store cannot be reached.
     """
     place = Place.of_environment()
+    if place.local_rank > 0:
+        return []
     folder = Path(cfg.output)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,12 +177,6 @@ class Table:
         self._say(f"report/{self._place.rank}", facts)
         reports, missing = self._gather()
         names = {rank: report["node"] for rank, report in reports.items()}
-        if len(set(names.values())) < len(names):
-            self._say("end", True)
-            raise MachineError(
-                f"doctor: {len(names)} processes on {len(set(names.values()))} nodes; start one "
-                "a node, srun --ntasks-per-node=1"
-            )
         unseen = self._unseen(names)
         on_gpu = all(report["gpus"] for report in reports.values())
         rounds = pairings(sorted(reports))
@@ -359,7 +363,7 @@ def _write(folder: Path, examined: Examined, problems: Sequence[Problem]) -> Non
         "nodes": nodes,
     }
     if bad:
-        atomic_write(folder / BAD_NODES, f"{','.join(bad)}\n".encode())
+        atomic_write(folder / BAD_NODES, "".join(f"{node}\n" for node in bad).encode())
     atomic_write(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode())
 
 

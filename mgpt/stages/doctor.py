@@ -1,23 +1,27 @@
 r"""mgpt doctor: the health of this machine, or of every node of a job, before it starts.
 
 GPUs and their links, versions, clocks, the file system of `output`, and the bandwidth of an
-all-reduce between each two nodes; run one process a node. By hand, and inside a Slurm job:
+all-reduce between each two nodes. By hand, and inside a Slurm job:
 
     mgpt doctor output=outputs/doctor
 
     srun --ntasks-per-node=1 mgpt doctor output=outputs/doctor
 
-The exit status is 0 where all is well. Else it is 2, each problem is named, and where single nodes
-are to blame they stand in <output>/bad_nodes as sbatch's --exclude takes them.
+The exit status is 0 where all is well and 3 where nodes are to blame, which stand in
+<output>/bad_nodes, one a line. It is 1 where something is wrong and it cannot be told whose fault
+it is, as between two nodes that differ. Each problem is named.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from mgpt.errors import MachineError
 from mgpt.launching.doctor import DoctorConfig, examine
+from mgpt.launching.findings import blamed
 from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+PROBLEMS_STATUS, BAD_NODES_STATUS = 1, 3
 
 Config = DoctorConfig
 
@@ -26,5 +30,7 @@ def main(cfg: Config) -> None:
     unrecorded = TrackingConfig(mode="disabled")
     with Tracker(unrecorded, Path(cfg.output), "doctor", record=False) as tracker:
         problems = examine(cfg, tracker)
+    for problem in problems:
+        print(f"mgpt doctor: {problem.line()}", file=sys.stderr, flush=True)
     if problems:
-        raise MachineError("\n  ".join(["doctor:", *(problem.line() for problem in problems)]))
+        raise SystemExit(BAD_NODES_STATUS if blamed(problems) else PROBLEMS_STATUS)

@@ -15,6 +15,7 @@ from mgpt.launching.doctor import DoctorConfig, Place, examine, pairings
 from mgpt.launching.speeds import bounded, pair_speed
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
+LAUNCHERS = ("SLURM", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "MASTER_", "TORCHELASTIC")
 SMI = """#!/bin/sh
 case "$1" in
 topo) printf '\\tGPU0\\tGPU1\\tNIC0\\tCPU Affinity\\n'
@@ -29,7 +30,7 @@ esac
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("SLURM", "RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC")):
+        if name.startswith(LAUNCHERS):
             monkeypatch.delenv(name)
 
 
@@ -91,16 +92,18 @@ def test_one_machine_is_examined_alone(tmp_path: Path, tracker: Tracker) -> None
 def test_the_place_is_a_steps_or_torchruns_and_a_batch_script_is_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert Place.of_environment().size == 1
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    monkeypatch.setenv("MASTER_ADDR", "vn1")
-    assert Place.of_environment() == Place(0, 2, "vn1", doctor.PORT, has_store=False)
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_PORT": "77"}.items():
-        monkeypatch.setenv(name, value)
-    assert Place.of_environment() == Place(3, 4, "vn1", 77, has_store=True)
+    def given(**environment: object) -> Place:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        return Place.of_environment()
+
+    assert given(SLURM_NODEID=0, SLURM_LOCALID=0, SLURM_NNODES=2).size == 1
+    step = given(SLURM_STEP_ID=0, SLURM_NODEID=1, SLURM_LOCALID=3, MASTER_ADDR="vn1", RANK=7)
+    assert step == Place(1, 2, 3, "vn1", doctor.PORT, has_store=False)
+    torchrun = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place = given(**torchrun, WORLD_SIZE=8, LOCAL_RANK=1, GROUP_RANK=2, GROUP_WORLD_SIZE=4)
+    assert place == Place(2, 4, 1, "vn1", doctor.PORT, has_store=True)
+    assert given(MASTER_PORT=77).port == 77
 
 
 def test_what_hangs_or_dies_is_a_finding() -> None:
@@ -146,10 +149,10 @@ def test_a_node_with_other_packages_and_one_without_a_network_are_named(tmp_path
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [2, 0, 0, 0], ends
+    assert [process.returncode for process in started] == [3, 0, 0, 0], ends
     assert "odd (versions): stray 1.0, the others none" in ends[0]
     assert "cut-off (network): with every other node:" in ends[0]
-    assert (output / "bad_nodes").read_text() == "cut-off,odd\n"
+    assert (output / "bad_nodes").read_text() == "cut-off\nodd\n"
     report = json.loads((output / "doctor.json").read_text())
     assert report["bad_nodes"] == ["cut-off", "odd"] and not report["ok"]
     speeds = [pair["gb_s"] for pair in report["pairs"] if "gb_s" in pair]
