@@ -58,8 +58,7 @@ class CorpusConfig:
     """What corpus to make.
 
     `area_px` is the side in pixels of the square whose area each picture has; `view_area_px`
-    the same for turntable views (None: like `area_px`). `num_questions` are asked about a scene's
-    objects, each of another kind, where it allows so many. `kind_weights` and `aspect_weights`
+    the same for turntable views (None: like `area_px`). `kind_weights` and `aspect_weights`
     (keys `width:height`) are relative frequencies.
     """
 
@@ -70,7 +69,6 @@ class CorpusConfig:
     view_area_px: int | None = None
     num_views: int = 4
     num_edits: int = 2
-    num_questions: int = 4
     kind_weights: dict[Kind, float] = field(
         default_factory=lambda: {"objects": 0.8, "mannequin": 0.1, "views": 0.1}
     )
@@ -80,7 +78,7 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         assert 16 <= self.area_px <= 2048, f"area_px is the side of a square, got {self.area_px}"
-        assert self.num_views >= 1 and self.num_edits >= 1 and self.num_questions >= 1
+        assert self.num_views >= 1 and self.num_edits >= 1
         assert set(self.kind_weights) <= set(KINDS)
 
 
@@ -156,7 +154,7 @@ def _objects_sample(
     frame = _render(scene, height, width)
     listed = _objects_truth(scene, frame)
     sought = int(rng.integers(len(listed)))
-    questions = truth.questions(scene, rng, cfg.num_questions)
+    questions = truth.questions(scene, rng, 4)
     other = sample_scene(cfg.seed, cfg.split, "objects", _OTHER_SCENE + index)
     other_questions = truth.second_picture_questions(scene, other, rng)
     other_frame = _render(other, height, width)
