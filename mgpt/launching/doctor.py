@@ -27,7 +27,7 @@ from mgpt.errors import MachineError
 from mgpt.files import atomic_write, disk_errors
 from mgpt.launching.findings import Examined, Limits, Problem, blamed, judge
 from mgpt.launching.node_facts import node_facts, node_name
-from mgpt.launching.speeds import bounded, gpu_speeds, pair_speed
+from mgpt.launching.speeds import Bench, gpu_speeds, pair_speed
 from mgpt.tracking.tracker import Tracker
 
 REPORT, BAD_NODES = "doctor.json", "bad_nodes"
@@ -120,19 +120,19 @@ def examine(cfg: DoctorConfig, tracker: Tracker) -> list[Problem]:
     if place.rank == 0:
         for name in (REPORT, BAD_NODES):
             (folder / name).unlink(missing_ok=True)
-    facts = node_facts(folder, cfg.file_mb)
-    if facts["gpus"]:
-        facts["speeds"] = bounded(gpu_speeds, (), cfg.patience_s)
-    if place.size == 1:
-        examined = Examined({facts["node"]: facts})
-    else:
-        with _trouble(place):
-            store = _meet(place, cfg.patience_s)
-            table = Table(store, place, cfg)
-            if place.rank > 0:
-                table.attend(facts)
-                return []
-            examined = table.preside(facts)
+    with Bench() as bench:
+        facts = node_facts(folder, cfg.file_mb)
+        if facts["gpus"]:
+            facts["speeds"] = bench.measure(gpu_speeds, (), cfg.patience_s)
+        if place.size == 1:
+            examined = Examined({facts["node"]: facts})
+        else:
+            with _trouble(place):
+                table = Table(_meet(place, cfg.patience_s), place, cfg, bench)
+                if place.rank > 0:
+                    table.attend(facts)
+                    return []
+                examined = table.preside(facts)
     problems = judge(examined, cfg.limits)
     _write(folder, examined, problems)
     _show(tracker, examined, problems)
@@ -166,9 +166,9 @@ class Table:
     Every word is a key of the store, and every wait for one is bounded.
     """
 
-    def __init__(self, store: dist.Store, place: Place, cfg: DoctorConfig) -> None:
+    def __init__(self, store: dist.Store, place: Place, cfg: DoctorConfig, bench: Bench) -> None:
         self._store = dist.PrefixStore("doctor", store)
-        self._place, self._cfg = place, cfg
+        self._place, self._cfg, self._bench = place, cfg, bench
 
     # --- the first node ---------------------------------------------------------------------
 
@@ -289,7 +289,8 @@ class Table:
         name = _pair_name(pair)
         place = (self._place.address, self._place.port, f"doctor/{name}", pair.index(rank))
         arguments = (*place, on_gpu, cfg.payload_mb, cfg.pair_patience_s)
-        self._say(f"pair/{name}/{rank}", bounded(pair_speed, arguments, cfg.pair_patience_s))
+        result = self._bench.measure(pair_speed, arguments, cfg.pair_patience_s)
+        self._say(f"pair/{name}/{rank}", result)
 
     def _leave_mark(self) -> None:
         with suppress(OSError):  # that it cannot be written is among the facts

@@ -1,10 +1,11 @@
 """Measurements that may hang or die, each in a process of its own that is ended when it is late.
 
-An all-reduce between two nodes, and what each GPU of a node computes and copies. The processes
-come from a server that has torch imported already, so that one starts at once; the caller itself
-never touches a GPU.
+An all-reduce between two nodes, and what each GPU of a node computes and copies. The processes are
+forks of one that was forked before the caller had threads or a GPU: torch is imported already, and
+CUDA starts afresh in each.
 
-    >>> bounded(gpu_speeds, (), patience_s=60)
+    >>> with Bench() as bench:
+    ...     bench.measure(gpu_speeds, (), patience_s=60)
     {'gpus': [{'tflops': 702.1}], 'copies': {}}
 """
 
@@ -24,16 +25,50 @@ import torch.distributed as dist
 _ROUNDS = 5
 _MATRIX = 8192
 _COPY_BYTES = 1 << 28
+_FORK = multiprocessing.get_context("fork")
+Measure = Callable[..., dict[str, Any]]
 
 
-def bounded(
-    measure: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], patience_s: float
-) -> dict[str, Any]:
-    """What the function returns in a process of its own, or {"error": why not}."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sender, measure, arguments), daemon=True)
+class Bench:
+    """Where measurements are made, one at a time; to be opened before anything has a thread."""
+
+    def __enter__(self) -> Bench:
+        self._end, other = _FORK.Pipe()
+        self._process = _FORK.Process(target=_serve, args=(other, self._end))
+        self._process.start()
+        other.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
+        self._process.join(5)
+        self._process.kill()
+        self._process.join(5)
+
+    def measure(
+        self, measure: Measure, arguments: tuple[Any, ...], patience_s: float
+    ) -> dict[str, Any]:
+        """What the function returns in a process of its own, or {"error": why not}."""
+        self._end.send((measure, arguments, patience_s))
+        try:
+            return self._end.recv()
+        except EOFError:
+            return {"error": "the process that measures is gone"}
+
+
+def _serve(end: Connection, callers_end: Connection) -> None:
+    callers_end.close()
+    while True:
+        try:
+            measure, arguments, patience_s = end.recv()
+        except EOFError:  # the caller is done, or dead
+            os._exit(0)
+        end.send(_bounded(measure, arguments, patience_s))
+
+
+def _bounded(measure: Measure, arguments: tuple[Any, ...], patience_s: float) -> dict[str, Any]:
+    receiver, sender = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=_report, args=(sender, measure, arguments))
     process.start()
     sender.close()
     try:
@@ -48,9 +83,7 @@ def bounded(
         process.join(10)
 
 
-def _report(
-    sender: Connection, measure: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]
-) -> None:
+def _report(sender: Connection, measure: Measure, arguments: tuple[Any, ...]) -> None:
     try:
         sender.send(measure(*arguments))
     except Exception as error:  # whatever it is, it is the finding
