@@ -71,9 +71,9 @@ class LaunchFolder:
         """What the job says of itself; one an element of an array."""
         found = []
         for file in (self.path / "state", *sorted(self.path.glob("element_*/state"))):
-            parts = (_text(file) or "").split("\t")
-            if len(parts) == 4:
-                found.append(State(parts[0], parts[1], float(parts[2]), parts[3]))
+            word, job, time_s, reason = ((_text(file) or "").split("\t") + [""] * 4)[:4]
+            if word:
+                found.append(State(word, job, float(time_s), reason))
         return found
 
     @property

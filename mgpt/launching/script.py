@@ -214,14 +214,8 @@ def _environment(task: Task, launcher: Launcher) -> list[str]:
 def _doctor(task: Task, launcher: Launcher) -> str:
     if not launcher.doctor or task.kind != "training":
         return ""
-    words = [_python(launcher), "-m", "mgpt", "doctor", f"output={task.launch / 'doctor'}"]
-    return "\n".join(
-        [
-            "# Nodes that fail the health check are left out, and others asked for.",
-            f'attend "$own/logs/$start/doctor" {shlex.join(words)}',
-            '[ $status != 3 ] || go_on "bad nodes: $(paste -sd\' \' "$launch/doctor/bad_nodes")"',
-        ]
-    )
+    output = f"output={task.launch / 'doctor'}"
+    return shlex.join([_python(launcher), "-m", "mgpt", "doctor", output])
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from mgpt.errors import ConfigError, MachineError
+from mgpt.launching.launch_folder import NAME as LAUNCH
 from mgpt.launching.processes import is_worker
 from mgpt.settings import to_plain
 from mgpt.storage import (
@@ -294,7 +295,17 @@ def _check_spares(output: Location, inputs: Mapping[str, str]) -> None:
 
 
 def _clear(path: Location) -> None:
-    """Takes a stage's folder away; a kill leaves the old one, known as such, or none."""
+    """Takes a stage's folder away; a kill leaves the old one, known as such, or none.
+
+    Not so the books of the job that runs this, where it was submitted.
+    """
+    if isinstance(path, Path) and (path / LAUNCH).is_dir():
+        for item in sorted(path.iterdir(), key=lambda item: item.name == RECORD):
+            if item.is_dir() and item.name != LAUNCH:
+                remove_tree(item)
+            elif item.name != LAUNCH:
+                item.unlink()
+        return
     if isinstance(path, Path):
         old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
         path.rename(old)

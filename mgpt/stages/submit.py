@@ -1,4 +1,4 @@
-r"""mgpt submit: a stage, or a pipeline, into Slurm's queue; or through torchrun on this machine.
+r"""mgpt submit: a stage or a pipeline into the queue of Slurm, or through torchrun on this machine.
 
 Takes the command of a stage as it is, with the launcher's fields beside it. The whole configuration
 is resolved and checked, planned (mgpt plan) and looked at (disk, inputs, shards, versions, port)

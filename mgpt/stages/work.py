@@ -90,23 +90,26 @@ def read_work(stage: str, config: Any) -> tuple[str, list[Work]]:
 
 def chain(output: str, entries: Sequence[Entry]) -> list[Work]:
     """The entries as works, each with its needs, and a verify behind each tokenize."""
-    works: list[Work] = []
+    works: dict[str, Work] = {}
+    implied: dict[str, set[str]] = {}  # work → all that its success implies
     stands_for: dict[str, str] = {}  # output folder → the work that says it is good
     for entry in entries:
-        needed = dict.fromkeys(
+        own = str(entry.config.output)
+        named = dict.fromkeys(
             name
             for text in _texts(entry.config)
             for folder, name in stands_for.items()
-            if text == folder or text.startswith(f"{folder}/")
+            if is_below(text, [folder])
         )
-        own = str(entry.config.output)
-        needs = tuple(Need(name) for name in needed)
-        works.append(Work(entry.name, entry.stage, entry.config, own, needs))
-        stands_for[own] = entry.name
-        if entry.stage == "tokenize":
-            works.append(_verify(output, works[-1]))
-            stands_for[own] = works[-1].name
-    return works
+        needs = [name for name in named if not any(name in implied[other] for other in named)]
+        work = Work(entry.name, entry.stage, entry.config, own, tuple(map(Need, needs)))
+        added = [work, _verify(output, work)] if entry.stage == "tokenize" else [work]
+        for one in added:
+            before = {need.name for need in one.needs}
+            implied[one.name] = before.union(*(implied[name] for name in before))
+            works[one.name] = one
+            stands_for[own] = one.name
+    return list(works.values())
 
 
 def _texts(config: Any) -> list[str]:
@@ -116,9 +119,11 @@ def _texts(config: Any) -> list[str]:
 
 
 def _verify(output: str, tokenize: Work) -> Work:
+    """Runs however tokenising ended, but not on older shards where its inputs failed."""
     config = load_stage("verify").Config(input=tokenize.output, raw=tokenize.config.input)
     name = f"{tokenize.name}.verify"
-    return Work(name, "verify", config, f"{output}/{name}", (Need(tokenize.name, "afterany"),))
+    needs = (Need(tokenize.name, "afterany"), *tokenize.needs)
+    return Work(name, "verify", config, f"{output}/{name}", needs)
 
 
 def unfinished(works: Sequence[Work]) -> list[Work]:

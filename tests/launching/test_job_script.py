@@ -86,7 +86,7 @@ def test_an_answer_is_no_reason_to_try_again(tmp_path: Path) -> None:
 def test_the_signal_goes_to_the_ranks_and_the_job_into_the_queue(tmp_path: Path) -> None:
     script = JobScript(tmp_path)
     step = f"'{script.run}/step_00000005'"
-    saves = f"trap \"mkdir -p {step}; touch {step}/COMPLETE; exit 75\" USR1"
+    saves = f'trap "mkdir -p {step}; touch {step}/COMPLETE; exit 75" USR1'
     script.plan(f"{saves}; kill -USR1 $PPID; for i in $(seq 200); do sleep 0.1; done", "exit 0")
     outcome = script.run_to_the_end()
     assert outcome.status == 0 and outcome.starts == 2 and requeues(outcome.calls) == 1
