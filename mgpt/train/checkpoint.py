@@ -29,7 +29,7 @@ from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
 from mgpt.parallel.snapshot import FileSum, Snapshot
 from mgpt.train.metrics import VocabularyLike
-from mgpt.train.run_folder import RunFolder, highest_attempt
+from mgpt.train.run_folder import RunFolder
 from mgpt.train.step_folder import StepFolder, complete_folders, step_name
 
 __all__ = ["CheckpointStore"]
@@ -136,16 +136,6 @@ class CheckpointStore:
                 f"{self.run_folder}: {free / 1e9:.1f} GB free, checkpoints need {need / 1e9:.1f} "
                 f"({self._keep} kept{ever} and one being written); free space, or set keep lower"
             )
-
-    def is_superseded(self) -> bool:
-        """Whether a later start of this run exists; this one must then end."""
-        return highest_attempt(self.run_folder) > self.attempt
-
-    def newest_complete(self) -> StepFolder | None:
-        """The newest checkpoint of this run, not verified; collective."""
-        self.wait()
-        steps = self._on_main(self._world, lambda: [f.step for f in self._complete()])
-        return StepFolder(self.run_folder / step_name(steps[-1]), steps[-1]) if steps else None
 
     def must_end(self) -> bool:
         """Whether this rank knows of a reason to `end`: a save in the background has failed, or a

@@ -1,0 +1,135 @@
+"""A save that dies, or finds the disk full, at any of its steps: a whole checkpoint is there."""
+
+import builtins
+import errno
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mgpt.errors import MgptError
+from mgpt.parallel import snapshot
+from mgpt.parallel.dist import World
+from mgpt.parallel.snapshot import Snapshot
+from mgpt.train.checkpoint import CheckpointStore
+from mgpt.train.step_folder import export_weights
+
+FULL_DISK_STATUS, NOTHING_HAPPENED_STATUS = 3, 4
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mgpt.train.checkpoint"])
+
+
+class State:
+    """What a save asks of a backend and of a vocabulary."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def snapshot(self, copy: bool) -> Snapshot:
+        names = ("model.a", "exp_avg.a", "exp_avg_sq.a")
+        tensors = {name: torch.full((4, 3), self._value) for name in names}
+        return Snapshot.take(tensors.items(), int(self._value), World(), copy)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "vocabulary.json").write_text("{}")
+
+
+def save(folder: Path, step: int) -> None:
+    """One attempt that saves once."""
+    state = State(float(step))
+    with CheckpointStore(folder, World(), keep=1, background=True) as store:
+        store.save(step, state, {"row": step}, {"step": step}, "a: 1\n", state)  # type: ignore[arg-type]
+
+
+def faulty_save(folder: Path, step: int, fatal: int, how: str) -> None:
+    """Whose `fatal`-th step on the disk kills it, or finds the disk full."""
+    steps = itertools.count()
+
+    def tick() -> None:
+        if next(steps) != fatal:
+            return
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class FaultyFile(io.FileIO):
+        def write(self, data: Any) -> int:
+            half = bytes(data)[: len(data) // 2]
+            super().write(half)  # torn, if this is where it ends
+            tick()
+            return len(half) + super().write(bytes(data)[len(half) :])
+
+    real_open = io.open
+
+    def faulty_open(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if not set(mode) & set("wxa"):
+            return real_open(path, mode, *args, **options)
+        tick()
+        stream = io.BufferedWriter(FaultyFile(path, mode.replace("b", "")))
+        return stream if "b" in mode else io.TextIOWrapper(stream)
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        real = getattr(os, name)
+        setattr(os, name, lambda *args, real=real, **options: (tick(), real(*args, **options))[1])
+    builtins.open = io.open = faulty_open  # type: ignore[assignment]
+    snapshot._CHUNK_BYTES = 64
+    try:
+        save(folder, step)
+    except MgptError as error:
+        assert "No space left" in str(error), error
+        sys.exit(FULL_DISK_STATUS)
+    if next(steps) <= fatal:
+        sys.exit(NOTHING_HAPPENED_STATUS)
+
+
+def run(target: Any, *args: Any) -> int | None:
+    process = CONTEXT.Process(target=target, args=args)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode
+
+
+def drill(root: Path, how: str, stride: int) -> None:
+    found = []
+    for fatal in itertools.count(0, stride):
+        folder = root / f"{how}-{fatal}"
+        save(folder, 1)
+        code = run(faulty_save, folder, 2, fatal, how)
+        store = CheckpointStore(folder, World())
+        newest = store.newest_whole()
+        assert newest is not None, fatal
+        step = newest.step
+        assert torch.equal(export_weights(newest)["a"], torch.full((4, 3), float(step)))
+        assert newest.loader_state() == {"row": step} and newest.trainer_state() == {"step": step}
+        assert not list(folder.glob(".*"))
+        found.append(step)
+        save(folder, 2)
+        assert CheckpointStore(folder, World()).newest_whole().step == 2  # type: ignore[union-attr]
+        if code == NOTHING_HAPPENED_STATUS:
+            break
+        # Where a full disk hinders the tidying up alone, there is nothing to say.
+        assert code in ((-signal.SIGKILL,) if how == "kill" else (FULL_DISK_STATUS, 0)), code
+    print(json.dumps({"drill": how, "tried": len(found) - 1, "before": found.count(1)}))
+    assert found.count(1) >= 25 // stride and found[-1] == 2
+
+
+@pytest.mark.parametrize("how", ["kill", "full_disk"])
+def test_at_every_ninth_step_on_the_disk(tmp_path: Path, how: str) -> None:
+    drill(tmp_path, how, stride=9)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("how", ["kill", "full_disk"])
+def test_at_every_step_on_the_disk(tmp_path: Path, how: str) -> None:
+    drill(tmp_path, how, stride=1)
