@@ -22,11 +22,12 @@ from torch import Tensor
 from mgpt.errors import CheckpointError, DataError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
+from mgpt.launching.code_version import code_version
 from mgpt.models.folder import (
     load_model_config,
     model_tensors,
-    save_model,
     vocabulary_fingerprint,
+    write_model,
 )
 from mgpt.models.sizes import SIZES
 from mgpt.models.tensor_files import LazyTensor
@@ -69,11 +70,12 @@ def open_tracker(
 ) -> Tracker:
     """The tracker of a stage's output folder; `record=False` where a trainer writes the record,
     `shared` where processes started apart may do the stage together."""
+    shown = {**to_plain(cfg), "code": code_version()} if is_main else {}
     return Tracker(
         cfg.tracking,
         record_folder(locate(cfg.output)),
         stage,
-        resolved_config=to_plain(cfg),
+        resolved_config=shown,
         is_main=is_main,
         record=record,
         shared=shared,
@@ -120,8 +122,8 @@ class Weights:
             return cls(newest.path, is_checkpoint=True)
         there = "does not exist" if not path.exists() else "holds no weights"
         raise CheckpointError(
-            f"{path} {there}; give a model folder (config.json), a complete step folder, or the "
-            "output folder of a training stage"
+            f"{path} {there}; give a model folder (config.json; mgpt import makes one of released "
+            "weights), a complete step folder, or the output folder of a training stage"
         )
 
     def vocabulary(self) -> Vocabulary:
@@ -160,13 +162,14 @@ class Weights:
         for tensor in self.stored():
             yield tensor.name, tensor.read().float()
 
-    def stored(self) -> list[LazyTensor]:
-        """Every weight as it is stored, not read yet; a checkpoint's files are verified here."""
+    def stored(self, verify: bool = True) -> list[LazyTensor]:
+        """Every weight as it is stored, not read yet; a checkpoint's files are verified here, for
+        whoever has not done so just now."""
         if not self.is_checkpoint:
             return list(model_tensors(self.folder).values())
         return [
             LazyTensor(name, tuple(weight.shape), weight.dtype, weight.read)
-            for name, weight in stored_weights(self.folder).items()
+            for name, weight in stored_weights(self.folder, verify).items()
         ]
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -219,11 +222,14 @@ def released_vocabulary(file: Path) -> Vocabulary:
 
 
 def write_model_folder(
-    folder: Path, cfg: TransformerConfig, weights: dict[str, Tensor], vocabulary: Vocabulary
+    folder: Path, cfg: TransformerConfig, tensors: Sequence[LazyTensor], vocabulary: Vocabulary
 ) -> None:
-    """config.json, safetensors and vocabulary/: what `ckpt=` and `init_from=` take."""
+    """config.json, safetensors and vocabulary/: what `ckpt=` and `init_from=` take.
+
+    One tensor is in memory at a time.
+    """
     vocabulary.save(folder / VOCABULARY)
-    save_model(folder, replace(cfg, dropout=0.0), weights, vocabulary.fingerprint)
+    write_model(folder, replace(cfg, dropout=0.0), tensors, vocabulary.fingerprint)
 
 
 def vq_input(vq: str | None) -> dict[str, str]:
