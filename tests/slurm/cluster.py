@@ -275,14 +275,14 @@ class Cluster:
         self._link(name, "up")
 
     def processes(self, name: str, words: str) -> list[int]:
-        """Pids, as seen here, of the node's processes whose command line holds the words."""
+        """Pids, as seen here, of the node's Python processes whose command line holds the words."""
         found = []
         for pid in descendants(self._pid_of(name)):
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
-            if words in line:
+            if "python" in line.split(" ")[0] and words in line:
                 found.append(pid)
         return found
 

@@ -1,0 +1,120 @@
+"""Trainings on two nodes that are stopped, killed and continued by Slurm."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from cluster_node import until
+from training import Inputs, Training, assert_same
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    _cluster: Cluster, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory
+) -> Training:
+    """The same training without any disturbance, to compare with."""
+    run = Training(_cluster, inputs, tmp_path_factory.mktemp("undisturbed") / "run")
+    run.submit()
+    run.finish()
+    return run
+
+
+def test_a_signal_before_the_limit_saves_and_the_requeued_job_goes_on_bit_for_bit(
+    training: Training, slurm: Cluster, undisturbed: Training
+) -> None:
+    job = training.submit()
+    training.reach(7)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@… sends it
+    until("a start after the first", lambda: training.starts() > 1, 120)
+    assert "stopped by SIGUSR1" in training.log()
+    training.finish()
+    assert slurm.job(job)["Restarts"] == "1" and training.starts() == 2
+    saved = json.loads((training.output / "DONE").read_text())["figures"]
+    assert saved["steps"] == 40
+    assert_same(training, undisturbed)
+    ranks = slurm.run("sh", "-c", f"ls {training.output}/launch/logs/2").stdout.split()
+    assert [name for name in ranks if name.startswith("rank")] == [
+        f"rank_{rank:04d}.log" for rank in range(4)
+    ]
+
+
+def test_a_second_submission_into_a_live_folder_is_refused_by_name(
+    training: Training, slurm: Cluster
+) -> None:
+    job = training.submit()
+    again = slurm.run(*training.mgpt("submit", *training.command), check=False, timeout_s=200)
+    assert again.returncode == 2 and f"job {job}" in again.stderr, again.stderr
+    assert str(training.output) in again.stderr
+    shown = slurm.run(*training.mgpt("status", f"output={training.output}"), timeout_s=200)
+    assert job in shown.stdout
+    slurm.run(*training.mgpt("cancel", f"output={training.output}"), timeout_s=200)
+    slurm.wait(job, "CANCELLED")
+
+
+@pytest.mark.long
+def test_a_killed_rank_brings_the_job_back_and_it_goes_on(
+    training: Training, slurm: Cluster, undisturbed: Training
+) -> None:
+    job = training.submit()
+    training.reach(12)
+    ranks = slurm.processes("vn2", "mgpt pretrain")
+    assert ranks
+    slurm.run("sh", "-c", f"kill -9 {' '.join(map(str, ranks))}")
+    training.finish()
+    assert int(slurm.job(job)["Restarts"]) == 1
+    assert_same(training, undisturbed)
+
+
+@pytest.mark.long
+def test_a_node_without_power_is_left_and_the_job_goes_on_elsewhere(
+    training: Training, slurm: Cluster, undisturbed: Training
+) -> None:
+    job = training.submit()
+    training.reach(12)
+    slurm.kill_node("vn2")
+    training.finish()
+    assert "vn2" not in slurm.job(job)["NodeList"]
+    assert_same(training, undisturbed)
+
+
+def test_ranks_that_outlive_their_slurmd_end_by_fencing_and_overwrite_nothing(
+    training: Training, slurm: Cluster, undisturbed: Training
+) -> None:
+    job = training.submit()
+    training.reach(7)
+    nodes = slurm.job(job)["NodeList"]
+    lost = [name for name in slurm.names if name in ("vn1", "vn2")]
+    assert nodes == "vn[1-2]"
+    for node in lost:
+        slurm.kill_slurmd(node)
+    # The ranks live on, and Slurm believes their nodes lost. They sleep until others took over.
+    old = [pid for node in lost for pid in slurm.processes(node, "mgpt pretrain")]
+    assert len(old) == 4
+    for pid in old:
+        os.kill(pid, signal.SIGSTOP)
+    stopped_at = training.step()
+    assert stopped_at < 35
+    until("a start after the first", lambda: training.starts() > 1, 120)
+    attempts = training.output / "attempts"
+    until("a second attempt", lambda: (attempts / "2").exists(), 120)
+    for pid in old:
+        os.kill(pid, signal.SIGCONT)
+    training.finish()
+    assert slurm.job(job)["NodeList"] == "vn[3-4]"
+    until("the old ranks to end", lambda: not any(map(is_running, old)), 120)
+    assert_same(training, undisturbed)
+    for complete in training.output.glob("step_*/COMPLETE"):
+        of_old = int(complete.parent.name[5:]) <= stopped_at
+        assert json.loads(complete.read_text())["attempt"] == (1 if of_old else 2)
+    first = (training.output / "launch" / "logs" / "1" / "rank_0000.log").read_text()
+    assert "attempt" in first.splitlines()[-1] or "later start" in first, first[-2000:]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,103 @@
+"""A small training on the test cluster: submitted as a user does, disturbed, compared."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import Cluster
+from cluster_node import until
+
+PATIENCE_S = 240
+MEASURED = ("tokens_per_s", "data_wait_s", "step_s", "memory_mb", "slow_rank", "save_s", "wait_s")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every training here reads."""
+
+    tokens: Path
+    text: Path
+
+
+class Training:
+    """One run folder and the job that works in it.
+
+    Args:
+        words: overrides of `mgpt submit pretrain` beside the usual.
+    """
+
+    def __init__(self, slurm: Cluster, inputs: Inputs, output: Path, *words: str) -> None:
+        self.slurm, self.output = slurm, output
+        self.command = [
+            *("pretrain", f"output={output}", f"vocabulary={inputs.text}", "model=debug"),
+            *("parallel=fsdp2", "steps=40", "save_every=5", "keep=20", "log_every=1"),
+            *("dropout=0.1", "data.row_tokens=256", "data.step_rows=4", "tracking=disabled"),
+            *(f"data.sources.a.path={inputs.tokens}", "data.sources.a.tasks.image_text=1"),
+            *("launcher=slurm", "launcher.nodes=2", "launcher.procs_per_node=2"),
+            *("launcher.gpus_per_node=0", "launcher.time=20", "launcher.grace_s=30", *words),
+        ]
+        self.job = ""
+
+    def submit(self) -> str:
+        """Queues it; the job's number."""
+        self.slurm.run(*self.mgpt("submit", *self.command), timeout_s=PATIENCE_S)
+        self.job = (self.output / "launch" / "job").read_text().strip()
+        return self.job
+
+    def mgpt(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "mgpt", *words]
+
+    def reach(self, step: int) -> None:
+        """Returns once the record holds a step; AssertionError where the job ends before."""
+
+        def there() -> bool:
+            return self.step() >= step or self.slurm.states(self.job) != ["RUNNING"]
+
+        self.slurm.wait(self.job, "RUNNING", timeout_s=PATIENCE_S)
+        until(f"step {step}", there, PATIENCE_S, every_s=0.02)
+        assert self.step() >= step, self.log()
+
+    def step(self) -> int:
+        rows = self.rows()
+        return rows[-1]["step"] if rows else 0
+
+    def finish(self) -> None:
+        """Returns once the job is complete; AssertionError with its log where it is not."""
+        try:
+            self.slurm.wait(self.job, "COMPLETED", timeout_s=PATIENCE_S)
+        except (AssertionError, TimeoutError) as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The record so far, without what the clock decides."""
+        try:
+            lines = (self.output / "metrics.jsonl").read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        parsed = [json.loads(line) for line in lines]
+        return [{k: v for k, v in row.items() if k not in MEASURED} for row in parsed]
+
+    def state(self) -> dict[str, bytes]:
+        """Weights and moments at the end, file by file."""
+        newest = max(self.output.glob("step_*/COMPLETE")).parent / "state"
+        return {file.name: file.read_bytes() for file in sorted(newest.iterdir())}
+
+    def starts(self) -> int:
+        return len(list((self.output / "launch" / "starts").iterdir()))
+
+    def log(self) -> str:
+        """The last lines of the job's log and of rank 0's."""
+        logs = sorted((self.output / "launch" / "logs").rglob("*.log"))
+        kept = [file for file in logs if file.name[0].isdigit() or "0000" in file.name]
+        return "\n".join(f"--- {file}\n{file.read_text()[-2000:]}" for file in kept)
+
+
+def assert_same(run: Training, other: Training) -> None:
+    """Two runs have the same record and, bit for bit, the same weights and moments."""
+    assert run.rows() == other.rows()
+    states = run.state(), other.state()
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 2
+    for name in states[0]:
+        assert states[0][name] == states[1][name], name
