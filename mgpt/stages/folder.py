@@ -49,7 +49,12 @@ _RECORDS = frozenset({RECORD, CONFIG, "metrics.jsonl", "wandb"})
 # Fields that say where and how fast, not what: another value is the same stage.
 FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers"})
 # Fields that may change while a stage is unfinished: it goes on from its newest checkpoint.
-RESUMABLE_FIELDS = frozenset({"parallel", "steps", "save_every", "log_every", "keep"})
+RESUMABLE_FIELDS = frozenset(
+    {
+        *("parallel", "steps", "guard", "log_every", "validate_every", "pictures_every"),
+        *("save_every", "keep", "keep_every", "async_save"),
+    }
+)
 _BEGIN_S = 120.0
 _HASHED_BYTES = 1 << 22  # larger input files are told apart by name and size
 
