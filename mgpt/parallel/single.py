@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from mgpt.errors import ConfigError
 from mgpt.parallel.backend import (
@@ -36,6 +36,7 @@ from mgpt.parallel.snapshot import Snapshot
 from mgpt.parallel.state import (
     adam_state,
     full_tensor,
+    local_part,
     local_rows,
     num_updates,
     prepare_adam,
@@ -129,20 +130,28 @@ class SingleBackend:
         self.own_time.leave()
         return sums
 
+    @torch.no_grad()
     def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = full_tensor(get_total_norm(grads))
+        grads = [local_part(p.grad) for p in self._parameters if p.grad is not None]
+        norm = self._total_norm(grads)
         grad_norm = float(norm)
         updates = math.isfinite(grad_norm) and grad_norm <= limit
         if updates:
             if max_norm > 0:
-                clip_grads_with_norm_(self._parameters, max_norm, norm)
+                factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # as torch's own clipping
+                torch._foreach_mul_(grads, factor.to(grads[0].device))
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             self._decay_trained_rows(lr)
-            self._optimizer.step()
+            self._update()
         self._optimizer.zero_grad(set_to_none=True)
         return grad_norm, updates
+
+    def _total_norm(self, grads: list[Tensor]) -> Tensor:
+        return get_total_norm(grads)
+
+    def _update(self) -> None:
+        self._optimizer.step()
 
     def _decay_trained_rows(self, lr: float) -> None:
         """Weight decay where only some rows train; AdamW would decay the whole tensor."""

@@ -43,6 +43,7 @@ __all__ = [
     "adam_state",
     "full_tensor",
     "is_first_copy",
+    "local_part",
     "local_rows",
     "num_updates",
     "prepare_adam",
@@ -169,6 +170,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be sharded, as a plain one that shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
     """This rank's rows of a tensor that may be sharded, and the index of the first of them."""
     if not isinstance(tensor, DTensor):
@@ -196,7 +202,7 @@ def weights_checksum(named_tensors: Iterable[tuple[str, Tensor]], world: World) 
     for factor, (_, tensor) in enumerate(named_tensors, start=1):
         if not is_first_copy(tensor):
             continue
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_part(tensor)
         total += factor * int(local.detach().contiguous().view(torch.int32).sum(dtype=torch.int64))
     parts = world.gather_objects(total)
     return f"{sum(parts) % (1 << 48):016x}"
