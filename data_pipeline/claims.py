@@ -33,6 +33,7 @@ from mgpt.storage import Location, create, locate, modified_times, touch
 LEASE_S = 60.0
 HEARTBEAT_S = 10.0
 _RELEASED = b'{"released": true}'
+_TRIALS = 16  # creations of one object, each successful, that show that a store overwrites
 
 
 class ClaimLost(Exception):
@@ -86,13 +87,7 @@ class Claims:
         """Show this process in the folder; False where the folder went meanwhile, with its job."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MachineError(
-                f"{self._folder}: cannot be created ({error.strerror}); give another output"
-            ) from error
-        try:
-            # A job that ends takes the folder away, perhaps between these two: once, not thrice.
-            if all(self._is_overwritten() for _ in range(3)):
+            if self._overwrites():
                 raise MachineError(
                     f"{self._folder}: this store overwrites what it was asked to create once (If-"
                     "None-Match: *), so workers could not share a job there; give another output"
@@ -100,12 +95,20 @@ class Claims:
             self._renew()
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if isinstance(error, FileExistsError) and not self._folder.exists():
+                return False  # it was there, and went before `mkdir` looked what it is
+            raise MachineError(
+                f"{self._folder}: cannot be created ({error.strerror}); give another output"
+            ) from error
         return True
 
-    def _is_overwritten(self) -> bool:
-        """Whether what is created a second time replaces the first."""
+    def _overwrites(self) -> bool:
+        """Whether what is created a second time replaces the first. A worker that ends the job
+        may delete the first in between, so once is no proof; each deletes it once at most."""
+        # Of other bytes each, since `create` knows a creation of ours by its bytes.
         create(self._alive, b"first")
-        return create(self._alive, b"second")
+        return all(create(self._alive, b"%d" % trial) for trial in range(_TRIALS))
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

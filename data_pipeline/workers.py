@@ -148,6 +148,11 @@ def _work_through(
                         worker.work(unit, claim, advance)
                 except ClaimLost:
                     left.append(unit)
+                except errors.MachineError:
+                    # Whoever takes a unit over removes the files that its last holder writes.
+                    if claims.holds(claim):
+                        raise
+                    left.append(unit)
                 finally:
                     claim.release()
             if len(left) == len(pending):  # others are at all that is left

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -58,8 +58,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def atomic_write(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+def atomic_write(path: str | Path, data: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Args:
+        data: its content, or what writes the content into a stream, perhaps more than once.
 
     Raises:
         MachineError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -71,7 +74,10 @@ def atomic_write(path: str | Path, data: bytes) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with open(temporary, "xb") as stream:
-                    stream.write(data)
+                    if callable(data):
+                        data(stream)
+                    else:
+                        stream.write(data)
                     publish(stream, temporary, path)
                 return
             except FileNotFoundError:  # another took it for a dead writer's, and removed it

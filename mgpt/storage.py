@@ -173,13 +173,24 @@ def _refuse_http(path: RemotePath) -> None:
         raise MachineError(f"{path}: http is read only; give a local, s3:// or gs:// output")
 
 
-def write_whole(path: Location, data: bytes) -> None:
-    """Write or overwrite a file; a reader sees the old one or the new one, never a part."""
-    if isinstance(path, RemotePath):
-        _refuse_http(path)
-        request(path, "writing it", lambda fs: fs.pipe_file(path.url, data))
-    else:
+def write_whole(path: Location, data: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write or overwrite a file; a reader sees the old one or the new one, never a part.
+
+    Args:
+        data: its content, or what writes a large one into a stream, perhaps more than once.
+    """
+    if not isinstance(path, RemotePath):
         files.atomic_write(path, data)
+        return
+    _refuse_http(path)
+    if not callable(data):
+        request(path, "writing it", lambda fs: fs.pipe_file(path.url, data))
+        return
+    with tempfile.NamedTemporaryFile(prefix="mgpt-") as spool:
+        with files.disk_errors(Path(spool.name)):
+            data(cast(BinaryIO, spool))
+            spool.flush()
+        request(path, "writing it", lambda fs: fs.put_file(spool.name, path.url))
 
 
 def write_new(
@@ -256,13 +267,14 @@ class RangeReader:
             self.num_bytes = path.stat().st_size
         else:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (lives as long as this)
-            self.num_bytes = os.fstat(self._file.fileno()).st_size
+            self._descriptor = self._file.fileno()
+            self.num_bytes = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """The bytes there, fewer at the end of the file. One request, or one system call."""
         path = self._path
         if not isinstance(path, RemotePath):
-            return os.pread(self._file.fileno(), num_bytes, offset)
+            return os.pread(self._descriptor, num_bytes, offset)
         stop = min(offset + num_bytes, self.num_bytes)
         if offset >= stop:
             return b""
@@ -445,16 +457,29 @@ def local_copy(path: Location, sha256: str | None = None) -> Path:
     if not isinstance(path, RemotePath):
         path.stat()
         return path
-    name = sha256 or hashlib.sha256(f"{path}\0{content_stamp(path, 0)}".encode()).hexdigest()
+    if sha256 is None:
+        listed = RemotePath.listed(path.url, info(path))
+        name = hashlib.sha256(f"{path}\0{content_stamp(listed, 0)}".encode()).hexdigest()
+    else:
+        name = sha256
     copy = cache_folder() / "files" / name[:2] / f"{name}{path.suffix}"
-    if not copy.is_file():
-        data = path.read_bytes()
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise MachineError(
-                f"{path}: sha256 is {hashlib.sha256(data).hexdigest()}, its manifest says "
-                f"{sha256}; run mgpt verify on its folder, or mgpt reindex"
-            )
-        files.atomic_write(copy, data)
+    if copy.is_file():
+        return copy
+    if sha256 is None:
+
+        def fetch(stream: BinaryIO) -> None:
+            with open_stream(listed) as source:
+                shutil.copyfileobj(source, stream, BLOCK_BYTES)
+
+        files.atomic_write(copy, fetch)
+        return copy
+    data = path.read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise MachineError(
+            f"{path}: sha256 is {found}, its manifest says {sha256}; run mgpt verify on its "
+            "folder, or mgpt reindex"
+        )
+    files.atomic_write(copy, data)
     return copy
 
 

@@ -7,8 +7,9 @@ samples, fields, keys = map_arrays(path, 3, "run mgpt reindex on its folder")
 import io
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,6 +23,19 @@ def encode_arrays(arrays: Iterable[np.ndarray]) -> bytes:
     for array in arrays:
         np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
+
+
+def write_joined(stream: BinaryIO, blocks: Callable[[], Iterable[np.ndarray]]) -> None:
+    """One npy array made of blocks along its first axis, which are gone through twice and never
+    all in memory; the bytes are those of `encode_arrays` of the whole."""
+    num_rows = 0
+    for block in blocks():
+        num_rows += len(block)
+        shape, descr = block.shape[1:], np.lib.format.dtype_to_descr(block.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": (num_rows, *shape)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for block in blocks():
+        stream.write(np.ascontiguousarray(block).data)
 
 
 def map_arrays(

@@ -9,6 +9,7 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Collection
 
 import numpy as np
 
@@ -83,10 +84,10 @@ class TokenisedDataset:
         shard, number = self.locate(index)
         return shard.sample(number)
 
-    def codes(self, index: int) -> dict[str, np.ndarray]:
+    def codes(self, index: int, fields: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """The codes of sample `index` alone (see `Shard.codes`)."""
         shard, number = self.locate(index)
-        return shard.codes(number)
+        return shard.codes(number, fields)
 
     def identity(self, index: int) -> tuple[str, str]:
         """(raw shard, key): what a sample is called in all outputs and draws."""

@@ -18,24 +18,26 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mgpt.data.documents import IGNORED, Drawn, describe, write_document
+from mgpt.data.lengths import LENGTHS_FOLDER
 from mgpt.data.mixer import Mixer, Window
-from mgpt.data.source import DataConfig, open_components
+from mgpt.data.source import DataConfig, open_components, weights_after
 from mgpt.errors import DataError, MachineError
 from mgpt.lifeline import die_with_parent
-from mgpt.tasks.registry import READINGS, SampleView, task
-from mgpt.tokens.chat import Tokens, tokenise
+from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary
 
-IGNORED = -100
 NO_GROUP = -1
 TASK_NAMES = tuple(READINGS)
 PREFETCH_STEPS = 2
 KEPT_WINDOWS = 4
+LOOKED_AT = 4  # windows that stand for those after them
 KEPT_POSITIONS = 64
 
 
@@ -89,6 +91,15 @@ class Position:
     row: int
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on: a step, its position, (step, first window) of changes of the mix."""
+
+    step: int
+    position: Position
+    changed: tuple[tuple[int, int], ...]
+
+
 class RowLoader:
     """The rows of training; a pure function of (shards, vocabulary, config, seed, step).
 
@@ -112,8 +123,9 @@ class RowLoader:
         self.source_names = list(config.sources)
         self._group = [TASK_NAMES.index(part.task) for part in components]
         self._source = [self.source_names.index(part.source) for part in components]
-        self._loaded = (0, Position(0, 0))
-        self._positions = dict([self._loaded])
+        self._loaded = Start(0, Position(0, 0), ())
+        self._positions = {0: Position(0, 0)}
+        self._changed: dict[int, int] = {}  # step → first window of its weights
         self._windows: dict[int, Window] = {}
         self._lock = threading.RLock()
         self._background = self._start_background()
@@ -135,13 +147,25 @@ class RowLoader:
         Past the end of capped data it is the window after the last.
         """
         with self._lock:
-            known = max(number for number in self._positions if number <= step)
-            position = self._positions[known]
-            position = self._advance(position, (step - known) * self.step_rows)
-            self._positions[step] = position
-            if len(self._positions) > KEPT_POSITIONS:
-                del self._positions[sorted(self._positions)[1]]
-            return position
+            for change in sorted(self.config.changes):
+                if change <= step and change not in self._changed:
+                    position = self._position(change)
+                    self._change(change, position.window + (position.row > 0))
+            return self._position(step)
+
+    def _position(self, step: int) -> Position:
+        known = max(number for number in self._positions if number <= step)
+        position = self._positions[known]
+        position = self._advance(position, (step - known) * self.step_rows)
+        self._positions[step] = position
+        if len(self._positions) > KEPT_POSITIONS:
+            del self._positions[sorted(self._positions)[1]]
+        return position
+
+    def _change(self, step: int, window: int) -> None:
+        """From `window` on the mix is that of the changes up to `step`."""
+        self._changed[step] = window
+        self.mixer.change(window, weights_after(self.config, self.mixer.components, step))
 
     def _advance(self, position: Position, num_rows: int) -> Position:
         window, row = position.window, position.row + num_rows
@@ -178,11 +202,38 @@ class RowLoader:
             window, first = window + 1, 0
         return rows[: self.step_rows]
 
+    def drawn(self, step: int) -> dict[str, int]:
+        """Documents that each component, "source/task", has given before a step; exact."""
+        position, parts = self.position(step), self.mixer.components
+        given = np.array(self.mixer.given_before(position.window))
+        if position.row:
+            window = self._window(position.window)
+            for documents in window.rows[: position.row]:
+                given += np.bincount(window.component_N[documents], minlength=len(parts))
+        return {part.name: int(count) for part, count in zip(parts, given, strict=True)}
+
     def epochs(self, step: int) -> dict[str, float]:
-        """Passes over each component, "source/task", up to the window in which a step starts."""
-        given = self.mixer.given_before(self.position(step).window)
-        parts = self.mixer.components
-        return {part.name: count / len(part) for part, count in zip(parts, given, strict=True)}
+        """Passes over each component before a step."""
+        drawn = self.drawn(step)
+        return {part.name: drawn[part.name] / len(part) for part in self.mixer.components}
+
+    def expected_epochs(self, step: int) -> dict[str, float]:
+        """`epochs` of a step far ahead, without planning the windows up to it: each stretch of the
+        mix is taken to fill as many rows a window as its first windows do."""
+        mixer, window, reached = copy(self.mixer), 0, 0
+        mixer.change(0, weights_after(self.config, mixer.components, 0))
+        for change in [*sorted(at for at in self.config.changes if at < step), step]:
+            last = mixer.num_windows
+            first_N = range(window, window + LOOKED_AT if last is None else last)[:LOOKED_AT]
+            if not first_N:
+                break
+            rows = sum(len(mixer.window(number).rows) for number in first_N) / len(first_N)
+            window += round((change - reached) * self.step_rows / rows)
+            if change < step:
+                mixer.change(window, weights_after(self.config, mixer.components, change))
+            reached = change
+        given = zip(mixer.components, mixer.given_before(window), strict=True)
+        return {part.name: count / len(part) for part, count in given}
 
     # -------------------------------------------------------------- reading
 
@@ -241,89 +292,88 @@ class RowLoader:
 
     def _fill(self, rows: list[tuple[Window, list[int]]], num_rows: int) -> Rows:
         filled = Rows.empty(num_rows, self.config.row_tokens, self.vocab.pad)
-        for place, (window, documents) in enumerate(rows):
+        place_T = np.arange(self.config.row_tokens)
+        for row, (window, documents) in enumerate(rows):
             start = 0
             for document in documents:
-                tokens = self._document(window, document)
-                stop = start + len(tokens.ids)
-                filled.ids[place, start:stop] = tokens.ids
-                filled.positions[place, start:stop] = np.arange(stop - start)
+                stop = start + int(window.tokens_N[document])
+                here = row, slice(start, stop)
+                self._write(window, document, filled.ids[here], filled.labels[here])
+                filled.positions[here] = place_T[: stop - start]
                 component = int(window.component_N[document])
-                filled.groups[place, start:stop] = self._group[component]
-                filled.sources[place, start:stop] = self._source[component]
-                targets = np.where(tokens.trained[1:], tokens.ids[1:], IGNORED)
-                filled.labels[place, start : stop - 1] = targets
+                filled.groups[here] = self._group[component]
+                filled.sources[here] = self._source[component]
                 start = stop
-            filled.positions[place, start:] = np.arange(self.config.row_tokens - start)
+            filled.positions[row, start:] = place_T[: self.config.row_tokens - start]
         return filled
 
-    def _document(self, window: Window, document: int) -> Tokens:
-        """Ids of a document of a window, held against the counts it was packed by."""
+    def _write(self, window: Window, document: int, ids: np.ndarray, labels: np.ndarray) -> None:
+        """A document of a window into its place of a row, held against what it was packed by."""
         part = self.mixer.components[int(window.component_N[document])]
-        index = int(part.lengths.samples_N[window.entry_N[document]])
-        sample = part.dataset.sample(index)
-        shapes = {name: codes_HW.shape for name, codes_HW in sample.codes.items()}
-        view = SampleView(sample.meta, shapes, part.dataset.latent_px)
-        try:
-            item = task(part.task).build(view, int(window.variant_N[document]))
-            tokens = tokenise(item, sample.codes, self.vocab)
-        except DataError as error:
-            shard, _ = part.dataset.locate(index)
+        entry, variant = int(window.entry_N[document]), int(window.variant_N[document])
+        drawn = Drawn(entry, variant, bool(window.dropped_N[document]))
+        trained = write_document(part, self.vocab, drawn, ids, labels)
+        if trained != window.trained_N[document]:
             raise DataError(
-                f"{part.dataset.folder}/{shard.name}.tar: sample {sample.key!r} as {part.task}: "
-                f"{error}"
-            ) from error
-        if window.dropped_N[document]:
-            tokens = tokens.drop_context()
-        found = (len(tokens.ids), int(tokens.trained.sum()))
-        counted = (int(window.tokens_N[document]), int(window.trained_N[document]))
-        if found != counted:
-            raise DataError(
-                f"{part.dataset.folder}: sample {sample.key!r} as {part.task} has {found[0]} "
-                f"tokens, {found[1]} trained; its lengths file says {counted[0]} and "
-                f"{counted[1]}. Delete {part.dataset.folder / 'lengths'} and start again"
+                f"{describe(part, int(part.lengths.samples_N[entry]))}: {trained} trained tokens, "
+                f"its lengths say {window.trained_N[document]}. Delete "
+                f"{part.dataset.folder / LENGTHS_FOLDER} and start again"
             )
-        return tokens
 
     # -------------------------------------------------------------- state
 
     def state(self, step: int) -> dict[str, Any]:
         """What a run that goes on at `step` needs: JSON of a few integers and fingerprints."""
         position = self.position(step)
+        changed = [[change, window] for change, window in self._changed.items() if change < step]
         return {
             "step": step,
             "window": position.window,
             "row": position.row,
-            "order": self._order(),
+            "changed": sorted(changed),
+            "order": self._order(step),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a `state`; its step is found at once, whatever came before it.
 
+        Shards of the sources in `allow_changed` may be others, and changes of the mix from its
+        step on.
+
         Raises:
-            DataError: something that decides the order has changed; each is named with both values.
+            DataError: something else that decides the order has changed; each is named with both
+                values.
         """
-        saved, current = _flatten(state["order"]), _flatten(self._order())
+        step = int(state["step"])
+        saved, current = _flatten(state["order"]), _flatten(self._order(step))
+        allowed = {f"sources.{name}.shards" for name in self.config.allow_changed}
         changed = [
             f"{name} was {saved.get(name, 'absent')}, is {current.get(name, 'absent')}"
-            for name in sorted(saved.keys() | current.keys())
+            for name in sorted((saved.keys() | current.keys()) - allowed)
             if saved.get(name) != current.get(name)
         ]
         if changed:
             raise DataError(
                 "the order of training rows is not that of the checkpoint: "
                 + "; ".join(changed)
-                + ". Restore these, or start a new run from its weights with init_from"
+                + ". Restore these, start a new run from its weights with init_from, or allow "
+                "shards that were changed on purpose with data.allow_changed=[source]"
             )
-        self._start_at(int(state["step"]), Position(int(state["window"]), int(state["row"])))
+        position = Position(int(state["window"]), int(state["row"]))
+        self._start_at(Start(step, position, tuple(map(tuple, state.get("changed", ())))))
 
-    def _start_at(self, step: int, position: Position) -> None:
+    def _start_at(self, start: Start) -> None:
         with self._lock:
-            self._loaded = (step, position)
-            self._positions[step] = position
+            self._loaded = start
+            self._windows.clear()
+            self._changed.clear()
+            self.mixer.change(0, weights_after(self.config, self.mixer.components, 0))
+            for change, window in start.changed:
+                self._change(change, window)
+            self._positions[start.step] = start.position
 
-    def _order(self) -> dict[str, Any]:
-        """All that the k-th row depends on, with names for a person."""
+    def _order(self, step: int) -> dict[str, Any]:
+        """All that the rows before a step depend on, with names for a person."""
         config, parts = self.config, self.mixer.components
         sources: dict[str, dict[str, Any]] = {}
         for part in parts:
@@ -334,7 +384,10 @@ class RowLoader:
                     "max_epochs": config.sources[part.source].max_epochs,
                 },
             )
-            source[f"tasks.{part.task}"] = part.weight
+            if part.task in (epochs := config.sources[part.source].max_task_epochs):
+                source[f"max_task_epochs.{part.task}"] = epochs[part.task]
+            if part.weight:
+                source[f"tasks.{part.task}"] = part.weight
         return {
             "seed": self.mixer.seed,
             "row_tokens": config.row_tokens,
@@ -343,6 +396,7 @@ class RowLoader:
             "guidance_drop": config.guidance_drop,
             "vocabulary": self.vocab.fingerprint,
             "sources": sources,
+            "changes": {str(at): mix for at, mix in config.changes.items() if at < step},
         }
 
 
@@ -356,12 +410,10 @@ def _start_worker(config: DataConfig, vocab: Vocabulary, seed: int, parent_pid: 
     _worker_loader = RowLoader(config, vocab, seed)
 
 
-def _make_in_worker(
-    loaded: tuple[int, Position], step: int, rank: int, world: int, micro_rows: int
-) -> StepRows:
+def _make_in_worker(loaded: Start, step: int, rank: int, world: int, micro_rows: int) -> StepRows:
     assert _worker_loader is not None
     if _worker_loader._loaded != loaded:
-        _worker_loader._start_at(*loaded)
+        _worker_loader._start_at(loaded)
     return _worker_loader._make_step(step, rank, world, micro_rows)
 
 

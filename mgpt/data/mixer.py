@@ -6,7 +6,8 @@ document is entry perm(epoch, n mod size) of a keyed permutation, and variant an
 keyed by sample and epoch. So any window can be made from its number alone, at once.
 
 A component that reaches its cap of epochs stops for good at the end of that window, and the others
-share its weight from the next window on; when all have stopped the data ends.
+share its weight from the next window on; when all have stopped the data ends. From a given window
+on the weights may be others (`change`).
 
     mixer = Mixer(components, seed=0, row_tokens=1024, window_documents=2048, guidance_drop=0.1)
     window = mixer.window(3)
@@ -69,7 +70,14 @@ class Mixer:
         self.row_tokens = row_tokens
         self.window_documents = window_documents
         self.guidance_drop = guidance_drop
-        self.phases = self._plan_phases()
+        self.phases: list[Phase] = []
+        self.change(0, [part.weight for part in self.components])
+
+    def change(self, window: int, weights: Sequence[float]) -> None:
+        """Give the components these weights from `window` on."""
+        earlier = [phase for phase in self.phases if phase.first_window < window]
+        given = self._given(earlier[-1], window) if earlier else [0] * len(self.components)
+        self.phases = earlier + self._plan_phases(window, given, weights)
 
     @property
     def num_windows(self) -> int | None:
@@ -143,19 +151,19 @@ class Mixer:
             trained_N,
         )
 
-    def _plan_phases(self) -> list[Phase]:
-        given = [0] * len(self.components)
+    def _plan_phases(
+        self, first_window: int, given: list[int], weights: Sequence[float]
+    ) -> list[Phase]:
         phases: list[Phase] = []
-        first_window = 0
         while True:
             active = [
                 part.cap is None or count < part.cap
                 for part, count in zip(self.components, given, strict=True)
             ]
-            total = sum(part.weight for part, on in zip(self.components, active, strict=True) if on)
+            total = sum(weight for weight, on in zip(weights, active, strict=True) if on)
             shares = tuple(
-                round(part.weight / total * 2**SHARE_BITS) if on else 0
-                for part, on in zip(self.components, active, strict=True)
+                round(weight / total * 2**SHARE_BITS) if on and weight else 0
+                for weight, on in zip(weights, active, strict=True)
             )
             phases.append(Phase(first_window, tuple(given), shares))
             ends = [

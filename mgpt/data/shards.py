@@ -24,8 +24,9 @@ import hashlib
 import io
 import json
 import re
+import struct
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,9 @@ SAMPLE_DTYPE = np.dtype(
     ]
 )
 FIELD_DTYPE = np.dtype([("offset", "<u4"), ("name", "<u2"), ("height", "<u2"), ("width", "<u2")])
+_SAMPLE_ROW = struct.Struct("<QIIIQ")  # the same rows: one is read in a quarter of numpy's time
+_FIELD_ROW = struct.Struct("<IHHH")
+_CODE = np.dtype("<u2")
 MAX_NAMES = 64  # bits of the task mask
 
 FIELD_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -387,10 +391,11 @@ class Shard:
                 f"{index_path}: {len(self._samples)} samples, its manifest says "
                 f"{self.manifest.samples}; {remedy}"
             )
-        self._offsets, self._json_bytes, self._key_ends = (
-            self._samples[name] for name in ("offset", "json_bytes", "key_end")
-        )
-        self._first_fields = np.append(self._samples["first_field"], len(self._fields))
+        self._sample_rows = self._samples.view(np.uint8).data
+        self._field_rows = self._fields.view(np.uint8).data
+        self._first_fields = np.append(
+            self._samples["first_field"], np.uint32(len(self._fields))
+        ).data
         try:
             self._tar = read_at(self._path)
         except OSError as error:
@@ -406,40 +411,42 @@ class Shard:
 
     def key(self, index: int) -> str:
         """The sample's key, as the raw shard spells it (dots included)."""
-        start = int(self._key_ends[index - 1]) if index else 0
-        return self._keys[start : int(self._key_ends[index])].tobytes().decode()
+        start = self._row(index - 1)[3] if index else 0
+        return self._keys[start : self._row(index)[3]].tobytes().decode()
 
     def tasks(self, index: int) -> tuple[str, ...]:
         """The tasks that the sample's JSON lists, sorted; empty when it lists none."""
-        mask = int(self._samples[index]["tasks"])
+        mask = self._row(index)[4]
         return tuple(name for bit, name in enumerate(self.manifest.tasks) if mask >> bit & 1)
 
     def shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """(height, width) in latents of each picture field."""
-        return {name: (height, width) for _, name, height, width in self._field_rows(index)}
+        return {name: (height, width) for _, name, height, width in self._fields_of(index)}
 
     def meta(self, index: int) -> dict[str, Any]:
         """The sample's JSON alone; no code is read."""
-        offset, json_bytes = self._sample_span(index)
+        offset, json_bytes, *_ = self._row(index)
         return self._parse(index, self._read(index, offset, json_bytes))
 
-    def codes(self, index: int) -> dict[str, np.ndarray]:
-        """The codes of each picture field, uint16 [h, w]; its JSON is not read.
+    def codes(self, index: int, fields: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """The codes of each picture field, or of those named, uint16 [h, w]; no JSON is read.
 
         Raises:
             DataError: the bytes are not what the index says (cut short, altered, another file).
         """
-        rows = self._field_rows(index)
+        rows = self._fields_of(index)
+        if fields is not None:
+            rows = [row for row in rows if row[1] in fields]
         if not rows:
             return {}
         first = rows[0][0]
-        block = self._read(index, int(self._offsets[index]) + first, _end(rows[-1]) - first)
+        block = self._read(index, self._row(index)[0] + first, _end(rows[-1]) - first)
         return self._cut(index, block, -first, rows)
 
     def sample(self, index: int) -> TokenisedSample:
         """The whole sample. Raises `DataError` as `codes` does, and where its JSON is none."""
-        offset, json_bytes = self._sample_span(index)
-        rows = self._field_rows(index)
+        offset, json_bytes, *_ = self._row(index)
+        rows = self._fields_of(index)
         block = self._read(index, offset, _end(rows[-1]) if rows else json_bytes)
         meta = self._parse(index, block[:json_bytes])
         return TokenisedSample(self.key(index), meta, self._cut(index, block, 0, rows))
@@ -456,16 +463,20 @@ class Shard:
                     f"{self._path}: sample {self.key(index)!r}: field {name!r} is not the "
                     f"[{height}, {width}] array of the index; run mgpt verify on {self.folder}"
                 )
-            codes_N = np.frombuffer(block, "<u2", height * width, start + len(header))
+            codes_N = np.frombuffer(block, _CODE, height * width, start + len(header))
             codes[name] = codes_N.reshape(height, width)
         return codes
 
-    def _sample_span(self, index: int) -> tuple[int, int]:
-        return int(self._offsets[index]), int(self._json_bytes[index])
+    def _row(self, index: int) -> tuple[int, int, int, int, int]:
+        """A row of `SAMPLE_DTYPE`: offset, json_bytes, first_field, key_end, tasks."""
+        assert 0 <= index < len(self._samples), (index, len(self._samples))
+        return _SAMPLE_ROW.unpack_from(self._sample_rows, index * _SAMPLE_ROW.size)
 
-    def _field_rows(self, index: int) -> list[tuple[int, str, int, int]]:
-        rows = self._fields[self._first_fields[index] : self._first_fields[index + 1]].tolist()
-        names = self.manifest.fields
+    def _fields_of(self, index: int) -> list[tuple[int, str, int, int]]:
+        """(offset, name, height, width) of each field, in the order of the tar."""
+        start, stop = self._first_fields[index], self._first_fields[index + 1]
+        names, size = self.manifest.fields, _FIELD_ROW.size
+        rows = _FIELD_ROW.iter_unpack(self._field_rows[start * size : stop * size])
         return [(offset, names[place], height, width) for offset, place, height, width in rows]
 
     def _read(self, index: int, offset: int, num_bytes: int) -> bytes:

@@ -28,29 +28,38 @@ class SourceConfig:
     tasks: weight of each task or pretraining document, relative to all weights of all sources.
     max_epochs: passes over the samples after which a task of this source is used up and its
         weight goes to the rest; null for no limit.
+    max_task_epochs: the same for single tasks, where they differ from it.
     """
 
     path: str
     tasks: dict[str, float]
     max_epochs: float | None = None
+    max_task_epochs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tasks or any(weight < 0 for weight in self.tasks.values()):
             raise ValueError(f"tasks of {self.path}: weights of at least one task, none below 0")
-        if self.max_epochs is not None and self.max_epochs <= 0:
-            raise ValueError(f"max_epochs of {self.path} is {self.max_epochs}; above 0, or null")
+        for epochs in (self.max_epochs, *self.max_task_epochs.values()):
+            if epochs is not None and epochs <= 0:
+                raise ValueError(f"max_epochs of {self.path} is {epochs}; above 0, or null")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The mix and the batch.
 
-    sources: by name.
+    sources: by name. A weight is a share of documents: what has a larger one than its samples
+        warrant is seen more often.
     row_tokens: length of a packed row.
     step_rows: rows of one optimiser step, over all ranks.
     guidance_drop: share of picture answers whose context is dropped, for guidance (paper: 0.1).
     window_documents: documents that are packed together; more fill rows better and plan longer.
     workers: background processes a rank that make rows; 0 for a thread. Rows do not depend on it.
+    temperature: multiplies each weight by (number of samples)^(1 / temperature): 1 mixes in
+        proportion to size, more evens out; null takes the weights as they are.
+    changes: step → source → task → the weight from the first window on that starts at or after
+        that step; what is not named keeps its weight.
+    allow_changed: sources whose shards may be others than the checkpoint's that a run goes on from.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -59,6 +68,9 @@ class DataConfig:
     guidance_drop: float = 0.1
     window_documents: int = 2048
     workers: int = 0
+    temperature: float | None = None
+    changes: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
+    allow_changed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("row_tokens", "step_rows", "window_documents"):
@@ -68,13 +80,32 @@ class DataConfig:
             raise ValueError(f"workers is {self.workers}; 0 or more")
         if not 0.0 <= self.guidance_drop <= 1.0:
             raise ValueError(f"guidance_drop is {self.guidance_drop}; a share, 0 to 1")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; above 0, or null")
+        for step, sources in self.changes.items():
+            if step < 1:
+                raise ValueError(f"changes at step {step}: 1 or more")
+            if unknown := sorted(sources.keys() - self.sources.keys()):
+                raise ValueError(f"changes at step {step}: no source {', '.join(unknown)}")
+            if any(weight < 0 for tasks in sources.values() for weight in tasks.values()):
+                raise ValueError(f"changes at step {step}: no weight is below 0")
+
+    def weights(self, source: str) -> dict[str, float]:
+        """The weight at first of each task of a source that is trained on at any step."""
+        found = {name: weight for name, weight in self.sources[source].tasks.items() if weight > 0}
+        for sources in self.changes.values():
+            for name, weight in sources.get(source, {}).items():
+                if weight > 0:
+                    found.setdefault(name, 0.0)
+        return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
 class Component:
     """One task of one source, opened: which samples, how long, how much of the mix.
 
-    `cap` is the number of documents it can give in all, None for no limit.
+    `weight` is that at the first step; `scale` is what temperature makes of its size, and already
+    in it. `cap` is the number of documents it can give in all, None for no limit.
     """
 
     source: str
@@ -83,6 +114,7 @@ class Component:
     lengths: TaskLengths
     weight: float
     cap: int | None
+    scale: float = 1.0
 
     @property
     def name(self) -> str:
@@ -97,7 +129,7 @@ def open_components(
     vocab: Vocabulary,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Component]:
-    """Every (source, task) of a weight above 0, ordered by name.
+    """Every (source, task) of a weight above 0 at some step, ordered by name.
 
     Args:
         on_progress: called with (samples counted, samples in all) where lengths are made now.
@@ -115,22 +147,40 @@ def open_components(
                 f"source {source_name} ({source.path}): its VQ model has {dataset.num_codes} "
                 f"codes, the vocabulary {vocab.num_codes}; use the vocabulary made for that model"
             )
-        weights = {name: weight for name, weight in sorted(source.tasks.items()) if weight > 0}
+        weights = config.weights(source_name)
         lengths = load_lengths(dataset, vocab, weights, on_progress)
         for task_name, weight in weights.items():
             entries = lengths[task_name]
             if not len(entries):
                 raise DataError(_no_samples(source_name, task_name, dataset))
-            cap = None
-            if source.max_epochs is not None:
-                cap = max(1, int(source.max_epochs * len(entries)))
+            epochs = source.max_task_epochs.get(task_name, source.max_epochs)
+            cap = None if epochs is None else max(1, int(epochs * len(entries)))
+            scale = size_scale(len(entries), config.temperature)
             components.append(
-                Component(source_name, task_name, dataset, entries, float(weight), cap)
+                Component(source_name, task_name, dataset, entries, weight * scale, cap, scale)
             )
     if not components:
         raise DataError("nothing to train on: give data.sources a source and a task above weight 0")
     check_row_tokens(components, config.row_tokens)
     return components
+
+
+def weights_after(config: DataConfig, parts: list[Component], step: int) -> list[float]:
+    """The weight of each component once the changes up to `step` are in force."""
+    weights = {part.name: part.weight for part in parts}
+    scales = {part.name: part.scale for part in parts}
+    for _, sources in sorted(item for item in config.changes.items() if item[0] <= step):
+        for source, tasks in sources.items():
+            for task, weight in tasks.items():
+                if (name := f"{source}/{task}") in weights:  # others never have a weight
+                    weights[name] = weight * scales[name]
+    return list(weights.values())
+
+
+def size_scale(num_samples: int, temperature: float | None) -> float:
+    """num_samples^(1 / temperature), to six digits: powers differ in the last of sixteen from
+    machine to machine, and the order must not."""
+    return 1.0 if temperature is None else float(f"{num_samples ** (1 / temperature):.6g}")
 
 
 def max_documents_tokens(components: list[Component]) -> dict[str, int]:

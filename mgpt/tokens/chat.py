@@ -10,6 +10,7 @@ that defines the ids; images are UniRep. This module knows neither prompts nor t
     item = Conversation((Turn(("Describe this. ", ImageSlot("image")), ("a red cube",)),))
     tokens = tokenise(item, {"image": codes_HW}, vocab)     # ids, trained, guidance_cut
     counts = count(item, {"image": codes_HW.shape}, vocab)  # the same lengths without codes
+    outline(item, vocab)                                    # its text as ids, pictures left out
     prompt_ids(item.ask(), {"image": codes_HW}, vocab)      # up to the question's separator
 
 Source: Lumina-mGPT, arXiv 2408.02657, and its published code. Guidance drop is ours in what it
@@ -18,13 +19,13 @@ leaves open: all before the first trained image goes, `<s>` too, as in sampling'
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mgpt.errors import DataError
-from mgpt.tokens.unirep import encode_grid, grid_length
+from mgpt.tokens.unirep import grid_length, write_grid
 from mgpt.tokens.vocab import Vocabulary
 
 IMAGE_SYMBOL = "<|image|>"
@@ -94,8 +95,7 @@ class Tokens:
         return Tokens(self.ids[self.guidance_cut :], trained, 0)
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """What `tokenise` would give, in numbers of tokens."""
 
     tokens: int
@@ -103,6 +103,100 @@ class Counts:
     guidance_cut: int
     trained_after_cut: int
     """Trained tokens after `drop_context`."""
+
+
+Segment = tuple[int, str | None, bool]
+"""Neighbours in a sample: how many ids of text, or the field of a picture; whether trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A sample as ids with its pictures left out: all that its text gives, whatever its codes.
+
+    `segments` say in which order text and pictures come; `text_ids` [T] are the ids of the text
+    segments and the control tokens among them, one after another.
+    """
+
+    text_ids: npt.NDArray[np.integer]
+    segments: Sequence[Segment]
+    guided: bool
+    """Whether its first trained picture can be asked for without context: in a conversation."""
+
+    def count(self, shapes: Mapping[str, tuple[int, int]]) -> Counts:
+        """Its lengths with pictures of these shapes (h, w), in latents.
+
+        Raises `DataError` where a picture has no shape.
+        """
+        tokens = trained = guidance_cut = trained_before_cut = 0
+        for text_ids, field, is_trained in self.segments:
+            if field is not None and is_trained and self.guided and not guidance_cut:
+                guidance_cut, trained_before_cut = tokens, trained
+            length = text_ids if field is None else grid_length(*_of(shapes, field))
+            tokens += length
+            trained += length if is_trained else 0
+        after_cut = trained - trained_before_cut - (1 if guidance_cut else 0)
+        return Counts(tokens, trained, guidance_cut, after_cut)
+
+    def drop_context(self) -> "Outline":
+        """From the first trained picture on, for guidance; itself without one."""
+        text_start = 0
+        for number, (text_ids, field, trained) in enumerate(self.segments):
+            if field is not None and trained and self.guided:
+                return Outline(self.text_ids[text_start:], self.segments[number:], guided=False)
+            text_start += text_ids
+        return self
+
+    def write(
+        self,
+        codes: Mapping[str, npt.NDArray[np.integer]],
+        vocab: Vocabulary,
+        ids: npt.NDArray[np.signedinteger],
+    ) -> list[tuple[int, int]]:
+        """Write its ids into `ids` [tokens]; (start, stop) of what is trained, in order.
+
+        The first token of a sequence has nothing before it and is nowhere trained. `codes` holds
+        [H, W] for each picture. Raises `DataError` where one is missing or cannot be encoded, or
+        where `ids` has another length than they come to.
+        """
+        start = stop = text_start = 0
+        spans = []
+        for num_text, field, trained in self.segments:
+            codes_HW = None if field is None else _of(codes, field)
+            length = num_text if codes_HW is None else grid_length(*codes_HW.shape)
+            stop = start + length
+            if stop > len(ids):
+                break
+            if codes_HW is None:
+                ids[start:stop] = self.text_ids[text_start : text_start + num_text]
+                text_start += num_text
+            else:
+                write_grid(codes_HW, vocab, ids[start:stop])
+            if trained:
+                spans.append((start or 1, stop))
+            start = stop
+        if start != stop or start != len(ids):
+            raise DataError(f"its {len(ids)} tokens were counted of other text or pictures")
+        return spans
+
+
+def outline(item: Conversation | Document, vocab: Vocabulary) -> Outline:
+    """The ids of a sample's text, with its pictures left out.
+
+    Raises `DataError` where a text cannot be encoded.
+    """
+    text_ids: list[int] = []
+    segments: list[Segment] = []
+    for part, trained in _parts(item, vocab):
+        if isinstance(part, ImageSlot):
+            segments.append((0, part.field, trained))
+            continue
+        text_ids += part
+        before = segments[-1] if segments else (0, "", trained)
+        if before[1:] == (None, trained):
+            segments[-1] = before[0] + len(part), None, trained
+        else:
+            segments.append((len(part), None, trained))
+    return Outline(np.array(text_ids, np.int32), segments, isinstance(item, Conversation))
 
 
 def tokenise(
@@ -114,32 +208,12 @@ def tokenise(
 
     Raises `DataError` where a slot has no codes or a part cannot be encoded.
     """
-    parts: list[npt.NDArray[np.int32] | list[int]] = []
-    spans: list[slice] = []
-    guidance_cut = length = 0
-    for segment, is_trained in _segments(item, vocab):
-        if isinstance(segment, ImageSlot):
-            if is_trained and not guidance_cut and isinstance(item, Conversation):
-                guidance_cut = length
-            parts.append(encode_grid(_of(codes, segment), vocab))
-            added = len(parts[-1])
-        else:
-            if parts and isinstance(parts[-1], list):
-                parts[-1] += segment
-            else:
-                parts.append([*segment])
-            added = len(segment)
-        if is_trained:
-            spans.append(slice(length, length + added))
-        length += added
-    ids, trained = np.empty(length, dtype=np.int32), np.zeros(length, dtype=bool)
-    start = 0
-    for part in parts:
-        ids[start : start + len(part)] = part
-        start += len(part)
-    for span in spans:
-        trained[span] = True
-    return Tokens(ids, trained, guidance_cut)
+    drawn = outline(item, vocab)
+    counts = drawn.count({field: codes_HW.shape for field, codes_HW in codes.items()})
+    ids, trained = np.empty(counts.tokens, np.int32), np.zeros(counts.tokens, bool)
+    for start, stop in drawn.write(codes, vocab, ids):
+        trained[start:stop] = True
+    return Tokens(ids, trained, counts.guidance_cut)
 
 
 def count(
@@ -149,18 +223,7 @@ def count(
 
     Raises `DataError` where a slot has no shape or a text cannot be encoded.
     """
-    tokens = trained = guidance_cut = trained_before_cut = 0
-    for segment, is_trained in _segments(item, vocab):
-        if isinstance(segment, ImageSlot):
-            if is_trained and not guidance_cut and isinstance(item, Conversation):
-                guidance_cut, trained_before_cut = tokens, trained
-            length = grid_length(*_of(shapes, segment))
-        else:
-            length = len(segment)
-        tokens += length
-        trained += length if is_trained else 0
-    after_cut = trained - trained_before_cut - (1 if guidance_cut else 0)
-    return Counts(tokens, trained, guidance_cut, after_cut)
+    return outline(item, vocab).count(shapes)
 
 
 def prompt_ids(
@@ -215,7 +278,7 @@ def parse_official(turns: object, fields: Sequence[str]) -> Conversation:
     )
 
 
-def _segments(
+def _parts(
     item: Conversation | Document, vocab: Vocabulary
 ) -> Iterator[tuple[ImageSlot | list[int], bool]]:
     """Image slots and ids of a sample in order, each with whether it is trained."""
@@ -236,12 +299,10 @@ def _encoded(part: Part, vocab: Vocabulary) -> ImageSlot | list[int]:
     return part if isinstance(part, ImageSlot) else vocab.encode_text(part)
 
 
-def _of(values: Mapping[str, _Value], slot: ImageSlot) -> _Value:
-    if slot.field not in values:
-        raise DataError(
-            f"no picture field {slot.field!r} in the sample, which has {sorted(values)}"
-        )
-    return values[slot.field]
+def _of(values: Mapping[str, _Value], field: str) -> _Value:
+    if field not in values:
+        raise DataError(f"no picture field {field!r} in the sample, which has {sorted(values)}")
+    return values[field]
 
 
 def _official_values(turns: object) -> list[str]:

@@ -13,8 +13,9 @@ of two latents, height first. An image of h x w latents has h * (w + 1) + 4 toke
 Lumina-mGPT, arXiv 2408.02657, section 3.1, and its published code.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,27 +39,52 @@ def encode_grid(codes_HW: npt.NDArray[np.integer], vocab: Vocabulary) -> npt.NDA
 
     Raises `DataError` where a side is odd or has no size token, or a code is not in the codebook.
     """
-    if codes_HW.ndim != 2 or codes_HW.dtype.kind not in "iu":
-        raise DataError(
-            f"image codes of shape {codes_HW.shape} and type {codes_HW.dtype}: a grid of integers "
-            "[height, width] is needed"
-        )
+    if codes_HW.ndim != 2:
+        raise _no_grid(codes_HW)
+    ids = np.empty(grid_length(*codes_HW.shape), dtype=np.int32)
+    write_grid(codes_HW, vocab, ids)
+    return ids
+
+
+def write_grid(
+    codes_HW: npt.NDArray[np.integer], vocab: Vocabulary, ids: npt.NDArray[np.signedinteger]
+) -> None:
+    """`encode_grid` into `ids`, which lie one after another in memory. Raises as it does."""
+    if codes_HW.dtype.kind not in "iu":
+        raise _no_grid(codes_HW)
     height, width = codes_HW.shape
-    height_token, width_token = _side_token(height, vocab), _side_token(width, vocab)
-    if codes_HW.max() >= vocab.num_codes or codes_HW.min() < 0:
+    frame = _frame(height, width, vocab)
+    is_outside = np.maximum.reduce(codes_HW, axis=None) >= vocab.num_codes
+    if is_outside or (codes_HW.dtype.kind == "i" and codes_HW.min() < 0):
         outside = np.flatnonzero((codes_HW < 0) | (codes_HW >= vocab.num_codes))
         row, column = divmod(int(outside[0]), width)
         raise DataError(
             f"image code {codes_HW[row, column]} at row {row}, column {column}: the vocabulary has "
             f"codes 0 to {vocab.num_codes - 1}; use the one that belongs to the shards' VQ model"
         )
-    ids = np.empty(grid_length(height, width), dtype=np.int32)
-    ids[:_HEADER] = vocab.begin_image, height_token, width_token
+    assert ids.flags.c_contiguous
+    ids[:] = frame
     lines = ids[_HEADER:-1].reshape(height, width + 1)
-    np.add(codes_HW, vocab.image_start, out=lines[:, :width], casting="same_kind")
-    lines[:, width] = vocab.end_line
+    lines[:, :width] = codes_HW + vocab.image_start
+
+
+@functools.lru_cache(maxsize=1024)
+def _frame(height: int, width: int, vocab: Vocabulary) -> npt.NDArray[np.int64]:
+    """The tokens of an image of this size with 0 in the place of each code."""
+    header = vocab.begin_image, _side_token(height, vocab), _side_token(width, vocab)
+    ids = np.zeros(grid_length(height, width), dtype=np.int64)
+    ids[:_HEADER] = header
+    ids[_HEADER:-1].reshape(height, width + 1)[:, width] = vocab.end_line
     ids[-1] = vocab.end_image
+    ids.setflags(write=False)
     return ids
+
+
+def _no_grid(codes: npt.NDArray[Any]) -> DataError:
+    return DataError(
+        f"image codes of shape {codes.shape} and type {codes.dtype}: a grid of integers "
+        "[height, width] is needed"
+    )
 
 
 def decode_grid(ids: npt.ArrayLike, vocab: Vocabulary) -> npt.NDArray[np.uint16]:

@@ -4,8 +4,10 @@
     python tests/benchmarks/reading.py --litdata path/to/its/python
 
 *Codes* is a picture's codes as an array; of pickled lists, the ids of the document as one. *Ids
-and labels* is the whole document, int64 arrays as a model takes them: from shards with prompt,
-caption encoded, picture laid out; from pickles, as they were encoded before. Times are CPU seconds
+and labels* is the whole document, int64 arrays as a model takes them, as training makes them: the
+text's ids from the outlines beside the lengths, the picture laid out; pickles hold both as they
+were encoded before. *Encoded* is the same from the sample's JSON, without outlines. Times are CPU
+seconds
 of one process, the best of `--repeats` alternating passes, files in the page cache, so that a busy
 machine counts for little. LitData stands in an environment of its own (`pip install --no-deps
 litdata`); it stores the codes and the JSON, and this script runs again there to read them, drawn
@@ -55,10 +57,24 @@ def pickle_readers(folder: Path) -> dict[str, Callable[[int], Any]]:
 
 
 def shard_readers(dataset: Any, vocab: Any) -> dict[str, Callable[[int], Any]]:
-    """Ours."""
-    from corpora import IGNORED, document
+    """Ours; the first of them makes the lengths and outlines, which is not timed."""
+    from corpora import IGNORED, TASK, document
+
+    from mgpt.data.documents import Drawn, write_document
+    from mgpt.data.lengths import TOKENS, load_lengths
+    from mgpt.data.source import Component
+
+    lengths = load_lengths(dataset, vocab, [TASK])[TASK]
+    part = Component("measured", TASK, dataset, lengths, 1.0, None)
+    tokens_N = lengths.counts_NVC[:, 0, TOKENS].tolist()
 
     def both(index: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.empty(tokens_N[index], np.int64)
+        labels = np.full(tokens_N[index], IGNORED)
+        write_document(part, vocab, Drawn(index, 0, False), ids, labels)
+        return ids, labels
+
+    def encoded(index: int) -> tuple[np.ndarray, np.ndarray]:
         tokens = document(dataset.sample(index), vocab)
         ids = tokens.ids.astype(np.int64)
         return ids, np.where(tokens.trained, ids, IGNORED)
@@ -66,6 +82,7 @@ def shard_readers(dataset: Any, vocab: Any) -> dict[str, Callable[[int], Any]]:
     return {
         "shards codes": lambda index: dataset.codes(index)["image"],
         "shards ids and labels": both,
+        "shards encoded": encoded,
         "shards sample": lambda index: dataset.sample(index),
     }
 

@@ -4,8 +4,8 @@
 
 The index is synthetic: that many entries with identities of their own that point at a few real
 samples, so that shards need not be written for it. Timed are `load_state` and the first
-`read_step` of one rank in a loader that is just made: planning the window, reading and encoding
-the documents, laying out the rows. Opening the shards' indexes is not in it.
+`read_step` of one rank in a loader that is just made: planning the window, reading the documents,
+laying out the rows. Opening the shards' indexes is not in it.
 """
 
 import argparse
@@ -21,10 +21,22 @@ from mgpt.data import loader as loader_module
 from mgpt.data.dataset import open_dataset
 from mgpt.data.lengths import TaskLengths, load_lengths
 from mgpt.data.loader import RowLoader
+from mgpt.data.outlines import Outlines
 from mgpt.data.source import Component, DataConfig, SourceConfig
+from mgpt.tokens.chat import Outline
 from mgpt.tokens.vocab import Vocabulary
 
 REAL_SAMPLES = 500
+
+
+class Repeated(Outlines):
+    """The outlines of the real samples, over and over."""
+
+    def __init__(self, real: Outlines) -> None:
+        self._real = real
+
+    def read(self, entry: int, variant: int) -> Outline:
+        return self._real.read(entry % REAL_SAMPLES, variant)
 
 
 def make_component(folder: Path, vocab: Vocabulary, num_samples: int) -> Component:
@@ -36,6 +48,7 @@ def make_component(folder: Path, vocab: Vocabulary, num_samples: int) -> Compone
         real.samples_N[place_N],
         np.random.default_rng(0).integers(0, 2**63, num_samples, dtype=np.uint64),
         real.counts_NVC[place_N],
+        Repeated(real.outlines),
     )
     return Component("synthetic", TASK, dataset, lengths, 1.0, None)
 

@@ -72,7 +72,7 @@ def test_rows_from_an_object_store_are_those_from_the_disk(corpus, vocab, s3):
     near.close()
     far.close()
     puts = [path for method, path in s3.seen if method == "PUT" and "/lengths/" in path]
-    assert len(puts) == 2, "counted once and kept, a file a task"
+    assert len(puts) == 4, "counted once and kept, two files a task"
     s3.seen.clear()
     rows("s3://corpus/tokens/64").close()
     assert not [path for method, path in s3.seen if method == "PUT"]

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from mgpt.data import lengths as lengths_module
 from mgpt.data.dataset import open_dataset
 from mgpt.data.lengths import CUT, TOKENS, TRAINED, TRAINED_AFTER_CUT, load_lengths
 from mgpt.data.shards import Shard, TokenisedSample
-from mgpt.errors import ConfigError, DataError
+from mgpt.errors import ConfigError, DataError, MachineError
+from mgpt.storage import remove_tree
 from mgpt.tasks.registry import SampleView, task
 from mgpt.tokens.chat import tokenise
 
@@ -79,9 +81,91 @@ def test_an_unknown_task_is_a_config_error(corpus, vocab):
         load_lengths(open_dataset(corpus), vocab, ["captions"])
 
 
-def test_a_damaged_file_says_to_delete_it(corpus, vocab):
-    load_lengths(open_dataset(corpus), vocab, NAMES)
-    path = next((corpus / "lengths").iterdir())
+@pytest.mark.parametrize("kind", [".npy", ".text.npy"])
+def test_a_damaged_file_says_to_delete_it(corpus, vocab, kind):
+    load_lengths(open_dataset(corpus), vocab, ["caption"])
+    path = next(p for p in (corpus / "lengths").iterdir() if (".text" in p.name) == (".t" in kind))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="delete it"):
+        load_lengths(open_dataset(corpus), vocab, ["caption"])
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_count_in_parts_gives_the_same_files(corpus, vocab, monkeypatch):
+    load_lengths(open_dataset(corpus), vocab, NAMES)
+    whole = files_of(corpus / "lengths")
+    assert len(whole) == 2 * len(NAMES)
+    remove_tree(corpus / "lengths")
+    monkeypatch.setattr("mgpt.data.lengths.PART_SAMPLES", 7)
+    load_lengths(open_dataset(corpus), vocab, NAMES)
+    assert files_of(corpus / "lengths") == whole
+    assert not [*(corpus / "lengths" / "parts").iterdir()]
+
+
+def test_a_count_that_was_stopped_goes_on(corpus, vocab, monkeypatch):
+    load_lengths(open_dataset(corpus), vocab, NAMES)
+    whole = files_of(corpus / "lengths")
+    remove_tree(corpus / "lengths")
+    monkeypatch.setattr("mgpt.data.lengths.PART_SAMPLES", 7)
+    seen, real = [], Shard.meta
+
+    def meta(shard, number):
+        seen.append((shard.name, number))
+        if len(seen) == 30:
+            raise KeyboardInterrupt
+        return real(shard, number)
+
+    monkeypatch.setattr(Shard, "meta", meta)
+    with pytest.raises(KeyboardInterrupt):
         load_lengths(open_dataset(corpus), vocab, NAMES)
+    assert files_of(corpus / "lengths") == {}
+    load_lengths(open_dataset(corpus), vocab, NAMES)
+    assert files_of(corpus / "lengths") == whole
+    assert len(seen) == 30 + 50 - 28, "four parts of 7 samples were there"
+
+
+def test_a_count_that_another_ended_first(corpus, vocab, monkeypatch):
+    """Two count the same; the first takes its parts away, which are the second's too."""
+    monkeypatch.setattr("mgpt.data.lengths.PART_SAMPLES", 7)
+    real, calls = lengths_module._keep, []
+
+    def keep(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            load_lengths(open_dataset(corpus), vocab, NAMES)
+        real(*arguments)
+
+    monkeypatch.setattr(lengths_module, "_keep", keep)
+    assert len(load_lengths(open_dataset(corpus), vocab, NAMES)["caption"]) == 50
+    assert not [*(corpus / "lengths" / "parts").iterdir()]
+
+
+def test_shards_that_cannot_be_written_beside_have_their_lengths_in_the_cache(
+    corpus, vocab, monkeypatch, tmp_path, caplog
+):
+    real = lengths_module.write_whole
+
+    def write_whole(path, data):
+        if path.is_relative_to(corpus):
+            raise MachineError(f"{path}: cannot be written (Read-only file system)")
+        real(path, data)
+
+    monkeypatch.setattr(lengths_module, "write_whole", write_whole)
+    monkeypatch.setenv("MGPT_CACHE", str(tmp_path / "cache"))
+    first = load_lengths(open_dataset(corpus), vocab, NAMES)
+    assert "cache folder" in caplog.text and len(files_of(tmp_path / "cache" / "lengths")) == 6
+    monkeypatch.setattr(Shard, "meta", lambda *_: pytest.fail("a sample was counted again"))
+    again = load_lengths(open_dataset(corpus), vocab, NAMES)
+    assert np.array_equal(first["caption"].counts_NVC, again["caption"].counts_NVC)
+
+
+def test_lengths_of_an_earlier_version_get_their_text(corpus, vocab):
+    load_lengths(open_dataset(corpus), vocab, ["caption"])
+    (text,) = (corpus / "lengths").glob("*.text.npy")
+    kept = text.read_bytes()
+    text.unlink()
+    load_lengths(open_dataset(corpus), vocab, ["caption"])
+    assert text.read_bytes() == kept

@@ -17,7 +17,10 @@ def component(task: str, size: int, weight: float, cap: int | None = None) -> Co
     counts_NVC[:, 0] = (20, 15, 5, 9)
     counts_NVC[:, 1] = (30, 25, 0, 25)
     entries = TaskLengths(
-        np.arange(size, dtype=np.uint32), np.arange(size, dtype=np.uint64) * 7919, counts_NVC
+        np.arange(size, dtype=np.uint32),
+        np.arange(size, dtype=np.uint64) * 7919,
+        counts_NVC,
+        outlines=SimpleNamespace(),
     )
     return Component("s", task, SimpleNamespace(), entries, weight, cap)
 

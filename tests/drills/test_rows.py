@@ -17,57 +17,23 @@ import numpy as np
 import pytest
 
 from mgpt.data.loader import IGNORED, RowLoader
-from mgpt.data.shards import ShardWriter, TokenisedSample
-from mgpt.data.source import DataConfig, SourceConfig
+from mgpt.data.source import DataConfig
 from mgpt.errors import MachineError
-from mgpt.tokens.text import SentencePieceText, train_sentencepiece
-from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
+from mgpt.tokens.vocab import Vocabulary
 
-NUM_CODES, STEPS, STEP_ROWS = 64, 40, 6
+sys.path.append(str(Path(__file__).parents[1] / "numerics"))
+
+from drawn_corpus import four_tasks, make_vocabulary
+
+STEPS, STEP_ROWS = 40, 6
 COLUMNS = ("ids", "labels", "positions", "groups")
-
-
-def write_corpus(folder: Path, num_samples: int) -> None:
-    rng = np.random.default_rng(num_samples)
-    with ShardWriter(folder, "00000") as writer:
-        for number in range(num_samples):
-            shape = 2 * rng.integers(1, 4, 2)
-            codes = {
-                field: rng.integers(0, NUM_CODES, shape, dtype=np.uint16)
-                for field in ("image", "depth")
-            }
-            meta = {"caption": f"a red cube number {number} " * int(rng.integers(1, 3))}
-            writer.add(TokenisedSample(f"{number:03d}", meta, codes))
-        writer.close(
-            {
-                "raw": {"name": "raw"},
-                "resolution_px": 64,
-                "latent_px": 8,
-                "num_codes": NUM_CODES,
-                "vq_fingerprint": "0",
-                "settings_fingerprint": "0",
-            }
-        )
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Vocabulary]:
     """Two sources of four tasks, one of which ends within the run; windows of a few steps."""
     root = tmp_path_factory.mktemp("rows")
-    write_corpus(root / "first", 60)
-    write_corpus(root / "second", 24)
-    texts = [f"a red cube number {number}" for number in range(20)]
-    text = SentencePieceText(train_sentencepiece(texts, root / "text.model", 300))
-    sources = {
-        "first": SourceConfig(str(root / "first"), {"text_to_image": 3.0, "caption": 1.0}),
-        "second": SourceConfig(
-            str(root / "second"), {"image_text": 1.0, "depth": 1.0}, max_epochs=2
-        ),
-    }
-    config = DataConfig(
-        sources, row_tokens=192, step_rows=STEP_ROWS, guidance_drop=0.3, window_documents=40
-    )
-    return config, scratch_vocabulary(text, NUM_CODES, max_grids=8)
+    return four_tasks(root, STEP_ROWS, max_epochs=2), make_vocabulary(root)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The k-th row of training is a pure function of (shards, vocabulary, config, seed, k)."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,43 +9,15 @@ import numpy as np
 import pytest
 
 from mgpt.data.loader import IGNORED, NO_GROUP, RowLoader, Rows, held_out_rows
-from mgpt.data.shards import ShardWriter, TokenisedSample
+from mgpt.data.mixer import Window
 from mgpt.data.source import DataConfig, SourceConfig
 from mgpt.errors import DataError
-from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.unirep import find_images
-from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
+from mgpt.tokens.vocab import Vocabulary
 
-NUM_CODES = 64
-EXTRA = {
-    "raw": {"name": "raw"},
-    "resolution_px": 64,
-    "latent_px": 8,
-    "num_codes": NUM_CODES,
-    "vq_fingerprint": "0",
-    "settings_fingerprint": "0",
-}
+sys.path.append(str(Path(__file__).parent))
 
-
-def make_vocabulary(folder: Path, num_codes: int = NUM_CODES) -> Vocabulary:
-    texts = [f"a red cube number {number}" for number in range(20)]
-    model = train_sentencepiece(texts, folder / "text.model", 300)
-    return scratch_vocabulary(SentencePieceText(model), num_codes, max_grids=8)
-
-
-def write_corpus(folder: Path, num_samples: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for shard in range(2):
-        with ShardWriter(folder, f"{shard:05d}") as writer:
-            for number in range(num_samples // 2):
-                shape = 2 * rng.integers(1, 4, 2)
-                codes = {
-                    field: rng.integers(0, NUM_CODES, shape, dtype=np.uint16)
-                    for field in ("image", "depth")
-                }
-                meta = {"caption": f"a red cube number {number} " * int(rng.integers(1, 3))}
-                writer.add(TokenisedSample(f"{shard}-{number}", meta, codes))
-            writer.close(EXTRA)
+from drawn_corpus import NUM_CODES, four_tasks, make_vocabulary, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +27,7 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    root = tmp_path_factory.mktemp("shards")
-    write_corpus(root / "first", 60, seed=0)
-    write_corpus(root / "second", 24, seed=1)
-    sources = {
-        "first": SourceConfig(str(root / "first"), {"text_to_image": 3.0, "caption": 1.0}),
-        "second": SourceConfig(str(root / "second"), {"image_text": 1.0, "depth": 1.0}),
-    }
-    return DataConfig(sources, row_tokens=192, step_rows=5, guidance_drop=0.3, window_documents=40)
+    return four_tasks(tmp_path_factory.mktemp("shards"), step_rows=5)
 
 
 def global_rows(loader: RowLoader, step: int, world: int, micro_rows: int) -> list[np.ndarray]:
@@ -264,16 +230,17 @@ def test_a_resumed_run_with_changed_shards_is_refused_by_name(vocab, tmp_path):
         RowLoader(config, vocab, seed=1).load_state(state)
 
 
-def test_a_stale_lengths_file_is_named(config, vocab, monkeypatch):
-    import mgpt.data.loader
-
+@pytest.mark.parametrize("column", ["tokens_N", "trained_N"])
+def test_stale_lengths_are_named(config, vocab, monkeypatch, column):
     loader = RowLoader(config, vocab, seed=1)
-    tokenise = mgpt.data.loader.tokenise
+    make = loader.mixer.window
 
-    def longer(*arguments: object) -> object:
-        tokens = tokenise(*arguments)
-        return replace(tokens, ids=np.append(tokens.ids, 1), trained=np.append(tokens.trained, 1))
+    def wrong(number: int) -> Window:
+        window = make(number)
+        return replace(window, **{column: getattr(window, column) - 1})
 
-    monkeypatch.setattr(mgpt.data.loader, "tokenise", longer)
-    with pytest.raises(DataError, match="its lengths file says"):
+    monkeypatch.setattr(loader.mixer, "window", wrong)
+    with pytest.raises(
+        DataError, match=r"0000\d\.tar: sample .* Delete|delete .*lengths and start"
+    ):
         loader.read_step(0, 0, 1, 5)

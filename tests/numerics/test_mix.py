@@ -1,0 +1,154 @@
+"""A mix that changes, evens out by size or goes on over changed shards: what holds of its rows."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mgpt.data.loader import RowLoader
+from mgpt.data.source import DataConfig, SourceConfig, open_components
+from mgpt.errors import DataError
+from mgpt.tokens.vocab import Vocabulary
+
+sys.path.append(str(Path(__file__).parent))
+
+from drawn_corpus import four_tasks, make_vocabulary, write_corpus
+
+CHANGES = {
+    7: {"first": {"text_to_image": 0.0, "depth": 2.0}},
+    20: {"second": {"image_text": 8.0}, "first": {"caption": 0.0}},
+}
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    return make_vocabulary(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    return four_tasks(tmp_path_factory.mktemp("shards"), step_rows=5)
+
+
+def rows_of(loader: RowLoader, steps: range) -> list[bytes]:
+    """Ids and labels of each step."""
+    found = []
+    for step in steps:
+        (rows,) = loader.read_step(step, 0, 1, loader.step_rows).micro
+        found.append(rows.ids.tobytes() + rows.labels.tobytes())
+    return found
+
+
+def test_a_change_takes_effect_at_the_first_window_from_its_step_on(config, vocab):
+    plain = RowLoader(config, vocab, seed=1)
+    changed = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
+    before, after = rows_of(plain, range(STEPS)), rows_of(changed, range(STEPS))
+    assert before[:7] == after[:7] and before[12:] != after[12:]
+    start = plain.position(7)
+    first = start.window + (start.row > 0)
+    for number in range(first + 2):
+        columns = [plain.mixer.window(number), changed.mixer.window(number)]
+        same = np.array_equal(*(window.entry_N for window in columns))
+        assert same == (number < first)
+    names = [part.name for part in changed.mixer.components]
+    drawn = {names[place] for place in changed.mixer.window(first).component_N.tolist()}
+    assert drawn == {"first/caption", "first/depth", "second/image_text", "second/depth"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_resumed_anywhere_has_the_rows_of_one_that_never_stopped(config, vocab, workers):
+    config = replace(config, changes=CHANGES)
+    straight = RowLoader(config, vocab, seed=1)
+    want = rows_of(straight, range(STEPS))
+    resumed = RowLoader(replace(config, workers=workers), vocab, seed=1)
+    for stop in (3, 7, 8, 19, 20, 21, 27):
+        state = json.loads(json.dumps(straight.state(stop)))
+        resumed.load_state(state)
+        assert rows_of(resumed, range(stop, min(stop + 3, STEPS))) == want[stop : stop + 3]
+        assert resumed.drawn(stop) == straight.drawn(stop)
+    resumed.close()
+
+
+def test_a_change_can_be_given_to_a_run_under_way_but_not_to_its_past(config, vocab):
+    state = RowLoader(config, vocab, seed=1).state(7)
+    resumed = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
+    resumed.load_state(state)
+    planned = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
+    assert rows_of(resumed, range(7, 25)) == rows_of(planned, range(7, 25))
+    late = RowLoader(config, vocab, seed=1).state(8)
+    with pytest.raises(DataError, match=r"changes\.7\.first\.depth was absent, is 2\.0"):
+        RowLoader(replace(config, changes=CHANGES), vocab, seed=1).load_state(late)
+
+
+def test_documents_drawn_are_exact_at_every_step(config, vocab):
+    loader = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
+    drawn = dict.fromkeys([part.name for part in loader.mixer.components], 0)
+    for step in range(STEPS):
+        assert loader.drawn(step) == drawn
+        for window, row in loader._rows_from(loader.position(step)):
+            for place in window.component_N[row].tolist():
+                drawn[loader.mixer.components[place].name] += 1
+
+
+def test_what_is_expected_is_about_what_comes(config, vocab):
+    loader = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
+    expected = loader.expected_epochs(400)
+    assert loader._changed == {}, "a look ahead changes nothing"
+    for name, passes in loader.epochs(400).items():
+        assert expected[name] == pytest.approx(passes, rel=0.05, abs=0.4)
+
+
+def test_temperature_mixes_by_size(config, vocab):
+    def weights(temperature: float | None) -> dict[str, float]:
+        parts = open_components(replace(config, temperature=temperature), vocab)
+        return {part.name: part.weight for part in parts}
+
+    plain, sized, evened = weights(None), weights(1.0), weights(5.0)
+    for name, weight in plain.items():
+        size = 60 if name.startswith("first") else 24
+        assert sized[name] == weight * size
+        assert evened[name] == pytest.approx(weight * size**0.2, rel=1e-5)
+
+
+def test_epochs_are_capped_by_task(vocab, tmp_path):
+    write_corpus(tmp_path, 12, seed=0)
+    source = SourceConfig(
+        str(tmp_path), {"caption": 1.0, "depth": 1.0}, 3, max_task_epochs={"depth": 1.5}
+    )
+    loader = RowLoader(DataConfig({"mine": source}, 192, 2, window_documents=8), vocab, seed=0)
+    assert loader.drawn(500) == {"mine/caption": 36, "mine/depth": 18}
+
+
+def test_changed_shards_are_refused_unless_they_are_allowed_by_name(vocab, tmp_path):
+    write_corpus(tmp_path, 12, seed=0)
+    config = DataConfig(
+        {"mine": SourceConfig(str(tmp_path), {"caption": 1.0})}, 192, 2, window_documents=8
+    )
+    state = RowLoader(config, vocab, seed=1).state(4)
+    write_corpus(tmp_path, 20, seed=5)
+    for allowed in ([], ["other"]):
+        with pytest.raises(DataError, match=r"sources\.mine\.shards was .*allow_changed"):
+            RowLoader(replace(config, allow_changed=allowed), vocab, seed=1).load_state(state)
+    loader = RowLoader(replace(config, allow_changed=["mine"]), vocab, seed=1)
+    loader.load_state(state)
+    assert loader.read_step(4, 0, 1, 2).documents > 0
+    with pytest.raises(DataError, match="seed was 1, is 2"):
+        RowLoader(replace(config, allow_changed=["mine"]), vocab, seed=2).load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"changes": {0: {}}}, "changes at step 0"),
+        ({"changes": {5: {"none": {"caption": 1.0}}}}, "no source none"),
+        ({"changes": {5: {"first": {"caption": -1.0}}}}, "below 0"),
+        ({"temperature": 0.0}, "temperature is 0"),
+    ],
+)
+def test_mixes_that_mean_nothing_are_refused(config, fields, words):
+    with pytest.raises(ValueError, match=words):
+        replace(config, **fields)
