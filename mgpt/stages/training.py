@@ -43,6 +43,7 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.metrics import LossTally
+from mgpt.train.step_folder import StepFolder, step_name
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
 
@@ -170,11 +171,25 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
                 f"{stage}: stopped by {outcome.signal} at step {outcome.step} of {cfg.steps}, "
                 "which is saved; the same command goes on from there"
             )
-        full = backend.full_weights()
-        if world.is_main:
-            write_model_folder(folder / MODEL, shape, full, vocabulary)
+        _write_model(folder, outcome.step, shape, vocabulary, world)
         tracker.finish(_figures(outcome.metrics))
     return outcome.metrics
+
+
+def _write_model(
+    folder: Path, step: int, shape: TransformerConfig, vocabulary: Vocabulary, world: World
+) -> None:
+    """`<output>/model` from the last checkpoint, tensor by tensor: nobody holds it whole."""
+    last = StepFolder(folder / step_name(step), step)
+    last.verify(world)
+    error = None
+    try:
+        if world.is_main:
+            tensors = Weights(last.path, is_checkpoint=True).stored(verify=False)
+            write_model_folder(folder / MODEL, shape, tensors, vocabulary)
+    except MgptError as cause:
+        error = cause
+    world.raise_together(error)
 
 
 def _start_weights(
