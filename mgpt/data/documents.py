@@ -45,7 +45,7 @@ def write_document(
     outline = part.lengths.outlines.read(drawn.entry, drawn.variant)
     if drawn.dropped:
         outline = outline.drop_context()
-    codes = part.dataset.codes(index, [field for _, field, _ in outline.segments])
+    codes = part.dataset.codes(index, [field for _, field, _ in outline.segments if field])
     try:
         spans = outline.write(codes, vocab, ids)
     except DataError as error:

@@ -101,8 +101,9 @@ def load_lengths(
     lengths = {}
     for name, found in arrays.items():
         assert found is not None
-        counts, text = found[:_NUM_COUNTS], found[_NUM_COUNTS:]
-        lengths[name] = TaskLengths(*counts, Outlines(*text, fields, name not in DOCUMENTS))
+        samples_N, identities_N, counts_NVC, text_T, segments_S, ends_NVK = found
+        outlines = Outlines(text_T, segments_S, ends_NVK, fields, guided=name not in DOCUMENTS)
+        lengths[name] = TaskLengths(samples_N, identities_N, counts_NVC, outlines)
     return lengths
 
 

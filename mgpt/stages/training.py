@@ -273,7 +273,7 @@ def _data(cfg: TrainingConfig) -> tuple[DataConfig, DataConfig]:
     """The mixes of training and of held-out rows, with each source's resolution folder."""
     held_out = at_resolution(cfg.held_out.sources, cfg.resolution_px)
     data = replace(cfg.data, sources=at_resolution(cfg.data.sources, cfg.resolution_px))
-    return data, replace(data, sources=held_out)
+    return data, replace(data, sources=held_out, changes={}, temperature=None)
 
 
 def at_resolution(
@@ -344,12 +344,15 @@ def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader:
         f"processes ({backend.device.type}); {cfg.steps:,} steps of {cfg.data.step_rows} rows x "
         f"{cfg.data.row_tokens:,} tokens, {tokens * cfg.steps:,} in all"
     )
-    longest, epochs = max_documents_tokens(loader.mixer.components), loader.epochs(cfg.steps)
+    longest = max_documents_tokens(loader.mixer.components)
+    epochs = loader.expected_epochs(cfg.steps)
     rows = [
         [part.name, len(part), f"{part.weight:g}", longest[part.name], f"{epochs[part.name]:.2f}"]
         for part in loader.mixer.components
     ]
-    tracker.table("mix", ["source/task", "samples", "weight", "longest, tokens", "epochs"], rows)
+    tracker.table(
+        "mix", ["source/task", "samples", "weight", "longest, tokens", "epochs, about"], rows
+    )
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,10 @@
 and labels* is the whole document, int64 arrays as a model takes them, as training makes them: the
 text's ids from the outlines beside the lengths, the picture laid out; pickles hold both as they
 were encoded before. *Encoded* is the same from the sample's JSON, without outlines. Times are CPU
-seconds
-of one process, the best of `--repeats` alternating passes, files in the page cache, so that a busy
-machine counts for little. LitData stands in an environment of its own (`pip install --no-deps
-litdata`); it stores the codes and the JSON, and this script runs again there to read them, drawn
-at random as ours and in order, which it is made for.
+seconds of one process, the best of `--repeats` alternating passes, files in the page cache, so
+that a busy machine counts for little. LitData stands in an environment of its own (`pip install
+--no-deps litdata`); it stores the codes and the JSON, and this script runs again there to read
+them, drawn at random as ours and in order, which it is made for.
 """
 
 import argparse
