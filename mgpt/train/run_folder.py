@@ -80,11 +80,13 @@ class RunFolder:
         found by the next start.
         """
         self.refuse_if_superseded()
-        # Not made anew where a later start took it away: that start would publish an empty one.
-        with open(work / COMPLETE, "xb") as file:
+        # Nothing here makes the folder anew: where a later start has taken it away, this one ends.
+        unsealed = work / f".{COMPLETE}"
+        with open(unsealed, "xb") as file:
             file.write(seal(step, self.attempt, files))
             file.flush()
             os.fsync(file.fileno())
+        os.rename(unsealed, work / COMPLETE)
         for folder in sorted({work, *((work / name).parent for name in files)}):
             sync_folder(folder)
         final = StepFolder(self.path / step_name(step), step)

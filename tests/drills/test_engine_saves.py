@@ -99,19 +99,24 @@ def run(target: Any, *args: Any) -> int | None:
     return process.exitcode
 
 
-def drill(root: Path, how: str, stride: int) -> None:
+def drill(root: Path, how: str, is_first: bool, stride: int) -> None:
+    """Every `stride`-th step of a save, the run's first or its second."""
     found = []
     for fatal in itertools.count(0, stride):
-        folder = root / f"{how}-{fatal}"
-        save(folder, 1)
+        folder = root / f"{fatal}"
+        if not is_first:
+            save(folder, 1)
         code = run(faulty_save, folder, 2, fatal, how)
         store = CheckpointStore(folder, World())
         newest = store.newest_whole()
-        assert newest is not None, fatal
-        step = newest.step
-        assert torch.equal(export_weights(newest)["a"], torch.full((4, 3), float(step)))
-        assert newest.loader_state() == {"row": step} and newest.trainer_state() == {"step": step}
-        assert not list(folder.glob(".*"))
+        step = newest.step if newest is not None else 0
+        if newest is not None:
+            assert torch.equal(export_weights(newest)["a"], torch.full((4, 3), float(step)))
+            assert newest.loader_state() == {"row": step}
+            assert newest.trainer_state() == {"step": step}
+        assert step == 2 or is_first == (step == 0)
+        names = {path.name for path in folder.iterdir()} - {"attempts", "step_00000001"}
+        assert names <= {"step_00000002"}, "neither a part nor a damaged one"
         found.append(step)
         save(folder, 2)
         assert CheckpointStore(folder, World()).newest_whole().step == 2  # type: ignore[union-attr]
@@ -119,17 +124,19 @@ def drill(root: Path, how: str, stride: int) -> None:
             break
         # Where a full disk hinders the tidying up alone, there is nothing to say.
         assert code in ((-signal.SIGKILL,) if how == "kill" else (FULL_DISK_STATUS, 0)), code
-    print(json.dumps({"drill": how, "tried": len(found) - 1, "before": found.count(1)}))
-    assert found.count(1) >= 25 // stride and found[-1] == 2
+    figures = {"drill": how, "is_first": is_first, "tried": len(found) - 1, "saved": found.count(2)}
+    print(json.dumps(figures))
+    assert len(found) - found.count(2) >= 25 // stride and found[-1] == 2
 
 
-@pytest.mark.parametrize("how", ["kill", "full_disk"])
-def test_at_every_ninth_step_on_the_disk(tmp_path: Path, how: str) -> None:
-    drill(tmp_path, how, stride=9)
+@pytest.mark.parametrize(("how", "is_first"), [("kill", True), ("full_disk", False)])
+def test_at_every_ninth_step_on_the_disk(tmp_path: Path, how: str, is_first: bool) -> None:
+    drill(tmp_path, how, is_first, stride=9)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("how", ["kill", "full_disk"])
-def test_at_every_step_on_the_disk(tmp_path: Path, how: str) -> None:
-    drill(tmp_path, how, stride=1)
+def test_at_every_step_on_the_disk(tmp_path: Path, how: str, is_first: bool) -> None:
+    drill(tmp_path, how, is_first, stride=1)
