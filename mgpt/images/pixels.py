@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mgpt.errors import DataError
 
@@ -109,6 +109,8 @@ def _decoder_errors(name: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise PictureTooLarge(f"{name}: {error}") from error
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        raise DataError(f"{name}: does not decode (no {', '.join(FORMATS)})") from error
     except Exception as error:
         raise DataError(f"{name}: does not decode ({type(error).__name__}: {error})") from error
 
