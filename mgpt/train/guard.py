@@ -15,7 +15,7 @@ import math
 import signal
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -187,17 +187,35 @@ class SlowRanks:
     the others says nothing about it.
     """
 
-    def __init__(self, cfg: GuardConfig) -> None:
-        self._ratio = cfg.straggler_ratio
+    def __init__(
+        self, cfg: GuardConfig, hosts: Sequence[str], report: Callable[[str], None]
+    ) -> None:
+        self._ratio, self._hosts, self._report = cfg.straggler_ratio, hosts, report
         self._recent: deque[Sequence[float]] = deque(maxlen=_SLOW_STEPS)
+        self._named: int | None = None
 
-    def note(self, own_s: Sequence[float], step_s: float) -> tuple[int, float] | None:
-        """Takes each rank's own seconds of a step, and those of the step.
+    def figures(self, own_s: Sequence[float], step_s: float) -> dict[str, int]:
+        """Takes each rank's own seconds of a step, and those of the step; `slow_rank`, if any.
 
-        Returns the slow rank and how many times as long as the others it takes, or None.
+        `report` is told when it is another rank than before.
         """
         self._recent.append(own_s)
-        if len(own_s) < 2 or len(self._recent) < _SLOW_STEPS:
+        found = self._slowest(step_s) if len(own_s) > 1 else None
+        if found is None:
+            self._named = None
+            return {}
+        rank, ratio = found
+        if rank != self._named:
+            self._report(
+                f"rank {rank} (on {self._hosts[rank]}) is slow: by itself it takes {ratio:.1f} "
+                "times as long as the others, which wait for it"
+            )
+        self._named = rank
+        return {"slow_rank": rank}
+
+    def _slowest(self, step_s: float) -> tuple[int, float] | None:
+        """The slow rank, and how many times as long as the others it takes."""
+        if len(self._recent) < _SLOW_STEPS:
             return None
         usual = [statistics.median(seconds) for seconds in zip(*self._recent, strict=True)]
         slowest = max(range(len(usual)), key=usual.__getitem__)

@@ -6,7 +6,7 @@ left. A rank that was stopped (SIGSTOP) cannot print; its neighbours on the mach
 it finds itself overdue. Where the interpreter's lock is held for ever no thread of Python's can
 print, and one of C's does (`faulthandler`), a little later and without the rank's name.
 
-    >>> with HangWatch(900.0, "rank 3", neighbours=[4711, 4712]) as watch:
+    >>> with HangWatch(900.0, world.rank, find_peers(world)) as watch:
     ...     for step in range(steps):
     ...         watch.feed(f"step {step + 1}")
     ...         train(step)
@@ -22,12 +22,12 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from mgpt.parallel.dist import World
 
-__all__ = ["HUNG_STATUS", "HangWatch", "neighbours"]
+__all__ = ["HUNG_STATUS", "HangWatch", "Peer", "find_peers"]
 
 HUNG_STATUS = 70  # EX_SOFTWARE
 _LOOKS = 8  # within the limit
@@ -35,10 +35,16 @@ _GRACE_S = 5.0
 _STDERR = 2  # not sys.stderr, which may stand for something else
 
 
-def neighbours(world: World) -> list[int]:
-    """Process ids of the ranks on this machine, this one's own among them; collective."""
-    host = socket.gethostname()
-    return [pid for where, pid in world.gather_objects([host, os.getpid()]) if where == host]
+class Peer(NamedTuple):
+    """Where a rank runs."""
+
+    host: str
+    pid: int
+
+
+def find_peers(world: World) -> list[Peer]:
+    """All ranks, this one among them, by rank; collective."""
+    return [Peer(*peer) for peer in world.gather_objects([socket.gethostname(), os.getpid()])]
 
 
 class HangWatch:
@@ -46,12 +52,14 @@ class HangWatch:
 
     Args:
         limit_s: longest time between two feedings; 0 watches nothing.
-        name: of this process, for its message.
-        neighbours: processes to continue, should they be stopped, when the limit is passed.
+        rank: of this process.
+        peers: of which those on this machine are continued, should they be stopped, when the limit
+            is passed.
     """
 
-    def __init__(self, limit_s: float, name: str, neighbours: Sequence[int] = ()) -> None:
-        self._limit_s, self._name, self._neighbours = limit_s, name, neighbours
+    def __init__(self, limit_s: float, rank: int, peers: Sequence[Peer]) -> None:
+        self._limit_s, self._rank, self._host = limit_s, rank, peers[rank].host
+        self._neighbours = [peer.pid for peer in peers if peer.host == self._host]
         self._closed = threading.Event()
         self._ends = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watch for hangs", daemon=True)
@@ -92,8 +100,8 @@ class HangWatch:
         self._ends.acquire()  # for good: where two threads find it overdue, one speaks
         _, what = self._fed
         words = (
-            f"\nmgpt: {self._name} (process {os.getpid()} on {socket.gethostname()}) has not "
-            f"finished {what} within {self._limit_s:g} s (train.guard.hang_s); its stacks:\n"
+            f"\nmgpt: rank {self._rank} (process {os.getpid()} on {self._host}) has not finished "
+            f"{what} within {self._limit_s:g} s (train.guard.hang_s); its stacks:\n"
         )
         os.write(_STDERR, words.encode())
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)

@@ -67,7 +67,8 @@ class RunState:
                 "lower the learning rate, or look at the rows that rollbacks.json names"
             )
         done = self._rollbacks.add(at_step, to_step, leapt, value, self._cfg.pass_steps)
+        first, last = done.passed[0], done.passed[-1]
         return (
-            f"{words}; back to step {to_step}, and the rows of {len(done.passed)} of the loader's "
-            f"steps, {done.passed[0]} to {done.passed[-1]}, are passed over"
+            f"{words}; back to step {to_step}, passing over the rows of the loader's "
+            f"{f'steps {first} to {last}' if first < last else f'step {first}'}"
         )

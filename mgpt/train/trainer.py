@@ -31,7 +31,7 @@ from mgpt.tracking.tracker import Tracker
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.gradients import accumulate
 from mgpt.train.guard import GuardConfig, SlowRanks, StopSignals
-from mgpt.train.hang import HangWatch, neighbours
+from mgpt.train.hang import HangWatch, find_peers
 from mgpt.train.metrics import LossTally, MetricsRecord, VocabularyLike, memory_mb
 from mgpt.train.optim import OptimConfig
 from mgpt.train.reports import RankReport, StepReport, meet
@@ -151,7 +151,9 @@ class Trainer:
         self._record = MetricsRecord(Path(store.run_folder) / "metrics.jsonl", world.is_main)
         self._tally = LossTally(loader.source_names, loader.task_names, vocab, backend.device)
         self._state = RunState(cfg.guard, Path(store.run_folder), world)
-        self._slow_ranks = SlowRanks(cfg.guard)
+        self._peers = find_peers(world)
+        hosts = [peer.host for peer in self._peers]
+        self._slow_ranks = SlowRanks(cfg.guard, hosts, tracker.print)
 
     def run(self) -> Finished | Interrupted:
         """Trains until the last step is saved, or until a signal comes.
@@ -163,7 +165,7 @@ class Trainer:
         cfg = self.cfg
         step = self._start()
         self.tracker.fill(self._record.rows, cfg.log_every)
-        watch = HangWatch(cfg.guard.hang_s, f"rank {self.world.rank}", neighbours(self.world))
+        watch = HangWatch(cfg.guard.hang_s, self.world.rank, self._peers)
         with (
             watch,
             StopSignals() as signals,
@@ -285,10 +287,8 @@ class Trainer:
             "data_wait_s": max(report.wait_s),
             "step_s": step_s,
             "memory_mb": max(report.memory_mb),
+            **self._slow_ranks.figures(report.own_s, step_s),
         }
-        slow = self._slow_ranks.note(report.own_s, step_s)
-        if slow is not None:
-            figures |= {"slow_rank": slow[0], "slow_rank_times": slow[1]}
         return _Done(figures, report.signal, leapt)
 
     def _check(self, step: int, rows: StepRows, report: StepReport) -> None:

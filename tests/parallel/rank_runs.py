@@ -134,7 +134,7 @@ def run_ranks(runs: list[Run], size: int = 1) -> None:
 
 
 def start_ranks(
-    arguments: list[str], size: int, timeout_s: float = 100.0
+    arguments: list[str], size: int, timeout_s: float = 250.0
 ) -> tuple[list[int], list[str]]:
     """Runs `python *arguments` on `size` ranks; returns their exit codes and what they wrote.
 
@@ -190,7 +190,7 @@ def train(run: Run, world: Any) -> None:
     from mgpt.tracking.tracker import Tracker, TrackingConfig
     from mgpt.train.checkpoint import CheckpointStore
     from mgpt.train.metrics import LossTally
-    from mgpt.train.step_folder import export_weights
+    from mgpt.train.step_folder import export_weights, newest_complete
     from mgpt.train.trainer import Trainer
     from mgpt.train.validate import HeldOut
 
@@ -236,6 +236,10 @@ def train(run: Run, world: Any) -> None:
     if world.is_main:
         result = {"kind": type(outcome).__name__, **dataclasses.asdict(outcome)}
         (folder / "outcome.json").write_text(json.dumps(result))
+        newest = newest_complete(folder)
+        with open(folder / "ends.jsonl", "a") as ends:
+            end = {"kind": result["kind"], "step": outcome.step, "newest": newest and newest.step}
+            ends.write(json.dumps(end) + "\n")
 
 
 def _train_config(run: Run) -> Any:
@@ -369,7 +373,7 @@ def main() -> None:
     from mgpt.parallel.dist import init_distributed
 
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one that comes between two runs
-    world = init_distributed(timeout_s=40.0)
+    world = init_distributed(timeout_s=120.0)
     for spec in json.loads(sys.argv[1]):
         train(Run(**spec), world)
     world.shutdown()

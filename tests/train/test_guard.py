@@ -101,27 +101,30 @@ def test_the_watch_can_be_off() -> None:
 
 
 def test_the_slow_rank_is_named_by_what_it_does_alone() -> None:
-    ranks = SlowRanks(GuardConfig(straggler_ratio=1.5))
+    said: list[str] = []
+    ranks = SlowRanks(GuardConfig(straggler_ratio=1.5), ["a", "b", "c", "d"], said.append)
     rng = random.Random(0)
     named = []
     for _ in range(50):
         own_s = [0.1 + rng.random() * 0.05 for _ in range(4)]
         own_s[2] += 0.1
-        named.append(ranks.note(own_s, 0.3))
-    assert named[:31] == [None] * 31
-    assert {rank for rank, _ in named[31:]} == {2}
-    assert all(1.6 < ratio < 2.2 for _, ratio in named[31:])
+        named.append(ranks.figures(own_s, 0.3))
+    assert named == [{}] * 31 + [{"slow_rank": 2}] * 19
+    assert len(said) == 1 and said[0].startswith("rank 2 (on c) is slow: by itself it takes 1.")
 
 
 def test_no_rank_is_called_slow_for_noise() -> None:
-    ranks = SlowRanks(GuardConfig())
+    said: list[str] = []
+    ranks = SlowRanks(GuardConfig(), ["a", "b"], said.append)
     rng = random.Random(0)
     for _ in range(1_000):
         # Each takes three times as long now and then.
         own_s = [0.1 * (3.0 if rng.random() < 0.15 else 1.0 + rng.random() / 5) for _ in range(2)]
-        assert ranks.note(own_s, 0.3) is None
-    assert all(ranks.note([0.001, 0.009], 0.3) is None for _ in range(50)), "not worth naming"
-    assert all(ranks.note([5.0], 5.0) is None for _ in range(50)), "one alone"
+        assert ranks.figures(own_s, 0.3) == {}
+    assert all(ranks.figures([0.001, 0.009], 0.3) == {} for _ in range(50)), "not worth naming"
+    alone = SlowRanks(GuardConfig(), ["a"], said.append)
+    assert all(alone.figures([5.0], 5.0) == {} for _ in range(50))
+    assert not said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from mgpt.parallel.dist import World
-from mgpt.train.hang import HUNG_STATUS, HangWatch, neighbours
+from mgpt.train.hang import HUNG_STATUS, HangWatch, Peer, find_peers
 
 HANGS = {
     "loop": "while True: pass",
@@ -24,7 +25,7 @@ from mgpt.train import hang
 hang._GRACE_S = 0.5
 def stuck():
     {hang}
-with hang.HangWatch(0.6, "rank 3") as watch:
+with hang.HangWatch(0.6, 0, [hang.Peer("here", {pid})]) as watch:
     for step in range(1, 4):
         watch.feed(f"step {{step}}")
         time.sleep(0.4)
@@ -36,7 +37,7 @@ with hang.HangWatch(0.6, "rank 3") as watch:
 
 @pytest.mark.parametrize("how", HANGS)
 def test_a_hang_ends_with_the_stacks(how: str) -> None:
-    code = CODE.format(hang=HANGS[how])
+    code = CODE.format(hang=HANGS[how], pid=os.getpid())
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert run.stdout == "working\n", "three steps of 0.4 s are within 0.6 s each"
     assert "in stuck" in run.stderr
@@ -44,19 +45,19 @@ def test_a_hang_ends_with_the_stacks(how: str) -> None:
         assert run.returncode == 1 and "Timeout" in run.stderr
         return
     assert run.returncode == HUNG_STATUS
-    assert "rank 3 (process" in run.stderr
+    assert "mgpt: rank 0 (process" in run.stderr
     assert "has not finished step 4 within 0.6 s (train.guard.hang_s)" in run.stderr
 
 
 def test_a_stopped_neighbour_is_continued_and_prints_its_own() -> None:
-    wake = CODE.replace("0.6", "1.0").format(hang="time.sleep(60)")
+    wake = CODE.replace("0.6", "1.0").format(hang="time.sleep(60)", pid=os.getpid())
     with subprocess.Popen(
         [sys.executable, "-c", wake], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as stopped:
         assert stopped.stdout is not None and stopped.stderr is not None
         assert stopped.stdout.readline() == "working\n"
         os.kill(stopped.pid, signal.SIGSTOP)
-        code = CODE.replace('"rank 3"', f'"rank 0", [{stopped.pid}]').format(hang="time.sleep(60)")
+        code = CODE.format(hang="time.sleep(60)", pid=stopped.pid)
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert run.returncode == HUNG_STATUS
         assert stopped.wait(timeout=20) in (HUNG_STATUS, 1), "1: C's timer, overdue as well"
@@ -64,15 +65,15 @@ def test_a_stopped_neighbour_is_continued_and_prints_its_own() -> None:
 
 
 def test_one_that_works_is_left_alone() -> None:
-    with HangWatch(0.3, "rank 0") as watch:
+    with HangWatch(0.3, 0, find_peers(World())) as watch:
         for step in range(8):
             watch.feed(f"step {step}")
             time.sleep(0.05)
-    with HangWatch(0.0, "rank 0") as watch:
+    with HangWatch(0.0, 0, find_peers(World())) as watch:
         watch.feed("step 1")
         time.sleep(0.05)
         watch.feed("step 2")
 
 
-def test_the_neighbours_of_one_alone() -> None:
-    assert neighbours(World()) == [os.getpid()]
+def test_one_alone_has_no_other_peer() -> None:
+    assert find_peers(World()) == [Peer(socket.gethostname(), os.getpid())]
