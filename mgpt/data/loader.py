@@ -217,6 +217,14 @@ class RowLoader:
         drawn = self.drawn(step)
         return {part.name: drawn[part.name] / len(part) for part in self.mixer.components}
 
+    def figures(self, step: int) -> dict[str, float]:
+        """Both of each component, as `drawn/source/task` and `epochs/source/task`."""
+        figures = {}
+        for part, drawn in zip(self.mixer.components, self.drawn(step).values(), strict=True):
+            figures[f"drawn/{part.name}"] = float(drawn)
+            figures[f"epochs/{part.name}"] = drawn / len(part)
+        return figures
+
     def expected_epochs(self, step: int) -> dict[str, float]:
         """`epochs` of a step far ahead, without planning the windows up to it: each stretch of the
         mix is taken to fill as many rows a window as its first windows do."""

@@ -187,7 +187,8 @@ class Trainer:
                     figures |= self._validate()
                 self._record.write({"step": step, **figures})
                 if self._due(step, cfg.log_every) or step == cfg.steps:
-                    self.tracker.log(step, figures | self._epochs(step))
+                    drawn = self.loader.figures(self._state.loader_step(step))
+                    self.tracker.log(step, figures | drawn)
                 bar.advance(1, loss=figures["loss"])
                 if self._due(step, cfg.save_every) or done.signal or step == cfg.steps:
                     self._save(step)
@@ -300,10 +301,6 @@ class Trainer:
                 f"step {step + 1}: the labels hold {trained} trained tokens, the lengths promised "
                 f"{rows.trained_tokens}; rebuild the lengths with mgpt reindex"
             )
-
-    def _epochs(self, step: int) -> dict[str, float]:
-        passes = self.loader.epochs(self._state.loader_step(step))
-        return {f"epochs/{name}": number for name, number in passes.items()}
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and step % every == 0
