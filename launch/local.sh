@@ -9,6 +9,6 @@ launch=@launch@
 own=$launch start=local
 @setup@
 @environment@
-unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MGPT_PARENT_PID # of the shell that submitted
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE # of the shell that submitted
 echo "local $(hostname) $$" >"$launch/job"
 exec @command@

@@ -91,7 +91,7 @@ class LaunchFolder:
         for job in self.jobs:
             if job.startswith("local "):
                 _, host, pid = job.split()
-                if host == socket.gethostname() and Path(f"/proc/{pid}").exists():
+                if host == socket.gethostname() and _runs_mgpt(pid):
                     return f"process {pid} on {host}"
             elif slurm.is_here():
                 live = [one for one in slurm.look(job) if one.is_live]
@@ -155,6 +155,15 @@ class LaunchFolder:
         words = "\t".join(["cancelled", self.job or "", f"{time.time():.0f}", "by mgpt cancel"])
         atomic_write(self.path / "cancelled", b"")
         atomic_write(self.path / "state", f"{words}\n".encode())
+
+
+def _runs_mgpt(pid: str) -> bool:
+    """Whether a process is there, and no other that got the number since."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"mgpt" in words or words.endswith(f"/{LOCAL}\0".encode())
 
 
 def _text(file: Path) -> str | None:

@@ -69,6 +69,7 @@ def sbatch_script(task: Task, launcher: Launcher, own: Resources, origin: Origin
     """The text of the job's script. Raises ConfigError where a value cannot stand in one."""
     values = {
         **_shared(task, launcher, origin),
+        "environment": "\n".join(f"  {line}" for line in _environment(task, launcher)),
         "sbatch": "\n".join(f"#SBATCH {line}" for line in _options(task, launcher, own, origin)),
         "run": shlex.quote(task.run),
         "launch": shlex.quote(str(task.launch)),
@@ -100,7 +101,7 @@ def _shared(task: Task, launcher: Launcher, origin: Origin) -> dict[str, str]:
         "version": origin.version,
         "command": shlex.join([_python(launcher), "-m", "mgpt", *task.arguments]),
         "setup": "\n".join(launcher.setup),
-        "environment": "\n".join(f"  {line}" for line in _environment(task, launcher)),
+        "environment": "\n".join(_environment(task, launcher)),
     }
 
 

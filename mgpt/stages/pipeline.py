@@ -117,7 +117,7 @@ def run_stage(entry: Entry, record: Record) -> None:
     """
     record.begin(entry.name)
     command = [sys.executable, "-m", "mgpt", entry.stage, *entry.overrides]
-    with subprocess.Popen(command) as child, _passing_signals(child):
+    with subprocess.Popen(command) as child, passing_signals(child):
         try:
             while True:
                 try:
@@ -141,8 +141,8 @@ def run_stage(entry: Entry, record: Record) -> None:
 
 
 @contextmanager
-def _passing_signals(child: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
-    """SIGTERM and SIGUSR1 to the pipeline go on to its stage, which saves and ends."""
+def passing_signals(child: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
+    """SIGTERM and SIGUSR1 to this process go on to the child, which saves and ends."""
     passed = (signal.SIGTERM, signal.SIGUSR1)
     before = {
         name: signal.signal(name, lambda number, frame: child.send_signal(number))

@@ -38,13 +38,13 @@ from mgpt.launching import preflight, slurm
 from mgpt.launching.code_version import code_version, edits, in_words
 from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
 from mgpt.launching.launcher import Launcher, Resources
-from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted
+from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted, own_children
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
 from mgpt.settings import DERIVED
 from mgpt.stage_table import STAGES, compose_stage, load_stage
 from mgpt.stage_table import configure as configure_stage
 from mgpt.stages import plan
-from mgpt.stages.pipeline import RECORD, Record
+from mgpt.stages.pipeline import RECORD, Record, passing_signals
 from mgpt.stages.recipe import TRAINING
 from mgpt.stages.status import CHAIN
 from mgpt.stages.training import at_resolution
@@ -126,8 +126,12 @@ def main(cfg: Config) -> None:
         print(f"{cfg.output}: complete, there is nothing to submit")
         return
     problems = [*_plan_all(cfg, works), *_preflight(cfg, works)]
+    if cfg.dry_run:
+        _print_all(cfg, works)
     if problems:
         raise ConfigError("\n  ".join(["this is not submitted as it is:", *problems]))
+    if cfg.dry_run:
+        return
     if cfg.launcher.name == "local":
         _run_here(cfg, works)
     else:
@@ -197,28 +201,33 @@ def _training_inputs(work: Work, to_come: Sequence[str]) -> list[str]:
                 (at,) = at_resolution({name: source}, run.resolution_px).values()
                 open_dataset(at.path)
             except MgptError as error:
-                problems.append(f"source {name}: {error}")
+                problems.append(str(error))
     return problems
 
 
 # ------------------------------------------------------------------ jobs
 
 
-def _submit_all(cfg: Config, works: Sequence[Work]) -> None:
-    origin = _origin(cfg)
-    scripts = {
-        work.name: sbatch_script(_task(cfg, work), cfg.launcher, _resources(cfg, work), origin)
-        for work in works
-    }
-    if cfg.dry_run:
-        for work in works:
-            needs = [f"{need.how}:<{need.name}>" for need in work.needs]
-            words = slurm.sbatch_words(work.launch.path / SBATCH, ",".join(needs))
-            print(f"# {'-' * 20} {work.name}\n# {shlex.join(words)}\n{scripts[work.name]}")
+def _print_all(cfg: Config, works: Sequence[Work]) -> None:
+    """The scripts, and how each would be queued."""
+    if cfg.launcher.name == "local":
+        print(_local_script(cfg, works))
         return
+    for work in works:
+        needs = [f"{need.how}:<{need.name}>" for need in work.needs]
+        words = slurm.sbatch_words(work.launch.path / SBATCH, ",".join(needs))
+        print(f"# {'-' * 20} {work.name}\n# {shlex.join(words)}\n{_script(cfg, work)}")
+
+
+def _script(cfg: Config, work: Work) -> str:
+    return sbatch_script(_task(cfg, work), cfg.launcher, _resources(cfg, work), _origin(cfg))
+
+
+def _submit_all(cfg: Config, works: Sequence[Work]) -> None:
     print(f"submitting with {slurm.version()}")
     for work in works:
         work.launch.refuse_if_live()
+    scripts = {work.name: _script(cfg, work) for work in works}
     if cfg.stage == "pipeline":
         _write_chain(cfg)
     job_ids: dict[str, str] = {}
@@ -235,24 +244,39 @@ def _submit_all(cfg: Config, works: Sequence[Work]) -> None:
 
 def _run_here(cfg: Config, works: Sequence[Work]) -> None:
     """The same through torchrun on this machine, in the foreground."""
-    (work,) = works if len(works) == 1 else (None,)
-    folder = work.launch if work else LaunchFolder(Path(cfg.output).absolute() / NAME)
-    if work is not None:
-        task = _task(cfg, work)
-    else:
-        task = Task(cfg.stage, cfg.stage, cfg.output, folder.path, "alone",
-                    (cfg.stage, *cfg.words))  # fmt: skip
-    text = local_script(task, cfg.launcher, _origin(cfg))
-    if cfg.dry_run:
-        print(text)
-        return
+    text, folder = _local_script(cfg, works), _local_folder(cfg, works)
+    work = None if cfg.stage == "pipeline" else works[0]
     with folder.claim():
         folder.freeze(_frozen(cfg, work) | {LOCAL: text})
-    status = subprocess.run([str(folder.path / LOCAL)]).returncode
+    own_children()
+    with subprocess.Popen([str(folder.path / LOCAL)]) as child, passing_signals(child):
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:  # the terminal has told it too
+            child.wait()
+            raise
     if status == INTERRUPTED_STATUS:
         raise Interrupted(f"{cfg.stage} stopped in order; the same command goes on")
     if status:
         raise MgptError(f"{cfg.stage} failed, as said above; mend it and the same command goes on")
+
+
+def _local_folder(cfg: Config, works: Sequence[Work]) -> LaunchFolder:
+    return works[0].launch if cfg.stage != "pipeline" else _launch_folder(cfg)
+
+
+def _local_script(cfg: Config, works: Sequence[Work]) -> str:
+    """One stage by its frozen configuration; a pipeline by its command, which goes on by itself."""
+    if cfg.stage != "pipeline":
+        return local_script(_task(cfg, works[0]), cfg.launcher, _origin(cfg))
+    words = (cfg.stage, *cfg.words)
+    task = Task(cfg.stage, cfg.stage, cfg.output, _launch_folder(cfg).path, "alone", words)
+    return local_script(task, cfg.launcher, _origin(cfg))
+
+
+def _launch_folder(cfg: Config) -> LaunchFolder:
+    """That of a pipeline's own output."""
+    return LaunchFolder(Path(cfg.output).absolute() / NAME)
 
 
 def _task(cfg: Config, work: Work) -> Task:
@@ -345,5 +369,4 @@ def _write_chain(cfg: Config) -> None:
         }
         for work in cfg.works
     ]
-    folder = LaunchFolder(Path(cfg.output).absolute() / NAME)
-    folder.freeze({CHAIN: json.dumps(works, indent=1)})
+    _launch_folder(cfg).freeze({CHAIN: json.dumps(works, indent=1)})
