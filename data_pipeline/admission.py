@@ -35,6 +35,10 @@ class Admission:
 
     def admit(self, item: RawSample | Rejected, filters: Filters) -> Pictures | Rejected:
         """The sample's decoded pictures, or why it is not used at any resolution."""
+        return self.compare(item, self.decode(item, filters), filters)
+
+    def decode(self, item: RawSample | Rejected, filters: Filters) -> Pictures | Rejected:
+        """The first half of `admit`, which sees one sample alone: any order, any thread."""
         if isinstance(item, Rejected):
             return item
         unknown = sorted(set(item.meta.get("tasks", ())) - READINGS.keys())
@@ -42,7 +46,12 @@ class Admission:
             return Rejected(item.key, "unknown_task", ", ".join(unknown))
         if filtered := filters.before_decoding(item):
             return filtered
-        pictures = decode(item, self.rotate_exif, self.max_pixels)
-        if isinstance(pictures, Rejected) or not pictures:
-            return pictures
-        return filters.after_decoding(item, pictures) or pictures
+        return decode(item, self.rotate_exif, self.max_pixels)
+
+    def compare(
+        self, item: RawSample | Rejected, decoded: Pictures | Rejected, filters: Filters
+    ) -> Pictures | Rejected:
+        """The second half, with the samples before it: in their order."""
+        if isinstance(item, Rejected) or isinstance(decoded, Rejected) or not decoded:
+            return decoded
+        return filters.after_decoding(item, decoded) or decoded

@@ -11,7 +11,8 @@ listed in the manifest with a reason. A rerun of a finished job changes nothing.
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +23,19 @@ import torch
 from data_pipeline.admission import Admission
 from data_pipeline.claims import Claim
 from data_pipeline.duplicates import Known, LookJob, find_job_duplicates
-from data_pipeline.encoding import ShardEncoder, vq_codes
+from data_pipeline.encoding import (
+    Agreement,
+    Codes,
+    Levels,
+    ShardEncoder,
+    vq_codes,
+    vq_codes_bf16,
+)
 from data_pipeline.filters import FilterConfig, Filters
-from data_pipeline.fitting import Target, fit_fields
+from data_pipeline.fitting import Fitted, Pictures, Target, fit_fields
 from data_pipeline.job_settings import exactly, list_finished, settle_settings
 from data_pipeline.job_view import JobView
+from data_pipeline.overlap import in_order
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.reject_log import RejectLog
@@ -38,6 +47,8 @@ from mgpt.images.pixels import MAX_PIXELS
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.storage import Location, locate
 from mgpt.tracking.tracker import Tracker
+
+_Item = RawSample | Rejected
 
 # Fields that decide bytes of the output, beside the VQ model, the device and the filters.
 _DECISIVE = (
@@ -65,6 +76,13 @@ class TokenizeConfig:
     """Sides in pixels of the squares whose area pictures get; any aspect ratio in each."""
     workers: int = 1
     """Processes; the output does not depend on it."""
+    decoders: int = 0
+    """Threads of a process that decode and fit pictures while another one encodes, to keep a GPU
+    busy; 0 does one thing after the other. Twice as many pictures are in memory at once. The output
+    does not depend on it."""
+    precision: Literal["exact", "bf16"] = "exact"
+    """Arithmetic of the VQ model's layers. bf16 is for GPUs; a few codes in a hundred are others,
+    and how many is said once."""
     seed: int = 0
     """Decides, with a sample's key, where its pictures are cropped."""
     threads: int = 1
@@ -93,6 +111,8 @@ class TokenizeConfig:
         for name in ("workers", "threads", "batch_pixels", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.decoders < 0:
+            raise ValueError(f"decoders={self.decoders} must be 0 or more")
 
 
 def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
@@ -163,6 +183,8 @@ class TokenizeJob:
             **{name: getattr(cfg, name) for name in _DECISIVE},
             **{f"filters.{name}": value for name, value in vars(cfg.filters).items()},
         }
+        if cfg.precision != "exact":
+            settings["precision"] = cfg.precision
         if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
             settings["filters.duplicates_among"] = _names_and_sizes(paths)
         fingerprint = settle_settings(locate(cfg.output), settings, "mgpt tokenize")
@@ -236,7 +258,14 @@ class TokenizeWorker:
         vq = load_vqgan(job.cfg.vq).to(device)
         if vqgan_fingerprint(vq) != job.vq_fingerprint:
             raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
-        self._encode = partial(vq_codes, vq)
+        exact = partial(vq_codes, vq)
+        self._encode: Callable[[Levels], Codes] = exact
+        if job.cfg.precision == "bf16":
+            self._encode = Agreement(partial(vq_codes_bf16, vq), exact)
+        self._decoders = self._encoder = None
+        if job.cfg.decoders:
+            self._decoders = ThreadPoolExecutor(job.cfg.decoders, "decoder")
+            self._encoder = ThreadPoolExecutor(1, "encoder")
         self._log = RejectLog()
 
     def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
@@ -247,11 +276,13 @@ class TokenizeWorker:
         with ExitStack() as stack:
             for px in job.missing(unit):
                 writers[px] = stack.enter_context(ShardWriter(job.folder(px), unit))
-                encoders[px] = ShardEncoder(writers[px], self._encode, job.cfg.batch_pixels)
+                encoders[px] = ShardEncoder(
+                    writers[px], self._encode, job.cfg.batch_pixels, self._encoder
+                )
             reader = stack.enter_context(RawShardReader.open(job.paths[unit]))
             filters = job.admission.filters(job.known and job.known(unit))
-            for item in reader:
-                self._tokenize(unit, item, filters, encoders)
+            for item, outcomes in self._fitted(unit, reader, filters, list(encoders)):
+                self._add(unit, item, outcomes, encoders)
                 advance(1)
             raw = {
                 "name": unit,
@@ -276,25 +307,49 @@ class TokenizeWorker:
                     before_publish=claim.check,
                 )
 
-    def _tokenize(
+    def _fitted(
+        self, unit: str, items: Iterable[_Item], filters: Filters, resolutions: list[int]
+    ) -> Iterator[tuple[_Item, Rejected | dict[int, Fitted | Rejected]]]:
+        """Each item with what it is at each resolution, or why it is at none, in order."""
+        job = self._job
+        admission, cfg = job.admission, job.cfg
+
+        def decode(item: _Item) -> tuple[_Item, Pictures | Rejected]:
+            return item, admission.decode(item, filters)
+
+        def fit(
+            both: tuple[_Item, Pictures | Rejected],
+        ) -> tuple[_Item, Rejected | dict[int, Fitted | Rejected]]:
+            item, pictures = both
+            if isinstance(pictures, Rejected):
+                return item, pictures
+            fitted = {}
+            for px in resolutions:
+                target = Target(px, 2 * job.latent_px, cfg.enlarge)
+                fitted[px] = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
+            return item, fitted
+
+        threads, ahead = self._decoders, cfg.decoders
+        decoded = in_order(threads, decode, items, ahead)
+        kept = ((item, admission.compare(item, found, filters)) for item, found in decoded)
+        return in_order(threads, fit, kept, ahead)
+
+    def _add(
         self,
         unit: str,
-        item: RawSample | Rejected,
-        filters: Filters,
+        item: _Item,
+        outcomes: Rejected | dict[int, Fitted | Rejected],
         encoders: dict[int, ShardEncoder],
     ) -> None:
         """One sample, or one refusal, into every encoder."""
-        cfg = self._job.cfg
-        pictures = self._job.admission.admit(item, filters)
-        if isinstance(pictures, Rejected):
+        if isinstance(outcomes, Rejected):
             for encoder in encoders.values():
-                encoder.reject(pictures)
-            self._log.note(unit, pictures)
+                encoder.reject(outcomes)
+            self._log.note(unit, outcomes)
             return
         assert isinstance(item, RawSample)
         for px, encoder in encoders.items():
-            target = Target(px, 2 * self._job.latent_px, cfg.enlarge)
-            fitted = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
+            fitted = outcomes[px]
             if isinstance(fitted, Rejected):
                 encoder.reject(dataclasses.replace(fitted, key=item.key))
             else:

@@ -23,6 +23,6 @@ def main(cfg: Config) -> None:
     with Tracker(unrecorded, Path(cfg.output), "summarize", record=False) as tracker:
         found = summarize(cfg, vocabulary, tracker)
         for px, histograms in found.items():
-            rows = [(title, *bar) for title in SHOWN for bar in histograms[title]]
+            rows = [(title, *bar) for title in SHOWN for bar in histograms[title] if bar[1]]
             tracker.table(f"{px} px", ["", "value", "samples"], rows)
         tracker.print(f"page: {Path(cfg.output) / 'summary.html'}")

@@ -22,7 +22,7 @@ from data_pipeline.tokenize_shards import TokenizeConfig, TokenizeJob, tokenize
 from data_pipeline.workers import WORK_FOLDER
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, read_manifest
-from mgpt.errors import ConfigError, DataError
+from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.images.pixels import MAX_PIXELS
 from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan
 
@@ -209,3 +209,33 @@ def test_settings_that_cannot_be(config):
         config("out", resolution=[32, 32])
     with pytest.raises(ValueError, match="workers"):
         config("out", workers=0)
+
+
+@pytest.mark.parametrize("filters", [{}, {"drop_duplicates": True, "max_look_bits": 3}])
+def test_decoding_ahead_gives_the_same_bytes(tmp_path, config, tracker, tree, filters):
+    filters = FilterConfig(**filters)
+    in_turn = tokenize(config("in_turn", filters=filters, batch_pixels=2048), tracker)
+    ahead = tokenize(config("ahead", filters=filters, batch_pixels=2048, decoders=3), tracker)
+    assert in_turn == ahead and tree(tmp_path / "in_turn") == tree(tmp_path / "ahead")
+
+
+def test_an_error_in_a_thread_is_that_of_the_job(config, tracker, monkeypatch):
+    def broken(*_):
+        raise MachineError("CUDA error: out of memory")
+
+    monkeypatch.setattr("data_pipeline.tokenize_shards.vq_codes", broken)
+    with pytest.raises(MachineError, match="out of memory"):
+        tokenize(config("out", decoders=2), tracker)
+
+
+def test_bf16_says_how_many_codes_are_exact(tmp_path, config, tracker, caplog, monkeypatch):
+    monkeypatch.setattr("data_pipeline.encoding.COMPARED_PICTURES", 8)
+    tokenize(config("exact", resolution=[32]), tracker)
+    tokenize(config("fast", resolution=[32], precision="bf16"), tracker)
+    (said,) = [line for line in caplog.messages if "exact mode" in line]
+    share = float(said.split(" %")[0])
+    assert 50 < share <= 100
+    exact, fast = (open_dataset(tmp_path / name / "32") for name in ("exact", "fast"))
+    same = [exact.codes(i)["image"] == fast.codes(i)["image"] for i in (0, 1, 2)]
+    assert 0.5 < np.mean(np.concatenate([one.ravel() for one in same])) <= 1
+    assert exact.manifests[0].settings_fingerprint != fast.manifests[0].settings_fingerprint
