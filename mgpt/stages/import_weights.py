@@ -61,7 +61,10 @@ def main(cfg: Config) -> None:
             tracker.print(line)
         check_machine(folder.path, planned.num_bytes / 1e6 + 200.0)
         figures = planned.figures()
-        with tracker.progress(figures.get("tensors", 0), "tensors", "import") as bar:
-            planned.write(folder.path, bar.advance)
+        if planned.plan is None:
+            planned.write(folder.path)
+        else:
+            with tracker.progress(figures["tensors"], "tensors", "import") as bar:
+                planned.write(folder.path, bar.advance)
         tracker.finish(figures)
     folder.finish(figures)

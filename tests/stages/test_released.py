@@ -314,13 +314,14 @@ def test_training_starts_from_any_form(
 ) -> None:
     """With the image rows at 0 and only them training, the rest is the released model's."""
     make_tokens(tmp_path / "tokens" / "512")
-    source = [f"data.sources.a.path={tmp_path / 'tokens/512'}"]
+    path = tmp_path / ("tokens" if stage == "fp_sft" else "tokens/512")
     task = "image_text" if stage == "pretrain" else "text_to_image"
-    source += [f"data.sources.a.tasks.{task}=1"]
+    source = [f"data.sources.a.path={path}", f"data.sources.a.tasks.{task}=1"]
     start = own if kind == "own" else released / kind
     if kind == "a step":
-        words = [f"init_from={own}", "steps=1", f"output={tmp_path / 'before'}", "optim.lr=0"]
-        mgpt("omni_sft", *words, *source, *QUICK)
+        words = [f"init_from={own}", "steps=1", f"output={tmp_path / 'before'}"]
+        # The rate of the first step of a warm-up is 0.
+        mgpt("omni_sft", *words, "schedule.warmup_steps=9", *source, *QUICK)
         start = tmp_path / "before" / "step_00000001"
     mgpt(
         stage,
@@ -329,6 +330,7 @@ def test_training_starts_from_any_form(
         "train=image_head",
         "steps=1",
         "optim.lr=1e-3",
+        "schedule.warmup_steps=0",
         *source,
         f"output={tmp_path / 'run'}",
         *QUICK,

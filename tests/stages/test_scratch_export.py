@@ -11,6 +11,7 @@ from transformers import ChameleonForConditionalGeneration
 
 from mgpt import cli
 from mgpt.models.folder import load_model
+from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.build import write_model_folder
@@ -29,7 +30,8 @@ def model(tmp_path: Path) -> Path:
     sizes = {"hidden": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
     made = Transformer(TransformerConfig(**sizes, vocab_size=vocabulary.size))
     made.init_weights(0)
-    write_model_folder(tmp_path / "model", made.cfg, dict(made.state_dict()), vocabulary)
+    tensors = [lazy(name, tensor) for name, tensor in made.state_dict().items()]
+    write_model_folder(tmp_path / "model", made.cfg, tensors, vocabulary)
     torch.manual_seed(0)
     save_vqgan(Vqgan(VQ), tmp_path / "vq")
     narrow = {**vars(VQ), "ch": 8, "num_groups": 4}

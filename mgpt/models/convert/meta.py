@@ -127,8 +127,8 @@ def plan_meta(folder: Path) -> ModelPlan:
     shards = [_unfused(tensors, params, len(files)) for tensors in stored]
     _check_same_names(files, shards)
     notes = [
-        f"{', '.join(path.name for path in files)}: pickles, which can carry code; read with "
-        "torch's restricted unpickler (weights_only), here and nowhere else, into safetensors"
+        f"{', '.join(path.name for path in files)}: pickles, which can carry code; they are read "
+        "with torch's restricted unpickler (weights_only), and become safetensors"
     ]
     if COMPUTED in shards[0]:
         notes.append(f"left out, computed anew: {COMPUTED}")
