@@ -71,15 +71,20 @@ def open_tracker(
     """The tracker of a stage's output folder; `record=False` where a trainer writes the record,
     `shared` where processes started apart may do the stage together."""
     shown = {**to_plain(cfg), "code": code_version()} if is_main else {}
-    return Tracker(
+    output = locate(cfg.output)
+    folder = record_folder(output)
+    tracker = Tracker(
         cfg.tracking,
-        record_folder(locate(cfg.output)),
+        folder,
         stage,
         resolved_config=shown,
         is_main=is_main,
         record=record,
         shared=shared,
     )
+    if folder != output:
+        tracker.print(f"{stage}: the record of {output} stands in {folder}")
+    return tracker
 
 
 def resolution_folders(paths: Sequence[str | Location]) -> list[Location]:
@@ -163,8 +168,8 @@ class Weights:
             yield tensor.name, tensor.read().float()
 
     def stored(self, verify: bool = True) -> list[LazyTensor]:
-        """Every weight as it is stored, not read yet; a checkpoint's files are verified here, for
-        whoever has not done so just now."""
+        """Every weight as it is stored, not read yet. Files are held against their hashes here; not
+        a checkpoint's where verify=False says that it was done just now."""
         if not self.is_checkpoint:
             return list(model_tensors(self.folder).values())
         return [
