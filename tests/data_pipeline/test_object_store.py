@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import threading
@@ -173,7 +174,10 @@ def test_the_commands_write_there_and_a_finished_one_changes_nothing(s3, vq, cap
     run(pack_line)
     run(tokenize_line)
     assert main(["verify", "input=s3://corpus/tokens", "raw=s3://corpus/raw"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ok"]
+    said = capsys.readouterr().out
+    assert json.loads(said.splitlines()[-1])["ok"]
+    (record,) = re.findall("tokenize: the record of s3://corpus/tokens stands in (.+)", said)
+    assert (Path(record) / "metrics.jsonl").is_file()
     s3.seen.clear()
     run(pack_line)
     run(tokenize_line)
