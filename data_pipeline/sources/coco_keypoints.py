@@ -161,9 +161,10 @@ def draw_poses(poses: list[np.ndarray], width_px: int, height_px: int) -> bytes:
     for pose_J3 in poses:
         points = [(float(x), float(y)) if seen > 0 else None for x, y, seen in pose_J3]
         for limb, (start, end) in enumerate(LIMBS):
-            if points[start] and points[end]:
+            one, other = points[start], points[end]
+            if one and other:
                 colour = f"hsv({limb * 360 // len(LIMBS)}, 100%, 100%)"
-                draw.line([points[start], points[end]], colour, line_px)
+                draw.line([one, other], colour, line_px)
         for x, y in filter(None, points):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), "white")
     buffer = io.BytesIO()
