@@ -26,7 +26,7 @@ from torch import Tensor, nn
 __all__ = ["IGNORED", "HeadLoss", "LossSums"]
 
 IGNORED = -100
-# Logits alive at once, in the type of the hidden states: enough tokens for each look at the weights.
+# Logits alive at once, in the type of the hidden states: many tokens for each look at the weights.
 _CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 27}
 # Of these, in fp32 or wider at once: what fits a cache.
 _BLOCK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 24}
