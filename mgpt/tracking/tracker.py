@@ -13,6 +13,7 @@ a tracker that does nothing, so the code above is written once. Knows nothing of
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from mgpt.tracking.wandb_run import Mode, hold_run, note_shown, open_run, shown_
 
 if TYPE_CHECKING:
     import numpy as np
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,10 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._run is not None:
-            self._run.finish(exit_code=0 if kind is None else 1)
-            if self._shown_step is not None:
-                note_shown(self._run_folder, self._shown_step)
-            self._run = None
+        self._tell(lambda run: run.finish(exit_code=0 if kind is None else 1))
+        if self._run is not None and self._shown_step is not None:
+            note_shown(self._run_folder, self._shown_step)
+        self._run = None
         if self._hold is not None:
             self._hold.close()
 
@@ -118,7 +120,7 @@ class Tracker:
             with self._record.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if self._run is not None:
-            self._run.log(row)
+            self._tell(lambda run: run.log(row))
             self._shown_step = step
 
     def fill(self, rows: Callable[[], Iterable[Mapping[str, Any]]], every: int = 1) -> None:
@@ -130,13 +132,12 @@ class Tracker:
         through = self._shown_step = shown_through(self._run, self._run_folder)
         for row in rows():
             if row["step"] > through and row["step"] % every == 0:
-                self._run.log(dict(row))
+                self._tell(lambda run, row=row: run.log(dict(row)))
                 self._shown_step = row["step"]
 
     def show(self, step: int, figures: Mapping[str, float | int | str]) -> None:
         """Figures of the moment, such as a rate: shown in the run, kept in no file."""
-        if self._run is not None:
-            self._run.log({"step": step, **figures})
+        self._tell(lambda run: run.log({"step": step, **figures}))
 
     def images(self, step: int, name: str, images: Sequence[tuple[str, np.ndarray]]) -> None:
         """A panel of (caption, uint8 picture [H, W, 3])."""
@@ -144,7 +145,7 @@ class Tracker:
             import wandb
 
             panel = [wandb.Image(picture, caption=caption) for caption, picture in images]
-            self._run.log({"step": step, name: panel})
+            self._tell(lambda run: run.log({"step": step, name: panel}))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table, on the console and in the run."""
@@ -155,15 +156,28 @@ class Tracker:
             import wandb
 
             words = [[_cell(value) for value in row] for row in rows]
-            self._run.log({name: wandb.Table(columns=list(columns), data=words)})
+            shown = wandb.Table(columns=list(columns), data=words)
+            self._tell(lambda run: run.log({name: shown}))
 
     def finish(self, summary: Mapping[str, float | int | str]) -> None:
         """The stage's final figures: a line on the console, the summary of the run."""
         if not self.is_main:
             return
         print("  ".join([f"{self._stage}: complete", *figure_texts(dict(summary))]), flush=True)
-        if self._run is not None:
-            self._run.summary.update(dict(summary))
+        self._tell(lambda run: run.summary.update(dict(summary)))
+
+    def _tell(self, words: Callable[[Any], object]) -> None:
+        """Says something to the run; where its client has broken down, the stage does without it.
+
+        The record is metrics.jsonl; the next start gives the run what it lacks of it.
+        """
+        if self._run is None:
+            return
+        try:
+            words(self._run)
+        except Exception as error:  # no view of a run may end it
+            _log.warning("Weights & Biases: %s; nothing more is shown by this start", error)
+            self._run = None
 
 
 def _print_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -50,7 +50,8 @@ def open_run(
     group: str,
     config: Mapping[str, Any],
 ) -> Any:
-    """The wandb run of a stage folder; `step` is the axis of everything it logs.
+    """The wandb run of a stage folder; `step` is the axis of everything it logs. None where the
+    client fails; the next start shows what this one could not.
 
     Raises MachineError where the client is not installed; `tracking.mode=disabled` does without.
     """
@@ -78,12 +79,17 @@ def open_run(
     if chosen == "online":
         try:
             run = wandb.init(mode="online", **options)
-        except (wandb.errors.Error, TimeoutError, OSError) as error:
+        except Exception as error:  # the client has more kinds than it names
             _log.warning("Weights & Biases: %s; this run is kept offline in %s", error, where)
+            wandb.teardown()  # its process still holds the run's id
             chosen = "offline"
     if chosen != "online":
         quiet: Literal["offline", "disabled"] = "disabled" if chosen == "disabled" else "offline"
-        run = wandb.init(mode=quiet, **options)
+        try:
+            run = wandb.init(mode=quiet, **options)
+        except Exception as error:
+            _log.warning("Weights & Biases: %s; this start is not shown", error)
+            return None
     run.define_metric("*", step_metric="step")
     return run
 

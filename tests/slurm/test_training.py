@@ -33,7 +33,7 @@ def test_a_signal_before_the_limit_saves_and_the_requeued_job_goes_on_bit_for_bi
     training.finish()
     assert slurm.job(job)["Restarts"] == "1" and training.starts() == 2
     saved = json.loads((training.output / "DONE").read_text())["figures"]
-    assert saved["steps"] == 40
+    assert saved["steps"] == 30
     assert_same(training, undisturbed)
     ranks = slurm.run("sh", "-c", f"ls {training.output}/launch/logs/2").stdout.split()
     assert [name for name in ranks if name.startswith("rank")] == [
@@ -96,7 +96,7 @@ def test_ranks_that_outlive_their_slurmd_end_by_fencing_and_overwrite_nothing(
     for pid in old:
         os.kill(pid, signal.SIGSTOP)
     stopped_at = training.step()
-    assert stopped_at < 35
+    assert stopped_at < 25
     until("a start after the first", lambda: training.starts() > 1, 120)
     attempts = training.output / "attempts"
     until("a second attempt", lambda: (attempts / "2").exists(), 120)

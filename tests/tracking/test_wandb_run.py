@@ -5,10 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+
+import pytest
 
 sys.path.append(str(Path(__file__).parent))
 from wandb_files import config, history, records, run_files
+from wandb_service import KEY, Service
 
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.metrics import MetricsRecord
@@ -16,9 +21,11 @@ from mgpt.train.metrics import MetricsRecord
 START = """
 import os, signal, sys, time
 from pathlib import Path
+from mgpt.tracking import wandb_run
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.metrics import MetricsRecord
 
+wandb_run.INIT_TIMEOUT_S, wandb_run.FINISH_TIMEOUT_S = 3, 3
 folder, first, last, end, mode = Path(sys.argv[1]), *map(int, sys.argv[2:4]), *sys.argv[4:6]
 record = MetricsRecord(folder / "metrics.jsonl", is_main=True)
 record.cut(first)
@@ -29,6 +36,9 @@ with Tracker(TrackingConfig(mode=mode), folder, "pretrain", "group", settings, r
         row = {"step": step, "loss": step / 8}
         record.write(row)
         t.log(step, row)
+        if step == first + 2 and end.startswith("mood:"):
+            Path(end[5:]).touch()
+            time.sleep(1)
     if end == "killed":
         os.killpg(0, signal.SIGKILL)  # the client's own process too: a node without power
 """
@@ -41,7 +51,8 @@ def start(
     words = [str(folder), str(first), str(last), end, mode]
     run = subprocess.run(
         [sys.executable, "-c", START, *words],
-        env={k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | env,
+        # WANDB_SERVICE: the client's process of the tests before this one, which outlives a start.
+        env={k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | env,
         start_new_session=True,
         timeout=200,
     )
@@ -101,3 +112,45 @@ def test_other_ranks_and_disabled_runs_read_no_rows(tmp_path: Path) -> None:
     with Tracker(TrackingConfig(mode="disabled"), tmp_path, "pretrain", record=False) as tracker:
         tracker.fill(rows)
     assert not (tmp_path / "wandb").exists()
+
+
+def rows_of(service: Service) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in service.history if "loss" in row]
+
+
+def test_the_service_is_given_what_starts_without_it_could_not_show(tmp_path: Path) -> None:
+    with Service().running() as service:
+        start(tmp_path, 0, 4, mode="online", **service.environment)
+        start(tmp_path, 4, 6, mode="offline")
+        start(tmp_path, 6, 9, mode="online", **service.environment)
+    assert rows_of(service) == [(step, step / 8) for step in range(1, 10)]
+    assert len(service.config["starts"]["value"]) == 3
+
+
+@pytest.mark.parametrize("mood", ["500", "silent"])
+def test_a_service_that_falls_ill_stops_no_stage_and_every_step_is_kept(
+    tmp_path: Path, mood: str
+) -> None:
+    fallen = tmp_path / "fallen"
+    with Service().running() as service:
+
+        def fall() -> None:
+            while not fallen.exists():
+                time.sleep(0.02)
+            service.mood = mood  # type: ignore[assignment]
+
+        threading.Thread(target=fall, daemon=True).start()
+        start(tmp_path, 0, 6, f"mood:{fallen}", "online", **service.environment)
+    assert fallen.exists() and service.requests > 0
+    assert sorted(history(tmp_path)) == list(range(1, 7))
+
+
+@pytest.mark.parametrize("mood", ["500", "silent", "gone"])
+def test_without_an_answer_at_the_start_the_run_is_kept_offline(tmp_path: Path, mood: str) -> None:
+    gone = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
+    with Service().running() as service:
+        service.mood = mood  # type: ignore[assignment]
+        environment = gone if mood == "gone" else service.environment
+        start(tmp_path, 0, 3, mode="online", **environment)
+    assert sorted(history(tmp_path)) == [1, 2, 3]
+    assert [file.parent.name[:12] for file in run_files(tmp_path)][-1] == "offline-run-"
