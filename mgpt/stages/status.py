@@ -29,6 +29,7 @@ from mgpt.tracking.progress import clock
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 CHAIN = "chain.json"  # in launch/ of a pipeline's output
+_SILENCE_S = 60.0
 COLUMNS = ("stage", "job", "state", "step", "tokens/s", "loss", "checkpoint", "time left")
 
 
@@ -135,7 +136,7 @@ def _report(one: Submitted, before: list[Report]) -> Report:
     reason = next((state.reason for state in launch.states if state.word == "failed"), "")
     is_good = False
     if live or local:
-        state, reason = _live_words(live), ""
+        state, reason = _live_words(live) + _silence(now), ""
     elif now.is_done or (words and set(words) == {"complete"}):
         state, is_good = "complete", True
     elif "failed" in words or "cancelled" in words:
@@ -176,6 +177,13 @@ def _live_words(live: list[Job]) -> str:
     elif job.nodes:
         words += f" on {job.nodes}"
     return words + (f", restart {job.restarts}" if job.restarts else "")
+
+
+def _silence(now: Standing) -> str:
+    """How long ago the last step was, where that is worth a look."""
+    if now.step_age_s is None or now.step_age_s < _SILENCE_S:
+        return ""
+    return f", last step {clock(now.step_age_s)} ago"
 
 
 def _steps(launch: LaunchFolder) -> int | None:
