@@ -106,12 +106,10 @@ class Snapshot:
     def _contents(self) -> Iterable[bytes | memoryview]:
         """The file's bytes, a chunk at a time."""
         ordered = sorted(self.pieces.items())
-        offsets = {
-            name: {"saved_offsets": [piece.offset] + [0] * (piece.tensor.dim() - 1)}
-            if piece.tensor.dim()
-            else {"saved_offsets": []}
-            for name, piece in ordered
-        }
+        offsets: dict[str, dict[str, list[int]]] = {}
+        for name, (offset, tensor) in ordered:
+            place = [offset, *(0 for _ in tensor.shape[1:])] if tensor.dim() else []
+            offsets[name] = {"saved_offsets": place}
         header: dict[str, object] = {
             "__metadata__": {
                 "DCP_SHARDING_INFO": json.dumps(offsets),
