@@ -31,13 +31,27 @@ from typing import BinaryIO
 import numpy as np
 
 from mgpt.data.arrays import encode_arrays, map_arrays, write_joined
-from mgpt.data.dataset import TokenisedDataset
+from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.draws import identity64
 from mgpt.data.outlines import OutlineBuilder, Outlines
 from mgpt.errors import DataError, MachineError
 from mgpt.files import atomic_write
-from mgpt.storage import Location, cache_folder, local_copy, record_folder, write_whole
-from mgpt.tasks.registry import DOCUMENTS, SampleView, can_serve, task, tasks_fingerprint
+from mgpt.storage import (
+    Location,
+    cache_folder,
+    local_copy,
+    record_folder,
+    remove_tree,
+    write_whole,
+)
+from mgpt.tasks.registry import (
+    DOCUMENTS,
+    READINGS,
+    SampleView,
+    can_serve,
+    task,
+    tasks_fingerprint,
+)
 from mgpt.tokens.chat import outline
 from mgpt.tokens.unirep import LATENTS_PER_GRID
 from mgpt.tokens.vocab import Vocabulary
@@ -105,6 +119,20 @@ def load_lengths(
         outlines = Outlines(text_T, segments_S, ends_NVK, fields, guided=name not in DOCUMENTS)
         lengths[name] = TaskLengths(samples_N, identities_N, counts_NVC, outlines)
     return lengths
+
+
+def forget_lengths(folder: Location, vocab: Vocabulary | None) -> None:
+    """Delete what is kept of the lengths of a folder of shards, so that they are counted anew; but
+    parts of a count with this vocabulary that was stopped stay."""
+    place = folder / LENGTHS_FOLDER
+    if vocab is None:
+        remove_tree(place)
+        return
+    dataset = open_dataset(folder)
+    stems = {lengths_fingerprint(dataset, vocab, name) for name in READINGS}
+    for path in [path for path in place.rglob("*") if path.is_file()]:
+        if path.parent.name != PARTS_FOLDER or path.name.partition(".")[0] not in stems:
+            path.unlink(missing_ok=True)
 
 
 def lengths_fingerprint(dataset: TokenisedDataset, vocab: Vocabulary, name: str) -> str:

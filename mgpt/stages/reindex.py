@@ -4,7 +4,8 @@ mgpt reindex input=tokens
 mgpt reindex input=tokens vocabulary=text
 
 An index that is there and right is left alone. Lengths are counted for every task that a sample can
-serve; without a vocabulary the old ones are deleted, and training counts at its next start.
+serve, and the text is kept as ids with them; a count that was stopped goes on. Without a vocabulary
+the old ones are deleted, and training counts at its next start.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgpt.data.dataset import open_dataset, shard_names
-from mgpt.data.lengths import LENGTHS_FOLDER, load_lengths
+from mgpt.data.lengths import forget_lengths, load_lengths
 from mgpt.data.reindex import rebuild_index
 from mgpt.stages.build import load_vocabulary, resolution_folders
-from mgpt.storage import remove_tree
+from mgpt.storage import Location
 from mgpt.tasks.registry import READINGS
+from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 
@@ -42,10 +44,21 @@ def main(cfg: Config) -> None:
                 for name in names:
                     rebuilt += rebuild_index(folder, name)
                     bar.advance(1)
-            remove_tree(folder / LENGTHS_FOLDER)
-            counted = 0
-            if vocabulary is not None:
-                lengths = load_lengths(open_dataset(folder), vocabulary, READINGS)
-                counted = sum(bool(len(one)) for one in lengths.values())
+            forget_lengths(folder, vocabulary)
+            counted = 0 if vocabulary is None else _count(folder, vocabulary, tracker)
             rows.append([str(folder), len(names), rebuilt, counted])
         tracker.table("reindexed", ["folder", "shards", "indexes rebuilt", "tasks counted"], rows)
+
+
+def _count(folder: Location, vocabulary: Vocabulary, tracker: Tracker) -> int:
+    """Count every task of a folder; how many have samples."""
+    dataset, counted = open_dataset(folder), 0
+    with tracker.progress(len(dataset), "samples", f"count {folder}") as bar:
+
+        def show(done: int, total: int) -> None:
+            nonlocal counted
+            bar.advance(done - counted)
+            counted = done
+
+        lengths = load_lengths(dataset, vocabulary, READINGS, show)
+    return sum(bool(len(one)) for one in lengths.values())

@@ -67,8 +67,30 @@ def test_the_command_makes_indexes_and_lengths_anew(corpus, vocab, tmp_path, cap
     assert len(open_dataset(corpus).sample(0).codes) == 2
     names = [path.name for path in (corpus / "lengths").iterdir()]
     assert names and "wrong.npy" not in names
+    assert "count" in capsys.readouterr().out
     reindex.main(reindex.Config(input=str(corpus.parent)))
     assert not (corpus / "lengths").exists()
+
+
+def test_the_command_goes_on_with_a_count_that_was_stopped(corpus, vocab, tmp_path, monkeypatch):
+    monkeypatch.setattr("mgpt.data.lengths.PART_SAMPLES", 20)
+    vocab.save(tmp_path / "text")
+    config = reindex.Config(input=str(corpus.parent), vocabulary=str(tmp_path / "text"))
+    seen, real = [], Shard.meta
+
+    def meta(shard, number):
+        seen.append(number)
+        if len(seen) == 45:
+            raise KeyboardInterrupt
+        return real(shard, number)
+
+    monkeypatch.setattr(Shard, "meta", meta)
+    with pytest.raises(KeyboardInterrupt):
+        reindex.main(config)
+    parts = corpus / "lengths" / "parts"
+    (parts / "of_other_shards.0.npy").write_bytes(b"")
+    reindex.main(config)
+    assert len(seen) == 45 + 10 and not [*parts.iterdir()]
 
 
 def test_on_an_object_store(corpus, s3):
