@@ -47,7 +47,7 @@ DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
 _RECORDS = frozenset({RECORD, CONFIG, "metrics.jsonl", "wandb"})
 
 # Fields that say where and how fast, not what: another value is the same stage.
-FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers"})
+FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers", "decoders"})
 # Fields that may change while a stage is unfinished: it goes on from its newest checkpoint.
 RESUMABLE_FIELDS = frozenset(
     {
