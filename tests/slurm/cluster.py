@@ -96,7 +96,13 @@ def lacks() -> str:
 
 def can_unshare() -> bool:
     """Whether this process may make the namespaces of mode `net`."""
-    probe = ["unshare", *NODE_NAMESPACES, "sh", "-c", "hostname probe && ip link add b type bridge"]
+    probe = [
+        "unshare",
+        *NODE_NAMESPACES,
+        "sh",
+        "-c",
+        "hostname probe && ip link add br0 type bridge",
+    ]
     run = subprocess.run(probe, capture_output=True, timeout=20, env={**os.environ, "PATH": PATH})
     return run.returncode == 0
 
@@ -195,6 +201,12 @@ class Cluster:
         """The state of a job, or of each element of an array."""
         shown = self.run("scontrol", "--oneliner", "show", "job", number).stdout
         return re.findall(r"JobState=(\w+)", shown)
+
+    def nodes_of(self, number: str) -> list[str]:
+        """The nodes that a job runs on."""
+        return self.run(
+            "scontrol", "show", "hostnames", self.job(number)["NodeList"]
+        ).stdout.split()
 
     def wait(self, number: str, *wanted: str, timeout_s: float = 120) -> None:
         """Returns once the job, or each element of it, is in one of the states.

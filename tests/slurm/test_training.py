@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
 from cluster_node import until
 from training import Inputs, Training, assert_same
+
+sys.path.append(str(Path(__file__).parents[1] / "tracking"))
+from wandb_files import config, history, run_files
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +70,27 @@ def test_a_killed_rank_brings_the_job_back_and_it_goes_on(
     training.finish()
     assert int(slurm.job(job)["Restarts"]) == 1
     assert_same(training, undisturbed)
+
+
+@pytest.mark.long
+def test_its_run_in_weights_and_biases_has_every_step_once(
+    slurm: Cluster, inputs: Inputs, tmp_path: Path
+) -> None:
+    run = Training(slurm, inputs, tmp_path / "run", "tracking=offline")
+    job = run.submit()
+    for number, (step, disturbance) in enumerate([(7, "USR1"), (14, "power"), (22, "USR1")]):
+        run.reach(step)
+        if disturbance == "USR1":
+            slurm.run("scancel", "--batch", "--signal=USR1", job)
+        else:
+            slurm.kill_node(slurm.nodes_of(job)[-1])
+        until("another start", lambda n=number: run.starts() > n + 1, 240)
+    run.finish()
+    shown, recorded = history(run.output), {row["step"]: row["loss"] for row in run.rows()}
+    assert {step: row["loss"] for step, row in shown.items()} == recorded
+    assert sorted(recorded) == list(range(1, 31))
+    starts = config(run_files(run.output)[-1])["starts"]
+    assert len(starts) == 4 and {one["job"] for one in starts} == {job}
 
 
 @pytest.mark.long
