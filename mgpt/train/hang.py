@@ -2,9 +2,9 @@
 
 A rank that hangs leaves the others waiting in their next collective, so all of them stop feeding
 their watch at about the same time: each prints its stacks and ends, and the launcher ends what is
-left. A rank that was stopped (SIGSTOP) cannot print; its neighbours on the machine continue it, and
-it finds itself overdue. Where the interpreter's lock is held for ever no thread of Python's can
-print, and one of C's does (`faulthandler`), a little later and without the rank's name.
+left. A rank that was stopped (SIGSTOP) cannot print; the others on its machine have it print and
+continue it, and it finds itself overdue. Where the interpreter's lock is held for ever no thread
+of Python's can print, and one of C's does (`faulthandler`), a little later and without a name.
 
     >>> with HangWatch(900.0, world.rank, find_peers(world)) as watch:
     ...     for step in range(steps):
@@ -22,6 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ HUNG_STATUS = 70  # EX_SOFTWARE
 _LOOKS = 8  # within the limit
 _GRACE_S = 5.0
 _STDERR = 2  # not sys.stderr, which may stand for something else
+_PRINT_SIGNAL = signal.SIGUSR2
 
 
 class Peer(NamedTuple):
@@ -53,13 +55,11 @@ class HangWatch:
     Args:
         limit_s: longest time between two feedings; 0 watches nothing.
         rank: of this process.
-        peers: of which those on this machine are continued, should they be stopped, when the limit
-            is passed.
+        peers: all ranks.
     """
 
     def __init__(self, limit_s: float, rank: int, peers: Sequence[Peer]) -> None:
-        self._limit_s, self._rank, self._host = limit_s, rank, peers[rank].host
-        self._neighbours = [peer.pid for peer in peers if peer.host == self._host]
+        self._limit_s, self._rank, self._peers = limit_s, rank, peers
         self._closed = threading.Event()
         self._ends = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watch for hangs", daemon=True)
@@ -68,6 +68,7 @@ class HangWatch:
     def __enter__(self) -> HangWatch:
         self.feed("the start")
         if self._limit_s:
+            faulthandler.register(_PRINT_SIGNAL, file=_STDERR, all_threads=True)
             self._thread.start()
         return self
 
@@ -76,6 +77,7 @@ class HangWatch:
         if self._limit_s:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
+            faulthandler.unregister(_PRINT_SIGNAL)
 
     def feed(self, what: str) -> None:
         """Says that something has been done, and what comes next."""
@@ -99,14 +101,31 @@ class HangWatch:
         """Prints the stacks and ends this process; never returns."""
         self._ends.acquire()  # for good: where two threads find it overdue, one speaks
         _, what = self._fed
-        words = (
-            f"\nmgpt: rank {self._rank} (process {os.getpid()} on {self._host}) has not finished "
-            f"{what} within {self._limit_s:g} s (train.guard.hang_s); its stacks:\n"
+        _say(
+            f"{self._words(self._rank)} has not finished {what} within {self._limit_s:g} s "
+            "(train.guard.hang_s); its stacks:"
         )
-        os.write(_STDERR, words.encode())
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
-        for pid in self._neighbours:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGCONT)
+        for rank, peer in enumerate(self._peers):
+            if peer.host == self._peers[self._rank].host and _is_stopped(peer.pid):
+                _say(f"{self._words(rank)} was stopped; its stacks:")
+                with contextlib.suppress(OSError):
+                    os.kill(peer.pid, _PRINT_SIGNAL)  # taken when it is continued
+                    os.kill(peer.pid, signal.SIGCONT)
         time.sleep(_GRACE_S)  # the others' turn to print, before a launcher ends them
         os._exit(HUNG_STATUS)
+
+    def _words(self, rank: int) -> str:
+        return f"rank {rank} (process {self._peers[rank].pid} on {self._peers[rank].host})"
+
+
+def _say(words: str) -> None:
+    os.write(_STDERR, f"\nmgpt: {words}\n".encode())
+
+
+def _is_stopped(pid: int) -> bool:
+    """By SIGSTOP or a terminal; False where there is no /proc to tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False

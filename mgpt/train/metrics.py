@@ -38,7 +38,8 @@ MODALITIES = ("text", "image", "layout")
 class VocabularyLike(Protocol):
     """What training asks of a vocabulary."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     @property
     def fingerprint(self) -> str: ...

@@ -40,7 +40,7 @@ except MgptError as error:
 """
 RANK_RUNS = Path(__file__).parents[1] / "parallel"
 PATIENCE_S = 200.0
-HANG_S = 10.0
+HANG_S = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,8 @@ def test_a_hung_rank_ends_the_job(corpus: str, tmp_path: Path, how: str) -> None
     out, err = job.communicate(timeout=PATIENCE_S)
     assert "TrainingError rank" in out, out + err
     assert not ranks_of(tmp_path), "orphans"
-    assert "rank 0 (process" in err and "has not finished step 5 within 10 s" in err
-    assert "_hang" in err, "the stack of the rank that hung"
-    if how != "stop":  # one that was stopped may be told by C's timer, without its name
-        assert "rank 1 (process" in err
+    assert "rank 0 (process" in err and "has not finished step 5 within 15 s" in err
+    assert "rank 1 (process" in err and "in _hang" in err, "the stack of the rank that hung"
     assert [folder.step for folder in complete_folders(tmp_path)] == [3]
 
 

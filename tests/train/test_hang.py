@@ -20,16 +20,17 @@ HANGS = {
     "regex": "re.match(r'(a+)+b', 'a' * 64)",
 }
 CODE = """
-import re, threading, time
+import os, re, threading, time
 from mgpt.train import hang
 hang._GRACE_S = 0.5
 def stuck():
+    print("working", flush=True)
     {hang}
-with hang.HangWatch(0.6, 0, [hang.Peer("here", {pid})]) as watch:
+peers = [hang.Peer("here", os.getpid()), hang.Peer("here", {pid})]
+with hang.HangWatch(0.6, 0, peers) as watch:
     for step in range(1, 4):
         watch.feed(f"step {{step}}")
         time.sleep(0.4)
-    print("working", flush=True)
     watch.feed("step 4")
     stuck()
 """
@@ -61,6 +62,7 @@ def test_a_stopped_neighbour_is_continued_and_prints_its_own() -> None:
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert run.returncode == HUNG_STATUS
         assert stopped.wait(timeout=20) in (HUNG_STATUS, 1), "1: C's timer, overdue as well"
+        assert f"mgpt: rank 1 (process {stopped.pid} on here) was stopped" in run.stderr
         assert "in stuck" in stopped.stderr.read()
 
 
