@@ -34,6 +34,8 @@ __all__ = ["Documents", "HeadNorm", "attend_causal", "rotary_angles", "rotate"]
 
 # Types in which plain products replace the fused kernel on a CPU.
 _PLAIN_TYPES = (torch.bfloat16, torch.float16)
+# Positions in a block of FlexAttention's mask.
+_MASK_BLOCK = 128
 # Queries at a time in plain products: the fewer, the less is computed of what the mask hides.
 _QUERY_BLOCK = 256
 # Scores of one call above which they are computed twice and not kept.
@@ -96,6 +98,8 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x_BTHK.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # it fuses this, and does not take results in parts
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
     out = torch.empty_like(x_BTHK, memory_format=torch.contiguous_format)
     out_first, out_second = out.chunk(2, dim=-1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
@@ -253,26 +257,59 @@ class Documents:
 
 
 def _block_mask(positions_BT: Tensor) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+    """FlexAttention's mask, from the documents at both ends of each block of positions.
 
-    rows, length = positions_BT.shape
+    Asking the mask of every pair of positions, as the library does by itself, would take a
+    [T, T] tensor each batch.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
     document_BT = (positions_BT == 0).cumsum(1)
+    length = positions_BT.shape[1]
+    num_blocks = -(-length // _MASK_BLOCK)
+    starts_S = torch.arange(num_blocks, device=positions_BT.device) * _MASK_BLOCK
+    first_BS = document_BT[:, starts_S]
+    last_BS = document_BT[:, (starts_S + _MASK_BLOCK - 1).clamp(max=length - 1)]
+    # [B, 1, blocks of queries, blocks of keys]: documents only grow along a row.
+    earlier = starts_S[:, None] > starts_S
+    meets = (earlier | (starts_S[:, None] == starts_S)) & (
+        last_BS[:, None, None, :] >= first_BS[:, None, :, None]
+    )
+    whole = earlier & (starts_S[:, None] + _MASK_BLOCK <= length)
+    is_full = whole & (first_BS[:, None, None, :] == last_BS[:, None, :, None])
 
     def same_document(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (document_BT[b, q] == document_BT[b, k])
 
-    return create_block_mask(same_document, rows, None, length, length, positions_BT.device)
+    return BlockMask.from_kv_blocks(
+        *_ordered(meets & ~is_full),
+        *_ordered(is_full),
+        BLOCK_SIZE=_MASK_BLOCK,
+        mask_mod=same_document,
+        seq_lengths=(length, length),
+    )
+
+
+def _ordered(chosen_B1SS: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, those first."""
+    counts = chosen_B1SS.sum(-1, dtype=torch.int32)
+    order = chosen_B1SS.int().argsort(dim=-1, descending=True, stable=True)
+    return counts, order.int()
 
 
 @functools.cache
-def _flex_attention(device_type: str) -> Any:
+def _compiled_flex_attention() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+    return torch.compile(flex_attention)
 
 
 def _attend_masked(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor, block_mask: Any) -> Tensor:
-    out_BHTK = _flex_attention(q_BTHK.device.type)(
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Inside a compiled block it is compiled with it; on a CPU it is for tests alone.
+    alone = q_BTHK.is_cuda and not torch.compiler.is_compiling()
+    out_BHTK = (_compiled_flex_attention() if alone else flex_attention)(
         q_BTHK.transpose(1, 2),
         k_BTJK.transpose(1, 2),
         v_BTJK.transpose(1, 2),

@@ -1,8 +1,12 @@
 """Borders read from positions, both ways of attending inside them, and the rotary embedding."""
 
+import random
+
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
+from mgpt.models import attention
 from mgpt.models.attention import (
     Documents,
     HeadNorm,
@@ -63,14 +67,88 @@ def test_grouped_and_masked_attention_agree(kv_heads: int):
     torch.testing.assert_close(masked.attend(q, k, v), expected, rtol=1e-5, atol=1e-6)
 
 
+def _positions(rows: int, length: int) -> torch.Tensor:
+    drawn = random.Random(length)
+    rows_of_positions = []
+    for _ in range(rows):
+        row: list[int] = []
+        while len(row) < length:
+            row += range(min(drawn.randint(1, 400), length - len(row)))
+        rows_of_positions.append(row)
+    return torch.tensor(rows_of_positions)
+
+
+@pytest.mark.parametrize("length", [300, 512, 1000])
+def test_the_block_mask_is_the_one_that_the_library_finds_by_asking_every_pair(length: int):
+    positions_BT = _positions(3, length)
+    document_BT = (positions_BT == 0).cumsum(1)
+
+    def same_document(b, h, q, k):
+        return (q >= k) & (document_BT[b, q] == document_BT[b, k])
+
+    expected = create_block_mask(same_document, 3, None, length, length, "cpu")
+    mask = _block_mask(positions_BT)
+    assert torch.equal(mask.to_dense(), expected.to_dense())
+    for part in ("kv", "full_kv", "q", "full_q"):
+        counts = getattr(expected, f"{part}_num_blocks")
+        assert torch.equal(getattr(mask, f"{part}_num_blocks"), counts)
+        named = torch.arange(counts.shape[-1]) < counts[..., None]
+        ours, theirs = (getattr(one, f"{part}_indices") for one in (mask, expected))
+        assert torch.equal(ours * named, theirs * named)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_new_batch_compiles_nothing_anew_and_breaks_no_graph():
+    torch._dynamo.reset()
+    graphs = 0
+
+    def count(graph, inputs):
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    def layer(x_BTHK, rotary, documents):
+        return documents.attend(*(rotate(x_BTHK, rotary) for _ in range(3)))
+
+    compiled = torch.compile(layer, backend=count, fullgraph=True)
+    for drawn in range(3):
+        positions_BT = _positions(2, 256).roll(drawn, 0)
+        x_BTHK = torch.randn(2, 256, 2, 16)
+        rotary = rotary_angles(positions_BT, 16, 10_000.0, torch.float32)
+        documents = Documents(order_N=None, block_mask=_block_mask(positions_BT))
+        with torch.no_grad():
+            out = compiled(x_BTHK, rotary, documents)
+            torch.testing.assert_close(out, layer(x_BTHK, rotary, documents))
+    assert graphs == 1
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_plain_products_equal_the_fused_kernel(kv_heads: int):
-    q, k, v = _qkv(4, kv_heads, (3, 10), torch.float32)
-    torch.testing.assert_close(_attend_plain(q, k, v), attend_causal(q, k, v))
-    low = (t.bfloat16() for t in (q, k, v))
-    torch.testing.assert_close(
-        attend_causal(*low).float(), attend_causal(q, k, v), rtol=0.05, atol=0.05
-    )
+@pytest.mark.parametrize("most_kept", [0, 1 << 25], ids=["made again", "kept"])
+def test_plain_products_equal_the_fused_kernel(
+    kv_heads: int, most_kept: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 8)
+    monkeypatch.setattr(attention, "_MAX_KEPT_SCORES", most_kept)
+    results = []
+    for attend in (_attend_plain, attend_causal):
+        inputs = [t.requires_grad_() for t in _qkv(4, kv_heads, (3, 29))]
+        out = attend(*inputs)
+        results.append((out, *torch.autograd.grad(out, inputs, out.detach().cos())))
+    for plain, fused in zip(*results, strict=True):
+        # The plain path sums the gradients of keys and values in fp32.
+        torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [10, 600])
+def test_bf16_on_a_cpu_is_as_near_as_its_rounding(length: int):
+    inputs = [t.requires_grad_() for t in _qkv(4, 2, (1, length), torch.float32)]
+    low = [t.detach().bfloat16().requires_grad_() for t in inputs]
+    exact, rounded = attend_causal(*inputs), attend_causal(*low)
+    exact.square().sum().backward()
+    rounded.float().square().sum().backward()
+    pairs = [(exact, rounded), *((t.grad, u.grad) for t, u in zip(inputs, low, strict=True))]
+    for want, got in pairs:
+        assert (want - got.float()).norm() / want.norm() < 0.02
 
 
 def test_rotation_turns_pairs_half_a_head_apart():
