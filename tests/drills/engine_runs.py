@@ -30,7 +30,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["mgpt.train.trainer", "mgpt.parallel.fsdp2", "mgpt.data.loader", "mgpt.tokens.vocab"]
 )
-END_S = 90.0  # an attempt that takes longer hangs
+END_S = 240.0  # an attempt that takes longer hangs, on a busy machine too
 
 
 class Attempt:
