@@ -127,7 +127,7 @@ def test_the_service_is_given_what_starts_without_it_could_not_show(tmp_path: Pa
     assert len(service.config["starts"]["value"]) == 3
 
 
-@pytest.mark.parametrize("mood", ["500", "silent"])
+@pytest.mark.parametrize("mood", [pytest.param("500", marks=pytest.mark.long), "silent"])
 def test_a_service_that_falls_ill_stops_no_stage_and_every_step_is_kept(
     tmp_path: Path, mood: str
 ) -> None:
@@ -145,7 +145,12 @@ def test_a_service_that_falls_ill_stops_no_stage_and_every_step_is_kept(
     assert sorted(history(tmp_path)) == list(range(1, 7))
 
 
-@pytest.mark.parametrize("mood", ["500", "silent", "gone"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "mood", [pytest.param("500", marks=LONG), pytest.param("silent", marks=LONG), "gone"]
+)
 def test_without_an_answer_at_the_start_the_run_is_kept_offline(tmp_path: Path, mood: str) -> None:
     gone = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
     with Service().running() as service:

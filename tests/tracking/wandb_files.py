@@ -39,7 +39,8 @@ def records(file: Path) -> Iterator[Record]:
 
 def run_files(folder: Path) -> list[Path]:
     """The .wandb files of a stage's folder in the order of their starts."""
-    return sorted((folder / "wandb").glob("*run-*/*.wandb"), key=lambda file: file.parent.name)
+    files = (folder / "wandb").glob("*run-*/*.wandb")  # offline-run-<time>-<id>, run-<time>-<id>
+    return sorted(files, key=lambda file: file.parent.name.partition("run-")[2])
 
 
 def history(folder: Path) -> dict[int, dict[str, Any]]:
