@@ -27,10 +27,10 @@ def stuck():
     print("working", flush=True)
     {hang}
 peers = [hang.Peer("here", os.getpid()), hang.Peer("here", {pid})]
-with hang.HangWatch(0.6, 0, peers) as watch:
+with hang.HangWatch(1.5, 0, peers) as watch:
     for step in range(1, 4):
         watch.feed(f"step {{step}}")
-        time.sleep(0.4)
+        time.sleep({step_s})
     watch.feed("step 4")
     stuck()
 """
@@ -38,27 +38,28 @@ with hang.HangWatch(0.6, 0, peers) as watch:
 
 @pytest.mark.parametrize("how", HANGS)
 def test_a_hang_ends_with_the_stacks(how: str) -> None:
-    code = CODE.format(hang=HANGS[how], pid=os.getpid())
+    step_s = 0.7 if how == "wait" else 0.0
+    code = CODE.format(hang=HANGS[how], pid=os.getpid(), step_s=step_s)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert run.stdout == "working\n", "three steps of 0.4 s are within 0.6 s each"
+    assert run.stdout == "working\n", "three steps of 0.7 s are within 1.5 s each"
     assert "in stuck" in run.stderr
     if how == "regex":
         assert run.returncode == 1 and "Timeout" in run.stderr
         return
     assert run.returncode == HUNG_STATUS
     assert "mgpt: rank 0 (process" in run.stderr
-    assert "has not finished step 4 within 0.6 s (train.guard.hang_s)" in run.stderr
+    assert "has not finished step 4 within 1.5 s (train.guard.hang_s)" in run.stderr
 
 
 def test_a_stopped_neighbour_is_continued_and_prints_its_own() -> None:
-    wake = CODE.replace("0.6", "1.0").format(hang="time.sleep(60)", pid=os.getpid())
+    wake = CODE.format(hang="time.sleep(60)", pid=os.getpid(), step_s=0.0)
     with subprocess.Popen(
         [sys.executable, "-c", wake], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as stopped:
         assert stopped.stdout is not None and stopped.stderr is not None
         assert stopped.stdout.readline() == "working\n"
         os.kill(stopped.pid, signal.SIGSTOP)
-        code = CODE.format(hang="time.sleep(60)", pid=stopped.pid)
+        code = CODE.format(hang="time.sleep(60)", pid=stopped.pid, step_s=0.0)
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert run.returncode == HUNG_STATUS
         assert stopped.wait(timeout=20) in (HUNG_STATUS, 1), "1: C's timer, overdue as well"
@@ -67,7 +68,7 @@ def test_a_stopped_neighbour_is_continued_and_prints_its_own() -> None:
 
 
 def test_one_that_works_is_left_alone() -> None:
-    with HangWatch(0.3, 0, find_peers(World())) as watch:
+    with HangWatch(5.0, 0, find_peers(World())) as watch:
         for step in range(8):
             watch.feed(f"step {step}")
             time.sleep(0.05)
