@@ -7,6 +7,12 @@ from mgpt.errors import ConfigError
 from mgpt.infer.sampling import NO_GUIDANCE, Guidance, SamplingConfig, draw, guided, keyed_uniform
 
 
+def test_the_defaults_are_the_published_ones() -> None:
+    cfg = SamplingConfig()
+    assert (cfg.temperature, cfg.image_top_k, cfg.text_top_k) == (1.0, 2000, 5)
+    assert (cfg.guidance.scale, cfg.guidance.form) == (4.0, "code")
+
+
 def test_both_forms_of_guidance_are_one_scale_apart():
     conditional, unconditional = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 4.0]])
     paper = conditional + 3.0 * (conditional - unconditional)

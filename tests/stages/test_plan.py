@@ -45,6 +45,10 @@ def test_every_full_size_recipe_fits_the_machine_it_names(recipe: str) -> None:
     is_34b, is_pretraining = "34b" in recipe, "pretrain" in recipe
     assert run.dropout == (0.0 if is_34b else 0.1 if is_pretraining else 0.05)
     assert (run.optim.lr, run.optim.max_norm) == ((1e-4, 1.0) if is_pretraining else (2e-5, 4.0))
+    assert (run.optim.weight_decay, tuple(run.optim.betas), run.z_loss) == (0.1, (0.9, 0.95), 1e-5)
+    assert run.optim.eps == (1e-5 if is_pretraining else 1e-8)
+    assert run.schedule.kind == ("cosine" if is_pretraining else "constant")
+    assert run.data.guidance_drop == (0.0 if is_pretraining else 0.1)
     if is_pretraining:
         assert 8e6 <= planned.step_tokens <= 12e6
 
