@@ -120,7 +120,7 @@ class Tracker:
             with self._record.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if self._run is not None:
-            self._tell(lambda run: run.log(row))
+            self._show(row)
             self._shown_step = step
 
     def fill(self, rows: Callable[[], Iterable[Mapping[str, Any]]], every: int = 1) -> None:
@@ -132,12 +132,12 @@ class Tracker:
         through = self._shown_step = shown_through(self._run, self._run_folder)
         for row in rows():
             if row["step"] > through and row["step"] % every == 0:
-                self._tell(lambda run, row=row: run.log(dict(row)))
+                self._show(row)
                 self._shown_step = row["step"]
 
     def show(self, step: int, figures: Mapping[str, float | int | str]) -> None:
         """Figures of the moment, such as a rate: shown in the run, kept in no file."""
-        self._tell(lambda run: run.log({"step": step, **figures}))
+        self._show({"step": step, **figures})
 
     def images(self, step: int, name: str, images: Sequence[tuple[str, np.ndarray]]) -> None:
         """A panel of (caption, uint8 picture [H, W, 3])."""
@@ -145,7 +145,7 @@ class Tracker:
             import wandb
 
             panel = [wandb.Image(picture, caption=caption) for caption, picture in images]
-            self._tell(lambda run: run.log({"step": step, name: panel}))
+            self._show({"step": step, name: panel})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table, on the console and in the run."""
@@ -157,7 +157,7 @@ class Tracker:
 
             words = [[_cell(value) for value in row] for row in rows]
             shown = wandb.Table(columns=list(columns), data=words)
-            self._tell(lambda run: run.log({name: shown}))
+            self._show({name: shown})
 
     def finish(self, summary: Mapping[str, float | int | str]) -> None:
         """The stage's final figures: a line on the console, the summary of the run."""
@@ -165,6 +165,9 @@ class Tracker:
             return
         print("  ".join([f"{self._stage}: complete", *figure_texts(dict(summary))]), flush=True)
         self._tell(lambda run: run.summary.update(dict(summary)))
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        self._tell(lambda run: run.log(dict(row)))
 
     def _tell(self, words: Callable[[Any], object]) -> None:
         """Says something to the run; where its client has broken down, the stage does without it.
