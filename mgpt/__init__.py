@@ -1,1 +1,1 @@
-"""mgpt: pretraining of decoder-only transformers that read and write text and pictures as one sequence."""
+"""mgpt: decoder-only transformers that read and write text and pictures as one sequence."""

@@ -39,6 +39,7 @@ from mgpt.parallel.dist import World
 NUM_RESAMPLES = 1000
 FREE_PICTURE_TASKS = frozenset({"text_to_image", "multi_view"})
 """Tasks whose pictures follow from text alone: guidance serves these."""
+GUIDANCE = Guidance(scale=3.0)  # of the official text-to-image demo
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class EvaluateConfig:
     text_top_k: int = 1
     image_top_k: int = 2000
     conditioned_top_k: int = 200
-    guidance: Guidance = Guidance(scale=3.0)
+    guidance: Guidance = GUIDANCE
     max_new_tokens: int = 1024
     seed: int = 0
 
