@@ -125,8 +125,7 @@ def _options(task: Task, launcher: Launcher, own: Resources, origin: Origin) -> 
         "output": log,
         "open-mode": "append",  # a job that is requeued keeps its id
         "nodes": f"{own.elastic}-{nodes}" if own.elastic else nodes,
-        "ntasks-per-node": task.ranks,
-        "cpus-per-task": own.cpus_per_proc,
+        **_ranks_asked_for(task, own),
         "gpus-per-node": gpus if own.gpus_per_node else None,
         "mem": None if own.memory_gb is None else f"{own.memory_gb * 1024:.0f}M",
         "time": own.time,
@@ -140,6 +139,13 @@ def _options(task: Task, launcher: Launcher, own: Resources, origin: Origin) -> 
     }
     lines = [f"--{name}={_sbatch_value(name, v)}" for name, v in given.items() if v is not None]
     return [*lines, "--requeue" if launcher.requeue else "--no-requeue", *(own.extra or [])]
+
+
+def _ranks_asked_for(task: Task, own: Resources) -> dict[str, int | None]:
+    """Of an elastic job the CPUs of a node: a count of tasks would fix that of the nodes."""
+    if own.elastic:
+        return {"mincpus": task.ranks * (own.cpus_per_proc or 1)}
+    return {"ntasks-per-node": task.ranks, "cpus-per-task": own.cpus_per_proc}
 
 
 def _sbatch_value(name: str, value: object) -> str:

@@ -63,8 +63,7 @@ def test_everything_that_a_cluster_wants_said_is_an_option() -> None:
         "--output=/data/out/launch/logs/%j.log",
         "--open-mode=append",
         "--nodes=2-4",
-        "--ntasks-per-node=8",
-        "--cpus-per-task=12",
+        "--mincpus=96",
         "--gpus-per-node=a100:8",
         "--mem=0M",
         "--time=1-12:00:00",
@@ -96,6 +95,11 @@ def test_paths_mean_themselves(folder: str, tmp_path: Path) -> None:
     assert f"{quoted}/launch/logs/%j.log" in log
     is_plain = re.fullmatch(r"[A-Za-z0-9/%]+", folder) is not None
     assert log.endswith('"') != is_plain
+
+
+def test_without_elasticity_ranks_are_tasks() -> None:
+    found = options(script(nodes=4, cpus_per_proc=12))
+    assert {"--nodes=4", "--ntasks-per-node=8", "--cpus-per-task=12"} <= set(found)
 
 
 def test_a_line_break_cannot_stand_in_a_script() -> None:

@@ -1,0 +1,217 @@
+"""mgpt submit, status and cancel, down to the scripts, without Slurm."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mgpt import cli
+from mgpt.errors import ConfigError, MachineError
+from mgpt.launching import slurm
+from mgpt.launching.slurm import Job
+from mgpt.stages import submit
+from mgpt.stages.status import look, read_submission
+
+sys.path.append(str(Path(__file__).parents[1] / "parallel"))
+from rank_runs import make_corpus
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A tiny training's command, in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    corpus = make_corpus(tmp_path / "corpus")
+    return [
+        *("pretrain", "model=debug", f"vocabulary={corpus}/vocab", "steps=6", "parallel=fsdp2"),
+        *(f"data.sources.a.path={corpus}/32", "data.sources.a.tasks.image_text=1"),
+        *("data.row_tokens=256", "data.step_rows=4", "output=out", "launcher.gpus_per_node=0"),
+    ]
+
+
+class Queue:
+    """Stands for Slurm: ids from 1, every job waiting until a test says otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.submitted: list[tuple[str, str]] = []
+        self.states: dict[str, str] = {}
+        self.cancelled: list[str] = []
+        monkeypatch.setattr(slurm, "is_here", lambda: True)
+        monkeypatch.setattr(slurm, "version", lambda: "slurm of this test")
+        monkeypatch.setattr(slurm, "submit", self._submit)
+        monkeypatch.setattr(slurm, "look", self._look)
+        monkeypatch.setattr(slurm, "cancel", self.cancelled.extend)
+
+    def _submit(self, script: Path, dependency: str = "") -> str:
+        assert script.exists()
+        self.submitted.append((script.parents[1].name, dependency))
+        self.states[str(len(self.submitted))] = "PENDING"
+        return str(len(self.submitted))
+
+    def _look(self, job_id: str) -> list[Job]:
+        state = self.states.get(job_id)
+        return [Job(job_id, state, "Priority", 0, "", "", "", "")] if state else []
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    return Queue(monkeypatch)
+
+
+def configured(*words: str) -> submit.Config:
+    return submit.configure(submit.compose(words))
+
+
+def test_a_training_is_frozen_and_queued(training: list[str], queue: Queue) -> None:
+    assert cli.main(["submit", *training, "launcher.nodes=2"]) == 0
+    assert queue.submitted == [("out", "")]
+    launch = Path("out/launch")
+    script = (launch / "job.sbatch").read_text()
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2\n" in script
+    assert f"--config {Path.cwd()}/out/launch/config.yaml" in script
+    code = json.loads((launch / "code.json").read_text())
+    assert code.keys() >= {"version", "commit", "dirty", "python", "torch"}
+    assert (launch / "job").read_text() == "1\n"
+    frozen = cli.main(["pretrain", "--config", str(launch / "config.yaml"), "--cfg", "job"])
+    assert frozen in (0, 2)
+
+
+def test_a_live_folder_is_refused_and_a_cancelled_one_is_not(
+    training: list[str], queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["submit", *training]) == 0
+    assert cli.main(["submit", *training]) == 2
+    said = capsys.readouterr().err
+    assert "out: job 1 (PENDING) works in this folder" in said and "mgpt cancel output=" in said
+    assert cli.main(["cancel", "output=out"]) == 0
+    assert queue.cancelled == ["1"] and Path("out/launch/cancelled").exists()
+    queue.states["1"] = "CANCELLED"
+    (report,) = look(read_submission("out"))
+    assert report.state == "cancelled" and not report.is_live
+    assert cli.main(["submit", *training]) == 0
+    assert not Path("out/launch/cancelled").exists()
+
+
+def test_dry_run_prints_the_script_and_writes_nothing(
+    training: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["submit", *training, "dry_run=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "#!/usr/bin/env bash\n#SBATCH --job-name=pretrain" in shown
+    assert "scontrol requeue" in shown and not Path("out").exists()
+    assert cli.main(["submit", *training, "dry_run=true", "launcher=local"]) == 0
+    assert "exec " in capsys.readouterr().out and not Path("out").exists()
+
+
+def test_all_that_is_missing_is_said_at_once(
+    training: list[str], queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("corpus/32/00000.json").write_text("{}")
+    words = [word for word in training if not word.startswith("vocabulary")]
+    assert cli.main(["submit", *words, "vocabulary=gone", "keep=9999999"]) == 2
+    said = capsys.readouterr().err
+    assert "its checkpoints need" in said
+    assert "gone: there is no such file or folder" in said
+    assert "00000" in said, "the shard whose manifest is no manifest"
+    assert queue.submitted == [] and not Path("out").exists()
+
+
+def test_without_slurm_that_is_said(
+    training: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cli.main(["submit", *training]) == 2
+    assert "sbatch is not on PATH; launcher=slurm needs Slurm's commands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "takes one stage or pipeline"),
+        (["pretrain", "verify"], "takes one stage or pipeline"),
+        (["status"], "mgpt submit status: give one of"),
+        (["pack", "output=o", "source=photos", "launcher.stages.tokenise.array=2"],
+         "launcher.stages.tokenise: no stage and no entry"),
+        (["pack", "output=o", "source=photos", "launcher.nods=2"], "launcher.nods: no such field"),
+        (["pack", "output=o", "source=photos", "launcher.time=soon"], "is no time limit"),
+        (["pack", "outptu=o", "source=photos"], "outptu: no such field"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configured(*words)
+
+
+def test_a_recipe_is_a_chain_in_which_verify_decides(tmp_path: Path) -> None:
+    cfg = configured("pipeline", "recipe=tiny", f"output={tmp_path / 'o'}")
+    needs = {work.name: [f"{n.how}:{n.name}" for n in work.needs] for work in cfg.works}
+    assert needs["scenes_raw"] == [] and needs["train_vq"] == ["afterok:scenes_raw"]
+    assert needs["scenes_tokens"] == ["afterok:train_vq"], "which has waited for the raw shards"
+    assert needs["scenes_tokens.verify"] == ["afterany:scenes_tokens", "afterok:train_vq"]
+    assert needs["text"] == ["afterok:scenes_tokens.verify"]
+    assert needs["pretrain"] == ["afterok:text"]
+    assert needs["fp_sft/32"] == ["afterok:pretrain"]
+    assert needs["fp_sft/64"] == ["afterok:fp_sft/32"]
+    assert needs["omni_sft"] == ["afterok:fp_sft/64", "afterok:held_out_tokens.verify"]
+    assert needs["evaluate"] == ["afterok:omni_sft"]
+    assert needs["report"] == ["afterok:evaluate", "afterok:roundtrip"]
+
+
+def test_resources_of_a_chain(tmp_path: Path) -> None:
+    cfg = configured(
+        "pipeline", "recipe=tiny", f"output={tmp_path / 'o'}", "launcher.nodes=4",
+        "launcher.gpus_per_node=4", "launcher.stages.held_out_tokens.array=2",
+        "launcher.stages.omni_sft.nodes=8", "launcher.stages.fp_sft.time=60",
+    )  # fmt: skip
+    works = {work.name: work for work in cfg.works}
+    asked = {name: submit._resources(cfg, work) for name, work in works.items()}
+    assert [asked[name].nodes for name in ("pretrain", "omni_sft", "text", "report")] == [
+        4,
+        8,
+        1,
+        1,
+    ]
+    assert asked["scenes_tokens"].array == 4 and asked["held_out_tokens"].array == 2
+    assert asked["fp_sft/64"].time == "60" and asked["pretrain"].time is None
+    assert asked["text"].gpus_per_node == 0 and asked["evaluate"].gpus_per_node == 1
+    assert submit._ranks(cfg, works["pretrain"]) == 4
+    assert works["scenes_tokens"].kind == "shared" and works["text"].kind == "alone"
+
+
+def test_a_chain_is_submitted_with_its_dependencies_and_shown(
+    tmp_path: Path, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "o"
+    words = ["submit", "pipeline", "recipe=tiny", f"output={output}", "launcher.gpus_per_node=0"]
+    assert cli.main(words) == 0
+    ids = {name: str(number) for number, (name, _) in enumerate(queue.submitted, start=1)}
+    dependency = dict(queue.submitted)
+    assert dependency["pretrain"] == f"afterok:{ids['text']}"
+    verify = "scenes_tokens.verify"
+    assert dependency[verify] == f"afterany:{ids['scenes_tokens']},afterok:{ids['train_vq']}"
+    (output / "scenes_raw" / "launch" / "state").write_text("failed\t1\t0\tno space left\n")
+    queue.states = {ids["scenes_raw"]: "FAILED"}  # and Slurm has forgotten the others
+    capsys.readouterr()
+    assert cli.main(["status", f"output={output}"]) == 0
+    shown = capsys.readouterr().out
+    assert "scenes_raw: failed: no space left" in shown
+    assert "pretrain: not started: text did not succeed" in shown
+
+
+def test_what_slurm_says_stands_in_the_table(training: list[str], queue: Queue) -> None:
+    assert cli.main(["submit", *training]) == 0
+    assert look(read_submission("out"))[0].state == "PENDING (Priority)"
+
+    def no_answer(job_id: str) -> list[Job]:
+        raise MachineError("slurm_load_jobs error: Unable to contact slurm controller")
+
+    slurm.look = no_answer  # type: ignore[assignment]  # undone with the fixture's own
+    (report,) = look(read_submission("out"))
+    assert (report.state, report.reason) == ("unknown", "Slurm does not answer")
+    Path("out/DONE").write_text("{}")
+    assert look(read_submission("out"))[0].state == "complete"
+
+
+def test_status_of_a_folder_that_nothing_was_submitted_to(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing was submitted here"):
+        read_submission(str(tmp_path))
