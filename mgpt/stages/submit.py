@@ -34,6 +34,7 @@ from mgpt.config import Composed, from_hydra, schema_of
 from mgpt.config import compose as compose_fields
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import ConfigError, MgptError
+from mgpt.files import atomic_write
 from mgpt.launching import preflight, slurm
 from mgpt.launching.code_version import code_version, edits, in_words
 from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
@@ -44,7 +45,7 @@ from mgpt.settings import DERIVED
 from mgpt.stage_table import STAGES, compose_stage, load_stage
 from mgpt.stage_table import configure as configure_stage
 from mgpt.stages import plan
-from mgpt.stages.pipeline import RECORD, Record, passing_signals
+from mgpt.stages.pipeline import RECORD, conditions, passing_signals
 from mgpt.stages.recipe import TRAINING
 from mgpt.stages.status import CHAIN
 from mgpt.stages.training import at_resolution
@@ -358,8 +359,18 @@ def _frozen(cfg: Config, work: Work | None) -> dict[str, str]:
 
 
 def _write_chain(cfg: Config) -> None:
-    """The pipeline's record, and its works for status and cancel."""
-    Record(Path(cfg.output) / RECORD, cfg.config)
+    """The pipeline's record, without times that nobody takes, and its works for status."""
+    record = Path(cfg.output) / RECORD
+    kept = json.loads(record.read_text()) if record.exists() else {}
+    known = {name: value for name, value in conditions().items() if name not in ("machine", "gpu")}
+    content = {
+        "recipe": cfg.config.recipe,
+        "group": cfg.config.group,
+        "stages": kept.get("stages", []),
+        "machine": f"jobs of {slurm.version()}",
+        **known,
+    }
+    atomic_write(record, json.dumps(content, indent=1).encode())
     works = [
         {
             "name": work.name,
