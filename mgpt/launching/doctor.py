@@ -33,6 +33,7 @@ from mgpt.tracking.tracker import Tracker
 REPORT, BAD_NODES = "doctor.json", "bad_nodes"
 PORT = 29400  # where nobody says another
 _CLOCK_ROUNDS = 5
+_MARKS_PATIENCE_S = 10.0  # network file systems show a new file seconds later
 _SLOWEST_SHOWN = 5
 
 
@@ -169,6 +170,9 @@ class Table:
     def __init__(self, store: dist.Store, place: Place, cfg: DoctorConfig, bench: Bench) -> None:
         self._store = dist.PrefixStore("doctor", store)
         self._place, self._cfg, self._bench = place, cfg, bench
+        self._silent: set[int] = (
+            set()
+        )  # ranks that once gave no answer: nobody waits for them again
 
     # --- the first node ---------------------------------------------------------------------
 
@@ -184,7 +188,7 @@ class Table:
         offsets_s = {names[rank]: self._offset_s(rank) for rank in sorted(reports)}
         pairs = []
         for number, pairing in enumerate(rounds):
-            self._say(f"round/{number}", True)
+            self._say(f"round/{number}", sorted(self._silent))
             self._meet_partner(pairing, on_gpu)
             pairs += [self._pair_result(pair, names) for pair in pairing]
         self._say("end", True)
@@ -213,11 +217,11 @@ class Table:
         return reports, [f"rank {rank}" for rank in sorted(waiting)]
 
     def _unseen(self, names: dict[int, str]) -> list[str]:
-        """Nodes whose marks in the output folder do not show here within ten seconds."""
+        """Nodes whose marks in the output folder do not show here in time."""
         folder = Path(self._cfg.output)
         self._leave_mark()
         self._say("marks", True)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _MARKS_PATIENCE_S
         waiting = set(names.values())
         while waiting and time.monotonic() < deadline:
             with suppress(OSError):
@@ -239,6 +243,7 @@ class Table:
             try:
                 theirs_s = self._hear(f"pong/{rank}/{number}", self._cfg.pair_patience_s)
             except RuntimeError:
+                self._silent.add(rank)
                 return None
             ended_s = time.time()
             best = min(best, (ended_s - began_s, theirs_s - (began_s + ended_s) / 2))
@@ -246,13 +251,14 @@ class Table:
 
     def _pair_result(self, pair: list[int], names: dict[int, str]) -> dict[str, Any]:
         found: dict[str, Any] = {"nodes": [names[rank] for rank in pair]}
-        for rank in pair:
-            try:
-                found |= self._hear(
-                    f"pair/{_pair_name(pair)}/{rank}", self._cfg.pair_patience_s + 10
-                )
-            except RuntimeError:
-                found["error"] = f"{names[rank]} gave no result"
+        if not self._silent.intersection(pair):
+            for rank in pair:
+                try:
+                    found |= self._hear(self._pair_key(pair, rank), self._cfg.pair_patience_s + 10)
+                except RuntimeError:
+                    self._silent.add(rank)
+        for rank in self._silent.intersection(pair):
+            found["error"] = f"{names[rank]} gave no result"
         if "error" in found:
             found.pop("gb_s", None)
         return found
@@ -274,7 +280,7 @@ class Table:
             self._hear(f"ping/{rank}/{number}", patience_s + self._place.size)
             self._say(f"pong/{rank}/{number}", time.time())
         for number, pairing in enumerate(plan["rounds"]):
-            self._hear(f"round/{number}", patience_s)
+            self._silent = set(self._hear(f"round/{number}", patience_s))
             self._meet_partner(pairing, plan["on_gpu"])
         self._hear("end", patience_s)
 
@@ -284,13 +290,16 @@ class Table:
         """This node's all-reduce of a round, and its result."""
         rank, cfg = self._place.rank, self._cfg
         pair = next((pair for pair in pairing if rank in pair), None)
-        if pair is None:
+        if pair is None or self._silent.intersection(pair):
             return
-        name = _pair_name(pair)
+        name = f"{pair[0]}-{pair[1]}"
         place = (self._place.address, self._place.port, f"doctor/{name}", pair.index(rank))
         arguments = (*place, on_gpu, cfg.payload_mb, cfg.pair_patience_s)
         result = self._bench.measure(pair_speed, arguments, cfg.pair_patience_s)
-        self._say(f"pair/{name}/{rank}", result)
+        self._say(self._pair_key(pair, rank), result)
+
+    def _pair_key(self, pair: Sequence[int], rank: int) -> str:
+        return f"pair/{pair[0]}-{pair[1]}/{rank}"
 
     def _leave_mark(self) -> None:
         with suppress(OSError):  # that it cannot be written is among the facts
@@ -330,10 +339,6 @@ def pairings(ranks: Sequence[int]) -> list[list[list[int]]]:
         rounds.append(sorted(sorted([a, b]) for a, b in facing if a is not None and b is not None))
         seats = [seats[0], seats[-1], *seats[1:-1]]
     return rounds
-
-
-def _pair_name(pair: Sequence[int]) -> str:
-    return "-".join(map(str, pair))
 
 
 def _mark(node: str) -> str:

@@ -80,8 +80,10 @@ def blamed(problems: Sequence[Problem]) -> list[str]:
 
 def judge(examined: Examined, limits: Limits) -> list[Problem]:
     """Everything that is wrong, node by node within each check."""
+    # Where the first node alone is heard, it may be the one that cannot be reached.
+    is_heard = len(examined.reports) > 1
     return [
-        *[Problem(node, "reports", "said nothing") for node in examined.missing],
+        *[Problem(node, "reports", "said nothing", is_heard) for node in examined.missing],
         *[
             Problem(node, "files", "its files in the output folder are not seen by the first node")
             for node in examined.unseen

@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from mgpt.launching import doctor, node_facts
 from mgpt.launching.doctor import DoctorConfig, Place, examine, pairings
@@ -113,6 +115,41 @@ def test_what_hangs_or_dies_is_a_finding() -> None:
         assert bench.measure(os._exit, (7,), 60) == {"error": "ended with status 7"}
         nobody = ("localhost", 9, "a", 1, False, 1, 1.0)
         assert "error" in bench.measure(pair_speed, nobody, 60)
+
+
+class StillBench:
+    """Measures nothing; remembers the names of the pairs it was asked for."""
+
+    def __init__(self) -> None:
+        self.pairs: list[str] = []
+
+    def measure(self, measure: object, arguments: tuple, patience_s: float) -> dict[str, float]:
+        self.pairs.append(arguments[2])
+        return {"gb_s": 1.0}
+
+
+def test_a_node_that_falls_silent_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_MARKS_PATIENCE_S", 0.2)
+    store, cfg = dist.HashStore(), DoctorConfig(output=str(tmp_path), pair_patience_s=0.5)
+    benches = [StillBench(), StillBench()]
+    first, second = (
+        doctor.Table(store, Place(rank, 3, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
+        for rank, bench in enumerate(benches)
+    )
+    dist.PrefixStore("doctor", store).set("report/2", json.dumps({"node": "c", "gpus": []}))
+    monkeypatch.setenv("SLURMD_NODENAME", "a")
+    attending = threading.Thread(target=second.attend, args=({"node": "b", "gpus": []},))
+    attending.start()
+    examined = first.preside({"node": "a", "gpus": []})
+    attending.join(timeout=20)
+    assert not attending.is_alive()
+    assert set(examined.offsets_s) == {"a", "b"} and "c" in examined.unseen
+    results = {"-".join(pair["nodes"]): pair for pair in examined.pairs}
+    assert results["a-b"]["gb_s"] == 1.0
+    assert results["a-c"]["error"] == results["b-c"]["error"] == "c gave no result"
+    assert [bench.pairs for bench in benches] == [["doctor/0-1"], ["doctor/0-1"]]
 
 
 NODES = {

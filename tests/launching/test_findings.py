@@ -53,6 +53,11 @@ def test_silent_and_unseen_nodes_are_blamed() -> None:
     assert blamed(problems) == ["b", "c"]
 
 
+def test_where_the_first_node_alone_is_heard_nobody_is_blamed() -> None:
+    problems = found([facts("a")], missing=["b", "c"])
+    assert len(problems) == 2 and blamed(problems) == []
+
+
 def test_versions_differ_from_the_majority() -> None:
     other = facts("b", versions={"torch": "2.12.0", "python": "3.11.2", "extra": "1"})
     (problem,) = found([facts("a"), other, facts("c")])
