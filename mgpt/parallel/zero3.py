@@ -264,11 +264,14 @@ def _place(
     """
     names = {id(parameter): name for name, parameter in module.named_weights()}
     if config["zero_optimization"]["stage"] == 3:  # type: ignore[index]
+        swapper = None  # of weights on a disk: one, since it has buffers
         for leaf in module.modules():
             if next(leaf.parameters(recurse=False), None) is not None:
                 assert next(leaf.children(), None) is None, "weights belong to leaves"
                 leaf.to_empty(device=device)
-                deepspeed.zero.Init(module=leaf, config_dict_or_path=config)
+                swapper = deepspeed.zero.Init(
+                    module=leaf, config_dict_or_path=config, param_swapper=swapper
+                ).param_swapper
     else:
         module.to_empty(device=device)
     parameters = dict(module.named_weights())

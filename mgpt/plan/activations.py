@@ -87,12 +87,20 @@ def trace(
     masks = 0 if head_only else 2 * rows * row_tokens * cfg.hidden * _mask_bytes(cfg, dtype, device)
     a_block = 0 if head_only else kept[1] - kept[0]
     recomputed = recompute != "none"
+    # What the stand-in of attention gives is no output of an attention kernel to torch.
+    attention = _attention_bytes(cfg, rows * row_tokens, dtype) if recompute == "selective" else 0
     backward = peaks[1] - last if len(peaks) > 1 else 0
+    kept_apart = cfg.layers * (attention + (0 if recomputed else masks))
     return Activations(
-        kept_bytes=last + (cfg.layers - 2) * a_block + (0 if recomputed else masks * cfg.layers),
+        kept_bytes=last + (cfg.layers - 2) * a_block + (0 if head_only else kept_apart),
         loss_bytes=peaks[0] - last,
-        backward_bytes=backward + (masks if recomputed else 0),
+        backward_bytes=max(0, backward - attention) + (masks if recomputed else 0),
     )
+
+
+def _attention_bytes(cfg: TransformerConfig, tokens: int, dtype: torch.dtype) -> int:
+    """What an attention kernel gives: its output, and one float32 a head and token."""
+    return tokens * cfg.heads * (cfg.head_dim * dtype.itemsize + 4)
 
 
 def _end_of_head(counter: LiveBytes, peaks: list[int]) -> None:

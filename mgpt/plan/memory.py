@@ -7,9 +7,13 @@ gradients and moments are exact; activations and the loss come from the model's 
 meta device (`activations`); what a sharding library gathers and reduces at a time is counted from
 what it is known to hold:
 
-- fsdp2: the block at work, the next one, and the flat buffer it arrives in; the gradients of one
-  block and their float32 copy on the way to the other ranks; the root's group all the time.
-- zero3: DeepSpeed's defaults, 1e9 gathered elements and a reduction bucket of 5e8.
+- fsdp2: the block at work, those on their way, and the flat buffer they arrive in; the gradients of
+  one block and their float32 copy on the way to the other ranks; the root's group all the time.
+  With `reshard=never` all blocks from their forward pass on, with a number its part of each.
+- zero3: DeepSpeed's defaults, 1e9 gathered elements at stage 3 and a reduction bucket of 5e8. At
+  stage 1 every rank has the whole float32 gradient.
+
+What is offloaded is counted apart: `Memory.offloaded_bytes` of a rank, in main memory or on a disk.
 
     >>> memory = plan_memory(SIZES["7b"], ParallelConfig("fsdp2", dtype="bfloat16"), ranks=64,
     ...                      row_tokens=4096, micro_batches=1)
@@ -23,6 +27,7 @@ from dataclasses import dataclass
 
 from mgpt.models.transformer import TransformerConfig, sharding_plan
 from mgpt.parallel.backend import DTYPES, ParallelConfig
+from mgpt.parallel.fsdp2 import shard_ranks
 from mgpt.plan.activations import meta_model, trace
 
 __all__ = ["MOMENTS", "Groups", "Memory", "Part", "parameter_groups", "plan_memory", "shard_numel"]
@@ -51,6 +56,8 @@ class Memory:
     """The parts of one rank's GPU memory."""
 
     parts: tuple[Part, ...]
+    offloaded_bytes: int = 0
+    """Of this rank, in main memory or on a disk."""
 
     @property
     def totals(self) -> dict[str, int]:
@@ -78,6 +85,8 @@ class Groups:
     """Elements of the parameters that are gathered together, and of one rank's shards."""
 
     whole: int
+    blocks: int
+    """Of all blocks."""
     block: int
     """Of the largest block."""
     head: int
@@ -110,7 +119,8 @@ def parameter_groups(cfg: TransformerConfig, ranks: int, flat: bool = False) -> 
         -(-p.numel() // ranks) if flat else shard_numel(p.shape, ranks) for p in model.parameters()
     )
     block = max(sizes.values())
-    return Groups(whole, block, head, whole - head - sum(sizes.values()), shard)
+    blocks = sum(sizes.values())
+    return Groups(whole, blocks, block, head, whole - head - blocks, shard)
 
 
 def plan_memory(
@@ -121,11 +131,13 @@ def plan_memory(
     micro_batches: int,
     head_only: bool = False,
     device: str = "cuda",
+    of_a_node: int = 8,
 ) -> Memory:
     """One rank's memory in training.
 
     Args:
         ranks: of the whole job.
+        of_a_node: ranks of one machine.
         micro_batches: of one rank a step; more than one accumulate.
         head_only: only the head's image rows train.
     """
@@ -139,18 +151,32 @@ def plan_memory(
         "cpu" if device == "cpu" else "cuda",
     )
     kept = passes.kept_bytes
+    share = shard_ranks(parallel, ranks, of_a_node) if parallel.name == "fsdp2" else ranks
     plan = {"single": _single, "fsdp2": _fsdp2, "zero3": _zero3}[parallel.name]
     ends = []
     # Between the first block that goes back and the last, activations give way to gradients.
     for is_last in (False, True):
-        of_backend = plan(cfg, parallel, ranks, micro_batches > 1, head_only, is_last)
+        of_backend = plan(cfg, parallel, share, micro_batches > 1, head_only, is_last)
         of_run = (
             Part("activations", kept, 0 if is_last else kept),
             Part("logits and loss", passes.loss_bytes, 0),
             Part("at work in a block", 0, passes.backward_bytes),
         )
-        ends.append(Memory((*of_backend, *of_run)))
+        ends.append(_offloaded(parallel, of_backend, of_run))
     return max(ends, key=lambda memory: memory.totals["backward"])
+
+
+def _offloaded(
+    parallel: ParallelConfig, of_backend: Iterable[Part], of_run: Iterable[Part]
+) -> Memory:
+    """The memory of a rank without what it keeps elsewhere."""
+    names: frozenset[str] = frozenset()
+    if parallel.offload != "none":
+        names = frozenset({"master weights, float32", "gradients, float32", "Adam's moments"})
+    if parallel.offload == "all":
+        names |= {"weights, float32", "weights in the pass's type"}
+    here = tuple(part for part in (*of_backend, *of_run) if part.name not in names)
+    return Memory(here, sum(part.update_bytes for part in of_backend if part.name in names))
 
 
 def _single(
@@ -185,9 +211,8 @@ def _fsdp2(
     head = shard_numel((cfg.vocab_size, cfg.hidden), ranks)
     shard = head if head_only else groups.shard
     if parallel.gather == "block":
-        # The last block has no next one to wait for.
-        blocks = groups.block if is_last else 3 * groups.block
-        gathered = size * (groups.root + 2 * groups.head), size * (groups.root + blocks)
+        loss, backward = _gathered(groups, parallel, accumulates, is_last)
+        gathered = size * loss, size * backward
         reduced = groups.head if head_only else groups.block
     else:
         gathered = 2 * size * groups.whole, size * groups.whole
@@ -204,6 +229,22 @@ def _fsdp2(
     ]
 
 
+def _gathered(
+    groups: Groups, parallel: ParallelConfig, accumulates: bool, is_last: bool
+) -> tuple[int, int]:
+    """Elements that fsdp2 has gathered, block by block, at the loss and in the backward pass."""
+    loss = groups.root + 2 * groups.head
+    if parallel.reshard == "never":
+        # Between micro-batches all of it stays, the head too.
+        still = groups.head + groups.blocks if accumulates else groups.blocks
+        freed = is_last and not accumulates
+        return loss + groups.blocks, groups.root + (groups.block if freed else still)
+    parts = 0 if parallel.reshard == "always" else groups.blocks // parallel.reshard
+    # The last block has no next one to wait for.
+    at_work = groups.block if is_last else (2 + max(1, parallel.prefetch)) * groups.block
+    return loss + parts, groups.root + at_work + (0 if is_last else parts)
+
+
 def _zero3(
     cfg: TransformerConfig,
     parallel: ParallelConfig,
@@ -212,14 +253,19 @@ def _zero3(
     head_only: bool,
     is_last: bool,
 ) -> list[Part]:
-    groups = parameter_groups(cfg, ranks, flat=True)
+    groups, stage = parameter_groups(cfg, ranks, flat=True), parallel.zero_stage
     size = DTYPES[parallel.dtype].itemsize
-    live = size * min(groups.whole, _LIVE_ELEMENTS + _PREFETCH_ELEMENTS)
+    live = size * min(groups.whole, _LIVE_ELEMENTS + _PREFETCH_ELEMENTS) if stage == 3 else 0
     bucket = (size + _FP32) * min(groups.whole, _BUCKET_ELEMENTS)
+    gradients = _gradients(groups.shard, groups.head // ranks, accumulates, is_last)
+    if stage == 1:
+        gradients = Part.always(gradients.name, _FP32 * groups.whole)
     return [
-        Part.always("weights in the pass's type", size * groups.shard),
+        Part.always(
+            "weights in the pass's type", size * (groups.shard if stage == 3 else groups.whole)
+        ),
         Part.always("master weights, float32", _FP32 * groups.shard),
-        _gradients(groups.shard, groups.head // ranks, accumulates, is_last),
+        gradients,
         Part.always("Adam's moments", 2 * _FP32 * groups.shard),
         Part("gathered weights", live, live),
         Part("gradients on their way", 0, bucket),

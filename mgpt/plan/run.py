@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 
 from mgpt.models.transformer import TransformerConfig
 from mgpt.parallel.backend import ParallelConfig
+from mgpt.parallel.fsdp2 import shard_ranks
 from mgpt.plan.devices import DEVICES
-from mgpt.plan.memory import Memory, parameter_groups, plan_memory
+from mgpt.plan.memory import Groups, Memory, parameter_groups, plan_memory
 
 __all__ = ["Machine", "Plan", "RunSize", "flops_per_token", "plan_run"]
 
@@ -133,7 +134,10 @@ def plan_run(run: RunSize, machine: Machine) -> Plan:
     cfg, ranks = run.transformer, machine.ranks
     micro_batches = _micro_batches(run, ranks)
     memory = _memory(run, machine)
-    groups = parameter_groups(cfg, ranks)
+    share = ranks
+    if run.parallel.name == "fsdp2":
+        share = shard_ranks(run.parallel, ranks, machine.procs)
+    groups = parameter_groups(cfg, share)
     per_token = flops_per_token(cfg, run.document_tokens, run.head_only)
     rank_tokens = micro_batches * run.parallel.micro_rows * run.row_tokens
     executed = per_token + _recomputed_flops(run, groups.whole)
@@ -143,7 +147,7 @@ def plan_run(run: RunSize, machine: Machine) -> Plan:
         num_parameters=groups.whole,
         memory=memory,
         micro_batches=micro_batches,
-        host_bytes=_host_bytes(groups.whole, groups.shard, machine.procs),
+        host_bytes=_host_bytes(run, machine, groups, memory),
         checkpoint_bytes=_BYTES_A_PARAMETER * groups.whole,
         flops_per_token=per_token,
         step_s=rank_tokens * executed / machine.flops(run.parallel.dtype),
@@ -166,23 +170,27 @@ def _memory(run: RunSize, machine: Machine) -> Memory:
         run.row_tokens,
         _micro_batches(run, machine.ranks),
         run.head_only,
+        of_a_node=machine.procs,
     )
 
 
 def _recomputed_flops(run: RunSize, num_parameters: int) -> float:
-    """Operations a token of the blocks' second forward pass."""
+    """Operations a token of the blocks' second forward pass; *selective* repeats no product."""
     cfg = run.transformer
-    if run.parallel.recompute == "none" or run.head_only:
+    if run.parallel.recompute != "full" or run.head_only:
         return 0.0
     blocks = num_parameters - 2 * cfg.vocab_size * cfg.hidden
     return 2 * (blocks + cfg.layers * cfg.hidden * run.document_tokens)
 
 
-def _host_bytes(whole: int, shard: int, procs: int) -> dict[str, int]:
+def _host_bytes(run: RunSize, machine: Machine, groups: Groups, memory: Memory) -> dict[str, int]:
+    in_memory = run.parallel.offload_folder is None
+    offloaded = memory.offloaded_bytes * machine.procs if in_memory else 0
+    saved = _BYTES_A_PARAMETER * groups.shard * machine.procs
     return {
-        "start: the model of each rank": 4 * whole * procs,
-        "save: a copy of each rank's part": _BYTES_A_PARAMETER * shard * procs,
-        "end: all weights on rank 0": 4 * whole,
+        "start: the largest tensor, in each rank": offloaded + 4 * groups.head * machine.procs,
+        "save: a copy of each rank's part": offloaded + saved,
+        "end: all weights on rank 0": offloaded + 4 * groups.whole,
     }
 
 
@@ -196,6 +204,11 @@ def _notes(run: RunSize, ranks: int, micro_batches: int) -> list[str]:
             f"step_rows={run.step_rows} leaves {places - run.step_rows} of {places} places of "
             f"{ranks} ranks empty, {1 - run.step_rows / places:.0%} of the time; a multiple of "
             f"{each}, such as {lower} or {lower + each}, leaves none"
+        )
+    if run.parallel.offload != "none":
+        notes.append(
+            f"offload={run.parallel.offload}: the hours leave out what goes to and from the GPU "
+            "and the update on the CPU"
         )
     return notes
 
@@ -252,26 +265,18 @@ def _remedy(run: RunSize, machine: Machine) -> str:
 
 def _changes(run: RunSize, machine: Machine) -> Iterator[tuple[str, RunSize, Machine]]:
     """(words, run, machine) of each single change that saves memory, the cheapest in time first."""
-
-    def parallel(**fields: object) -> RunSize:
-        return replace(run, parallel=replace(run.parallel, **fields))  # type: ignore[arg-type]
-
     now = run.parallel
+
+    def changed(fields: dict[str, object]) -> tuple[str, RunSize, Machine]:
+        words = " ".join(f"parallel.{name}={_word(value)}" for name, value in fields.items())
+        parallel = replace(now, **fields)  # type: ignore[arg-type]
+        return words, replace(run, parallel=parallel), machine
+
     if now.name == "single":
-        yield "parallel=fsdp2 procs=8", parallel(name="fsdp2", procs=8), replace(machine, procs=8)
-    if now.dtype == "float32":
-        yield "parallel.dtype=bfloat16", parallel(dtype="bfloat16"), machine
-    if now.name == "fsdp2" and now.gather == "model":
-        yield "parallel.gather=block", parallel(gather="block"), machine
+        sharded = replace(run, parallel=replace(now, name="fsdp2", procs=8))
+        yield "parallel=fsdp2 procs=8", sharded, replace(machine, procs=8)
     accumulates = _micro_batches(run, machine.ranks) > 1
-    if now.name == "fsdp2" and accumulates and not now.reduce_each_micro_batch:
-        words = "parallel.reduce_each_micro_batch=true"
-        yield words, parallel(reduce_each_micro_batch=True), machine
-    if now.micro_rows > 1:
-        half = now.micro_rows // 2
-        yield f"parallel.micro_rows={half}", parallel(micro_rows=half), machine
-    if now.recompute == "none":
-        yield "parallel.recompute=full", parallel(recompute="full"), machine
+    yield from map(changed, _settings_that_save(now, accumulates))
     shorter = run.row_tokens // 2
     if shorter >= max(run.longest_tokens, 1024):
         words = f"data.row_tokens={shorter} data.step_rows={run.step_rows * 2}"
@@ -280,6 +285,36 @@ def _changes(run: RunSize, machine: Machine) -> Iterator[tuple[str, RunSize, Mac
             words += " parallel.reduce_each_micro_batch=true"
             halved = replace(halved, parallel=replace(now, reduce_each_micro_batch=True))
         yield words, halved, machine
+    if now.name == "zero3" and now.offload == "none":
+        yield changed({"offload": "optimizer"})
+    if now.offload != "all" and (now.name == "fsdp2" or (now.name, now.zero_stage) == ("zero3", 3)):
+        yield changed({"offload": "all"})
     if now.name != "single" and machine.ranks < _MOST_RANKS:
         nodes = machine.nodes * 2
         yield f"nodes={nodes}", run, replace(machine, nodes=nodes)
+
+
+def _settings_that_save(now: ParallelConfig, accumulates: bool) -> Iterator[dict[str, object]]:
+    if now.dtype == "float32":
+        yield {"dtype": "bfloat16"}
+    if now.name == "fsdp2":
+        if now.gather == "model":
+            yield {"gather": "block"}
+        if now.reshard != "always":
+            yield {"reshard": "always"}
+        if now.shard_ranks != "all":
+            yield {"shard_ranks": "all"}
+        if accumulates and not now.reduce_each_micro_batch:
+            yield {"reduce_each_micro_batch": True}
+    if now.name == "zero3" and now.zero_stage < 3:
+        yield {"zero_stage": now.zero_stage + 1}
+    if now.micro_rows > 1:
+        yield {"micro_rows": now.micro_rows // 2}
+    if now.recompute == "none" and now.name != "zero3":
+        yield {"recompute": "selective"}
+    if now.recompute != "full":
+        yield {"recompute": "full"}
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

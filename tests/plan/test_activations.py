@@ -23,6 +23,8 @@ CASES = [
     (POST, torch.float32, "full"),
     (DROPOUT, torch.float32, "none"),
     (PRE, torch.bfloat16, "full"),
+    (PRE, torch.float32, "selective"),
+    (POST, torch.bfloat16, "selective"),
     (POST, torch.bfloat16, "none"),
 ]
 NEAR = 0.05  # what a plan promises
@@ -40,8 +42,7 @@ def model_of(cfg: TransformerConfig, dtype: torch.dtype, recompute: str) -> Tran
     model = Transformer(cfg)
     model.init_weights(0)
     model.to(dtype)
-    if recompute != "none":
-        recompute_blocks(model, sharding_plan(model), reentrant=False)
+    recompute_blocks(model, sharding_plan(model), recompute)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     return model

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,63 @@ def test_recomputation_saves_most_of_the_activations() -> None:
     )
     assert saved.part("activations").loss_bytes < plain.part("activations").loss_bytes / 15
     assert saved.part("at work in a block").backward_bytes > 1e9, "one block's, at a time"
+
+
+def test_selective_lies_between_all_and_nothing() -> None:
+    kept = [
+        plan_memory(SIZES["7b"], replace(FSDP2, recompute=choice), 64, 8192, 1)  # type: ignore[arg-type]
+        .part("activations")
+        .loss_bytes
+        for choice in ("none", "selective", "full")
+    ]
+    assert 0.4 * kept[0] < kept[1] < 0.7 * kept[0] and kept[2] < kept[1] / 5
+
+
+def test_what_stays_gathered_is_counted() -> None:
+    groups, cfg = parameter_groups(SIZES["7b"], 64), SIZES["7b"]
+
+    def gathered(**settings: Any) -> int:
+        plan = plan_memory(cfg, replace(FSDP2, **settings), 64, 1024, 1)
+        return plan.part("gathered weights").loss_bytes
+
+    assert gathered(reshard="never") - gathered() == 2 * groups.blocks
+    assert gathered(reshard=8) - gathered() == 2 * groups.blocks // 8
+
+
+def test_copies_of_the_model_cost_what_fewer_ranks_would() -> None:
+    of_a_node = plan_memory(
+        SIZES["7b"], replace(FSDP2, shard_ranks="node"), 64, 1024, 1, of_a_node=8
+    )
+    assert of_a_node == plan_memory(SIZES["7b"], FSDP2, 8, 1024, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bytes_a_parameter"),
+    [
+        ({"name": "fsdp2", "offload": "all"}, 16),
+        ({"name": "zero3", "offload": "optimizer"}, 16),
+        ({"name": "zero3", "offload": "all"}, 18),
+    ],
+)
+def test_what_is_offloaded_leaves_the_gpu(settings: Any, bytes_a_parameter: int) -> None:
+    parallel = replace(FSDP2, **settings)
+    there = plan_memory(SIZES["7b"], parallel, 64, 1024, 1)
+    here = plan_memory(SIZES["7b"], replace(parallel, offload="none"), 64, 1024, 1)
+    shard = parameter_groups(SIZES["7b"], 64, flat=parallel.name == "zero3").shard
+    assert there.offloaded_bytes == bytes_a_parameter * shard and here.offloaded_bytes == 0
+    assert here.totals["update"] - there.totals["update"] == there.offloaded_bytes
+
+
+def test_each_stage_of_zero_splits_more() -> None:
+    whole, ranks = parameter_groups(SIZES["7b"], 1).whole, 64
+    held = [
+        plan_memory(
+            SIZES["7b"], replace(FSDP2, name="zero3", zero_stage=stage), ranks, 1024, 1
+        ).totals["update"]
+        for stage in (1, 2, 3)
+    ]
+    assert held[0] - held[1] == pytest.approx(4 * whole, rel=0.02), "gradients"
+    assert held[1] - held[2] == pytest.approx(2 * whole, rel=0.02), "weights"
 
 
 def test_the_peak_is_the_largest_moment() -> None:

@@ -61,6 +61,22 @@ def test_changes_come_together_where_none_is_enough() -> None:
     assert words.startswith("parallel=fsdp2 procs=8 with parallel.dtype=bfloat16")
 
 
+def test_offloading_is_named_and_fills_main_memory() -> None:
+    lean = replace(RUN.parallel, recompute="full")
+    run, machine = replace(RUN, parallel=lean, row_tokens=4096, step_rows=1), Machine(procs=1)
+    (problem,) = plan_run(run, machine).problems
+    assert "parallel.offload=all (" in problem and "nodes=2 (" in problem
+    plan = plan_run(replace(run, parallel=replace(lean, offload="all")), machine)
+    assert plan.problems == [] and "offload=all" in plan.notes[-1]
+    assert max(plan.host_bytes.values()) >= 16 * plan.num_parameters
+
+
+def test_a_stage_of_zero_is_raised_before_time_is_spent() -> None:
+    parallel = ParallelConfig("zero3", dtype="bfloat16", recompute="full", zero_stage=1)
+    (problem,) = plan_run(replace(RUN, parallel=parallel, row_tokens=65536), MACHINE).problems
+    assert "what would fit: parallel.zero_stage=2 (" in problem
+
+
 def test_short_rows_and_single_on_many_are_refused() -> None:
     assert "longest document" in plan_run(replace(RUN, longest_tokens=9000), MACHINE).problems[0]
     single = replace(RUN, parallel=replace(RUN.parallel, name="single"))
