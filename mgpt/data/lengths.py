@@ -223,7 +223,7 @@ def _count_in_parts(
 ) -> dict[str, list[_Part]]:
     """The parts of each task; those that a count left that was stopped are taken as they are."""
     parts: dict[str, list[_Part]] = {name: [] for name in stems}
-    for start in range(0, len(dataset), PART_SAMPLES):
+    for start in range(0, max(1, len(dataset)), PART_SAMPLES):
         samples = range(start, min(start + PART_SAMPLES, len(dataset)))
         paths = {name: folder / f"{stem}.{start}.npy" for name, stem in stems.items()}
         lacking = [name for name, path in paths.items() if not path.is_file()]

@@ -76,6 +76,12 @@ def test_a_picture_beyond_the_size_tokens_is_named(tmp_path, write, vocab):
         load_lengths(open_dataset(tmp_path), vocab, ["caption"])
 
 
+def test_shards_without_a_sample_have_no_lengths(tmp_path, write, vocab):
+    write(tmp_path, "0", [])
+    lengths = load_lengths(open_dataset(tmp_path), vocab, ["caption"])["caption"]
+    assert len(lengths) == 0 and lengths.counts_NVC.shape == (0, 2, 4)
+
+
 def test_an_unknown_task_is_a_config_error(corpus, vocab):
     with pytest.raises(ConfigError, match="no task 'captions'"):
         load_lengths(open_dataset(corpus), vocab, ["captions"])
