@@ -63,6 +63,19 @@ def test_every_backend_runs_in_one_process(backend: Backend) -> None:
     assert float(after.token_nll_BT.sum()) == pytest.approx(float(after.nll_sum), rel=1e-6)
 
 
+def test_an_update_above_the_limit_is_not_made(backend: Backend) -> None:
+    before = backend.weights_checksum()
+    norms = []
+    for limit in (1e-6, -1.0, 1e6):
+        backend.forward_backward(batch(), 1 / 24, last=True)
+        norm, updated = backend.step(1e-2, 1.0, limit)
+        assert updated == (limit > 1.0) == (backend.weights_checksum() != before)
+        norms.append(norm)
+    assert norms[0] == norms[1] == norms[2], "no gradient is left over from before"
+    saved = backend.snapshot(copy=True)
+    assert saved.num_updates == 1
+
+
 def test_weights_can_be_given(backend: Backend) -> None:
     other = build(seed=1)
     assert backend.weights_checksum() != other.weights_checksum()
