@@ -1,4 +1,4 @@
-"""The benchmarks of data run, in their smallest form, and print a table and JSON."""
+"""The benchmarks run, in their smallest form, and print a table and JSON."""
 
 import json
 import subprocess
@@ -18,6 +18,17 @@ FOLDER = Path(__file__).parent
         ("reading.py --samples 8 --repeats 1", "codes ratio"),
         ("resume.py --samples 1000 --step-rows 1 --repeats 1", "first_batch_wall_ms"),
         ("tokenizing.py --px --images --bad 8 --repeats 1", "cost"),
+        (
+            "loss_memory.py --tokens 64 --vocab-size 512 --widths 32 --checked 8 "
+            "--checked-vocabulary 64",
+            "ratio_beyond_gradients",
+        ),
+        (
+            "throughput.py --hidden 32 --layers 1 --vocab-size 512 --documents 2 "
+            "--batch-documents 2 --shorter 64 --threads 1 --repeats 1",
+            "ratio_of_cpu_seconds",
+        ),
+        ("saving.py --layers 1 --tokens 8 --rounds 1", "stalled ratio"),
     ],
 )
 def test_prints_its_table_and_json(command: str, figure: str) -> None:

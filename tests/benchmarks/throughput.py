@@ -18,63 +18,23 @@ import math
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from corpora import conditions, show
+from real_lengths import IGNORED, Document, draw_documents, pack, real_lengths
 from torch import Tensor
 
-from mgpt.data.packing import plan_rows
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
-from mgpt.parallel.backend import MicroBatch, ParallelConfig, build_backend
+from mgpt.parallel.backend import ParallelConfig, build_backend
 from mgpt.parallel.dist import World
 from mgpt.train.optim import OptimConfig
 
-LENGTHS = Path(__file__).parents[1] / "vectors" / "lengths.npz"
-IGNORED, PROMPT_TOKENS = -100, 30
 GOALS = {"mixed": 2.0, "equal": 1.3}
-Batch = list[tuple[Tensor, Tensor]]  # ids and labels of each document
-Step = Callable[[Batch], float]
-
-
-def mixed_lengths(documents: int, shorter: int) -> list[int]:
-    """The first lengths of the mix of text, 512, 768 and 1024 px, divided by `shorter`."""
-    with np.load(LENGTHS) as lengths:
-        return [max(2, int(length) // shorter) for length in lengths["mixed"][:documents]]
-
-
-def draw_batches(lengths: Sequence[int], batch_documents: int, vocab_size: int) -> list[Batch]:
-    """Documents of random ids whose prompt is not trained."""
-    generator = torch.Generator().manual_seed(0)
-    documents: Batch = []
-    for length in lengths:
-        ids_T = torch.randint(3, vocab_size, (length,), generator=generator)
-        labels_T = torch.cat([ids_T[1:], torch.tensor([IGNORED])])
-        labels_T[: min(PROMPT_TOKENS, length // 2)] = IGNORED
-        documents.append((ids_T, labels_T))
-    return [
-        documents[start : start + batch_documents]
-        for start in range(0, len(documents), batch_documents)
-    ]
-
-
-def packed(batch: Batch, row_tokens: int) -> MicroBatch:
-    """The documents in rows of `row_tokens`; what is left of a row is a document of padding."""
-    rows = []
-    for row in plan_rows([len(ids_T) for ids_T, _ in batch], row_tokens):
-        room = row_tokens - sum(len(batch[index][0]) for index in row)
-        parts = [batch[index] for index in row]
-        if room:
-            parts.append((torch.ones(room, dtype=torch.int64), torch.full((room,), IGNORED)))
-        positions = torch.cat([torch.arange(len(ids_T)) for ids_T, _ in parts])
-        ids, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        rows.append((ids, labels, positions))
-    return MicroBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+Step = Callable[[list[Document]], float]
 
 
 def our_step(cfg: TransformerConfig, threads: int, row_tokens: int) -> Step:
@@ -89,8 +49,8 @@ def our_step(cfg: TransformerConfig, threads: int, row_tokens: int) -> Step:
         sharding_plan=sharding_plan,
     )
 
-    def step(batch: Batch) -> float:
-        rows = packed(batch, row_tokens)
+    def step(batch: list[Document]) -> float:
+        rows = pack(batch, row_tokens)
         trained = int((rows.labels_BT != IGNORED).sum())
         sums = backend.forward_backward(rows, 1.0 / trained, last=True)
         backend.step(1e-5, 4.0)
@@ -133,7 +93,7 @@ def plain_step(cfg: TransformerConfig) -> Step:
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.95), fused=True)
 
-    def step(batch: Batch) -> float:
+    def step(batch: list[Document]) -> float:
         ids_BT, labels_BT = (
             torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=padding)
             for column, padding in zip(zip(*batch, strict=True), (1, IGNORED), strict=True)
@@ -176,8 +136,12 @@ def model_config(given: argparse.Namespace) -> TransformerConfig:
 
 def lengths_of(given: argparse.Namespace) -> dict[str, list[int]]:
     """Both lists of lengths, of as many tokens."""
-    mixed = mixed_lengths(given.documents, given.shorter)
+    mixed = real_lengths(given.documents, shorter=given.shorter)
     return {"mixed": mixed, "equal": [sum(mixed) // len(mixed)] * len(mixed)}
+
+
+def _batches(documents: list[Any], of_a_batch: int) -> list[list[Any]]:
+    return [documents[start : start + of_a_batch] for start in range(0, len(documents), of_a_batch)]
 
 
 def serve(side: str, given: argparse.Namespace, requests: Connection) -> None:
@@ -186,7 +150,7 @@ def serve(side: str, given: argparse.Namespace, requests: Connection) -> None:
     cfg = model_config(given)
     step = our_step(cfg, given.threads, given.row_tokens) if side == "ours" else plain_step(cfg)
     batches = {
-        name: draw_batches(lengths, given.batch_documents, cfg.vocab_size)
+        name: _batches(draw_documents(lengths, cfg.vocab_size), given.batch_documents)
         for name, lengths in lengths_of(given).items()
     }
     requests.send("ready")
@@ -202,10 +166,7 @@ def serve(side: str, given: argparse.Namespace, requests: Connection) -> None:
 def compare(given: argparse.Namespace, name: str, sides: dict[str, Connection]) -> dict[str, Any]:
     """One list of documents, step by step in turn: the sums over batches of each one's best."""
     lengths = lengths_of(given)[name]
-    batches = [
-        lengths[start : start + given.batch_documents]
-        for start in range(0, len(lengths), given.batch_documents)
-    ]
+    batches = _batches(lengths, given.batch_documents)
     best = {side: [(math.inf, math.inf)] * len(batches) for side in sides}
     losses, peaks = {}, {}
     for repeat in range(given.repeats + 1):
