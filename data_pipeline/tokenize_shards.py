@@ -265,7 +265,10 @@ class TokenizeWorker:
         self._decoders = self._encoder = None
         if job.cfg.decoders:
             self._decoders = ThreadPoolExecutor(job.cfg.decoders, "decoder")
-            self._encoder = ThreadPoolExecutor(1, "encoder")
+            # A thread's own number of OpenMP threads is that of the machine until it is told.
+            self._encoder = ThreadPoolExecutor(
+                1, "encoder", torch.set_num_threads, (job.cfg.threads,)
+            )
         self._log = RejectLog()
 
     def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
