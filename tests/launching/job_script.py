@@ -108,7 +108,8 @@ class JobScript:
         return Outcome(run.returncode, run.stdout + run.stderr, asked, starts)
 
     def plan(self, *steps: str) -> None:
-        """What each step does in turn; `save N` makes the checkpoint of step N."""
+        """What each step does in turn; `save N` makes the checkpoint of step N, and what ends with
+        `exit 0` has done its work."""
         made = [self._with_saves(step) for step in steps]
         (self.notes / "plan").write_text("\n".join(made) + "\n")
 
@@ -118,6 +119,8 @@ class JobScript:
             if word.startswith("save "):
                 folder = f"'{self.run}/step_{int(word[5:]):08d}'"
                 words[index] = f"mkdir -p {folder}; touch {folder}/COMPLETE"
+        if words[-1] == "exit 0":
+            words[-1] = f"touch '{self.run}/DONE'; exit 0"
         return "; ".join(words)
 
     def run_to_the_end(self, limit: int = 20) -> Outcome:

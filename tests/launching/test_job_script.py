@@ -25,6 +25,23 @@ def test_a_run_that_ends_well_is_complete(tmp_path: Path) -> None:
     assert "export RANK=$SLURM_PROCID" in step and "-m mgpt pretrain --config x" in step
 
 
+def test_a_lost_step_that_looks_well_is_not_complete(tmp_path: Path) -> None:
+    """srun says 0 where its nodes were lost and it waited in vain."""
+    script = JobScript(tmp_path)
+    script.plan("save 3; true", "save 6; exit 0")
+    outcome = script.run_to_the_end()
+    assert outcome.status == 0 and outcome.starts == 2 and requeues(outcome.calls) == 1
+    assert script.state[0] == "complete"
+
+
+def test_an_overtaken_start_leaves_the_books_alone(tmp_path: Path) -> None:
+    script = JobScript(tmp_path)
+    script.plan(f"touch '{script.launch}/starts/2'; echo theirs >'{script.launch}/state'; exit 0")
+    outcome = script.start()
+    assert outcome.status == 1 and "has overtaken this one" in outcome.log
+    assert (script.launch / "state").read_text() == "theirs\n"
+
+
 def test_starts_that_bring_something_are_not_counted(tmp_path: Path) -> None:
     script = JobScript(tmp_path, restarts=1)
     script.plan(*(f"save {step}; exit 137" for step in range(1, 8)), "exit 0")
