@@ -18,7 +18,7 @@ What is offloaded is counted apart: `Memory.offloaded_bytes` of a rank, in main 
     >>> memory = plan_memory(SIZES["7b"], ParallelConfig("fsdp2", dtype="bfloat16"), ranks=64,
     ...                      row_tokens=4096, micro_batches=1)
     >>> round(memory.peak_bytes / 1e9, 1), memory.tightest
-    (30.2, 'loss')
+    (29.1, 'backward')
 """
 
 import math
