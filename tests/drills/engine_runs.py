@@ -28,7 +28,14 @@ from mgpt.train.step_folder import newest_complete
 # Ranks that start in a moment: forked off a process that has imported all, and run nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["mgpt.train.trainer", "mgpt.parallel.fsdp2", "mgpt.data.loader", "mgpt.tokens.vocab"]
+    [
+        "mgpt.train.trainer",
+        "mgpt.parallel.fsdp2",
+        "mgpt.data.loader",
+        "mgpt.tokens.vocab",
+        "sentencepiece",
+        "torch._dynamo",  # which the first optimiser imports, for seconds
+    ]
 )
 END_S = 240.0  # an attempt that takes longer hangs, on a busy machine too
 
