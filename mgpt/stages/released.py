@@ -1,8 +1,8 @@
-"""Released weights with all that belongs to them: transformer, VQGAN and tokenizer, in and out.
+"""Released weights with all that belongs to them: transformer, VQGAN and tokenizer.
 
 `plan_import` looks at a folder (transformers' Chameleon or Lumina-mGPT, Meta's checkpoint, or
 Meta's VQGAN alone) and says what it will become without reading its tensors; `Import.write` reads
-them one by one into a model folder. `plan_export` and `Export.write` go the other way.
+them one by one into a model folder. The way back is `mgpt.stages.transformers_export`.
 
     planned = plan_import(Path("chameleon-7b"))
     print("\\n".join(planned.lines()))
@@ -11,45 +11,26 @@ them one by one into a model folder. `plan_export` and `Export.write` go the oth
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError, VocabularyError
-from mgpt.files import atomic_write
 from mgpt.models.convert.meta import is_meta_folder, plan_meta
 from mgpt.models.convert.plan import ModelPlan
-from mgpt.models.convert.transformers_config import (
-    CONFIG,
-    is_chameleon_config,
-    transformers_config,
-)
-from mgpt.models.convert.transformers_folder import plan_transformers, transformers_tensors
-from mgpt.models.convert.vq_encoder import (
-    ENCODER_FOLDER,
-    VqEncoder,
-    check_same_encoder,
-    load_encoder,
-)
+from mgpt.models.convert.transformers_config import CONFIG, is_chameleon_config
+from mgpt.models.convert.transformers_folder import plan_transformers
+from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, check_same_encoder
 from mgpt.models.file_sums import SUMS, check_sums, sums_list
-from mgpt.models.folder import split_by_size, write_model, write_sharded
+from mgpt.models.folder import split_by_size, write_model
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
 from mgpt.models.vqgan_convert import is_released_folder
-from mgpt.stages.build import (
-    TOKENIZER_FILES,
-    VOCABULARY,
-    Weights,
-    released_vocabulary,
-    tokenizer_file,
-)
+from mgpt.stages.build import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
 from mgpt.stages.folder import RECORD
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary
@@ -119,7 +100,7 @@ class Import:
             save_vqgan(self.vq, folder)
             return
         check_sums(self.plan.files)
-        with _removed_on_failure(folder, VOCABULARY, VQ, ENCODER_FOLDER):
+        with removed_on_failure(folder, VOCABULARY, VQ, ENCODER_FOLDER):
             if self.vocabulary is not None:
                 self.vocabulary.save(folder / VOCABULARY)
             if self.vq is not None:
@@ -127,7 +108,7 @@ class Import:
             elif self.plan.vq is not None:
                 self.plan.vq.save(folder / ENCODER_FOLDER)
             fingerprint = None if self.vocabulary is None else self.vocabulary.fingerprint
-            tensors = _counted(self.plan.tensors, on_tensor)
+            tensors = counted(self.plan.tensors, on_tensor)
             write_model(folder, self.plan.cfg, tensors, fingerprint)
 
 
@@ -157,13 +138,13 @@ def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = Non
             f"no tokenizer in {source}: the model folder has no vocabulary; give tokenizer=FILE "
             "here, or vocabulary= when training from it"
         )
-    model = _vqgan(source, vq, beside)
+    model = vqgan_beside(source, vq, beside)
     if model is not None and plan.vq is not None:
         check_same_encoder(plan.vq, model, str(source), vq or VQ)
     if plan.vq is not None and model is None:
         notes.append("the VQGAN's decoder is not here; give vq=DIR with Meta's VQGAN to draw")
     encoder = plan.vq if model is None else VqEncoder.of(model)
-    _check_codes(vocabulary, encoder, source)
+    check_codes(vocabulary, encoder, source)
     return Import(source, plan, vocabulary, model, notes)
 
 
@@ -192,94 +173,6 @@ def check_output(output: str) -> None:
             f"output={output} holds a model already ({found[0].name}), which would be replaced; "
             "give another output="
         )
-
-
-@dataclass(frozen=True)
-class Export:
-    """A transformers folder before its tensors are read."""
-
-    config: dict[str, Any]
-    tensors: list[LazyTensor]
-    vocabulary: Vocabulary | None
-    vq: Vqgan | None
-    notes: list[str]
-
-    def figures(self) -> dict[str, int]:
-        """What the stage reports."""
-        return {
-            "tensors": len(self.tensors),
-            "bytes": sum(tensor.num_bytes for tensor in self.tensors),
-            "files": len(split_by_size(self.tensors)),
-        }
-
-    def write(self, folder: Path, on_tensor: Callable[[], None] = lambda: None) -> None:
-        """Writes the folder, config.json last; where that fails, no part of it stays."""
-        written = (VOCABULARY, VQ, "tokenizer.json", "tokenizer_config.json")
-        with _removed_on_failure(folder, *written):
-            if self.vocabulary is not None:
-                _write_tokenizer(self.vocabulary, folder, self.config["max_position_embeddings"])
-            if self.vq is not None:
-                save_vqgan(self.vq, folder / VQ)
-            write_sharded(folder, _counted(self.tensors, on_tensor), self.config)
-
-
-def plan_export(
-    ckpt: str | Path,
-    vq: str | None = None,
-    with_vq: bool = True,
-    dtype: torch.dtype | None = None,
-) -> Export:
-    """The transformers folder of some weights.
-
-    Args:
-        ckpt: a model folder, a step folder or a run folder.
-        vq: the VQGAN that goes with them; None takes the model folder's own, where it has one.
-        with_vq: whether its encoder goes into the transformers weights.
-        dtype: what the transformer's tensors are cast to; None keeps them.
-
-    Raises:
-        CheckpointError: no weights there, or a file that cannot be read.
-        ConfigError: a model that transformers' Chameleon cannot be.
-    """
-    weights = Weights.find(ckpt)
-    cfg = replace(weights.config(), dropout=0.0)
-    vocabulary = weights.own_vocabulary()
-    model = load_vqgan(vq) if vq else _vqgan(weights.folder, None, [])
-    encoder = None
-    if with_vq and model is not None:
-        encoder = VqEncoder.of(model)
-    elif with_vq and (weights.folder / ENCODER_FOLDER).exists():
-        encoder = load_encoder(weights.folder / ENCODER_FOLDER)
-    _check_codes(vocabulary, encoder, weights.folder)
-    stored = weights.stored()
-    if dtype is not None:
-        stored = [tensor.then(lambda t: t.to(dtype), dtype=dtype) for tensor in stored]
-    names: dict[str, int] = {} if vocabulary is None else _vocabulary_map(vocabulary)
-    special: dict[str, int | None] = {
-        "bos_token_id": None,
-        "pad_token_id": None,
-        "eos_token_id": None,
-    }
-    if vocabulary is not None:
-        ids = (vocabulary.bos, vocabulary.pad, vocabulary.eos)
-        special = dict(zip(special, ids, strict=True))
-    config = transformers_config(
-        cfg, encoder.cfg if encoder else None, stored[0].dtype, special, names
-    )
-    notes = []
-    if encoder is None:
-        notes.append(
-            "no VQ encoder: transformers will make up a fresh one and say so; give vq=DIR where "
-            "the pictures' VQGAN is at hand"
-        )
-    if vocabulary is None:
-        notes.append("no vocabulary in the model folder: the export has no tokenizer")
-    elif vocabulary.layout != "chameleon":
-        notes.append(
-            f"the {vocabulary.layout} vocabulary goes along as {VOCABULARY}/; transformers has no "
-            "such tokenizer"
-        )
-    return Export(config, transformers_tensors(cfg, stored, encoder), vocabulary, model, notes)
 
 
 def _model_lines(plan: ModelPlan) -> list[str]:
@@ -333,7 +226,7 @@ def _vocabulary(
             f"{where} has {vocabulary.size} ids, the weights in {source} {plan.cfg.vocab_size}; "
             "give the tokenizer that came with these weights"
         )
-    ids: Mapping[str, int] = _vocabulary_map(vocabulary)
+    ids: Mapping[str, int] = vocabulary_map(vocabulary)
     moved = [n for n, i in plan.vocabulary_map.items() if n in ids and ids[n] != i]
     if moved:
         name = moved[0]
@@ -344,7 +237,9 @@ def _vocabulary(
     return vocabulary
 
 
-def _vqgan(source: Path, vq: str | None, beside: Sequence[Path]) -> Vqgan | None:
+def vqgan_beside(source: Path, vq: str | None, beside: Sequence[Path] = ()) -> Vqgan | None:
+    """The VQGAN of some weights: the one that is given, theirs in `vq/`, or the first of Meta's in
+    some folders beside them."""
     if vq is not None:
         return load_vqgan(vq)
     if (source / VQ / "config.json").exists():
@@ -352,7 +247,8 @@ def _vqgan(source: Path, vq: str | None, beside: Sequence[Path]) -> Vqgan | None
     return next((load_vqgan(place) for place in beside if is_released_folder(place)), None)
 
 
-def _check_codes(vocabulary: Vocabulary | None, encoder: VqEncoder | None, where: Path) -> None:
+def check_codes(vocabulary: Vocabulary | None, encoder: VqEncoder | None, where: Path) -> None:
+    """Raises ConfigError where vocabulary and VQGAN have not as many codes as each other."""
     if vocabulary is None or encoder is None or vocabulary.num_codes == encoder.cfg.n_embed:
         return
     raise ConfigError(
@@ -361,7 +257,7 @@ def _check_codes(vocabulary: Vocabulary | None, encoder: VqEncoder | None, where
     )
 
 
-def _vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:
+def vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:
     """Token names and ids as transformers' `vocabulary_map` wants them: a picture's place too."""
     named = vocabulary.names
     if vocabulary.layout != "chameleon":
@@ -371,35 +267,19 @@ def _vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:
     return dict(sorted(named.items(), key=lambda item: item[1]))
 
 
-def _write_tokenizer(vocabulary: Vocabulary, folder: Path, max_positions: int) -> None:
-    if vocabulary.layout != "chameleon":
-        vocabulary.save(folder / VOCABULARY)
-        return
-    vocabulary.text.save(folder)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_positions,
-    }
-    atomic_write(folder / "tokenizer_config.json", (json.dumps(config, indent=1) + "\n").encode())
-
-
-def _counted(tensors: Sequence[LazyTensor], on_tensor: Callable[[], None]) -> list[LazyTensor]:
+def counted(tensors: Sequence[LazyTensor], on_tensor: Callable[[], None]) -> list[LazyTensor]:
     """The same tensors; each calls `on_tensor` once it is read."""
 
-    def counted(value: Tensor) -> Tensor:
+    def ticked(value: Tensor) -> Tensor:
         on_tensor()
         return value
 
-    return [tensor.then(counted) for tensor in tensors]
+    return [tensor.then(ticked) for tensor in tensors]
 
 
 @contextmanager
-def _removed_on_failure(folder: Path, *names: str) -> Iterator[None]:
+def removed_on_failure(folder: Path, *names: str) -> Iterator[None]:
+    """Takes these files and folders away again where what is done meanwhile fails."""
     try:
         yield
     except BaseException:

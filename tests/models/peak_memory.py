@@ -13,7 +13,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from mgpt.models.convert import meta
-from mgpt.stages.released import plan_export, plan_import
+from mgpt.stages.released import plan_import
+from mgpt.stages.transformers_export import plan_export
 
 def kilobytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -23,7 +23,8 @@ from mgpt.models.convert.meta import plan_meta
 from mgpt.models.folder import load_model, save_model
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
-from mgpt.stages.released import plan_export, plan_import
+from mgpt.stages.released import plan_import
+from mgpt.stages.transformers_export import plan_export
 
 VQ = VqganConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=32, n_embed=16)
 TOKENS = 24

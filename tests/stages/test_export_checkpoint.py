@@ -14,7 +14,7 @@ from step_folders import values, write_checkpoint
 from mgpt.errors import CheckpointError
 from mgpt.models.transformer import TransformerConfig
 from mgpt.stages.build import Weights
-from mgpt.stages.released import plan_export
+from mgpt.stages.transformers_export import plan_export
 
 SMALL = TransformerConfig(
     hidden=16, ffn=24, layers=2, heads=2, kv_heads=1, head_dim=8, vocab_size=50
