@@ -49,6 +49,24 @@ def test_a_signal_before_the_limit_saves_and_the_requeued_job_goes_on_bit_for_bi
 
 
 @pytest.mark.long
+def test_slurm_itself_signals_before_the_time_limit(
+    slurm: Cluster, inputs: Inputs, tmp_path: Path
+) -> None:
+    limits = ("launcher.time=5", "launcher.signal_s=150")  # from 90 s after the start on
+    run = Training(slurm, inputs, tmp_path / "run", "steps=1000000", "save_every=1000", *limits)
+    job = run.submit()
+    run.reach(1)
+    until("a start after the first", lambda: run.starts() > 1, 400)
+    assert "stopped by SIGUSR1" in run.log()
+    before = run.step()
+    until("a step of the second start", lambda: run.step() > before, 200)
+    steps = [row["step"] for row in run.rows()]
+    assert steps == list(range(1, len(steps) + 1)) and len(list(run.output.glob("step_*"))) > 0
+    slurm.run(*run.mgpt("cancel", f"output={run.output}"), timeout_s=300)
+    slurm.wait(job, "CANCELLED")
+
+
+@pytest.mark.long
 def test_cancelled_is_not_requeued(training: Training, slurm: Cluster) -> None:
     job = training.submit()
     training.reach(3)
