@@ -145,8 +145,12 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad_loss: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        # A number without dimensions would be rounded to bf16 before it multiplies on a GPU.
+        scale_11 = grad_loss.view(1, 1)
         # In place: autograd refuses to go through a graph twice after that.
-        grad_hidden, grad_weight = (grad.mul_(grad_loss) for grad in ctx.saved_tensors)
+        grad_weight.mul_(scale_11)
+        grad_hidden = (grad_hidden * scale_11).to(grad_hidden.dtype)
         return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None, None, None
 
 
