@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
+import numpy as np
+
 from mgpt.errors import TrainingError
 
 __all__ = ["SIGNALS", "GuardConfig", "SlowRanks", "StopSignals", "UpdateGuard"]
@@ -191,7 +193,7 @@ class SlowRanks:
         self, cfg: GuardConfig, hosts: Sequence[str], report: Callable[[str], None]
     ) -> None:
         self._ratio, self._hosts, self._report = cfg.straggler_ratio, hosts, report
-        self._recent: deque[Sequence[float]] = deque(maxlen=_SLOW_STEPS)
+        self._recent: deque[np.ndarray] = deque(maxlen=_SLOW_STEPS)
         self._named: int | None = None
 
     def figures(self, own_s: Sequence[float], step_s: float) -> dict[str, int]:
@@ -199,7 +201,7 @@ class SlowRanks:
 
         `report` is told when it is another rank than before.
         """
-        self._recent.append(own_s)
+        self._recent.append(np.array(own_s))
         found = self._slowest(step_s) if len(own_s) > 1 else None
         if found is None:
             self._named = None
@@ -217,10 +219,10 @@ class SlowRanks:
         """The slow rank, and how many times as long as the others it takes."""
         if len(self._recent) < _SLOW_STEPS:
             return None
-        usual = [statistics.median(seconds) for seconds in zip(*self._recent, strict=True)]
-        slowest = max(range(len(usual)), key=usual.__getitem__)
-        others = statistics.median(usual[:slowest] + usual[slowest + 1 :])
+        usual = np.median(np.stack(self._recent), axis=0)
+        slowest = int(usual.argmax())
+        others = float(np.median(np.delete(usual, slowest)))
         if usual[slowest] - others < _LEAST_DELAY * step_s:
             return None
-        ratio = usual[slowest] / max(others, 1e-9)
+        ratio = float(usual[slowest]) / max(others, 1e-9)
         return (slowest, ratio) if ratio > self._ratio else None
