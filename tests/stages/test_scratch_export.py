@@ -72,8 +72,8 @@ def test_a_vocabulary_of_its_own_goes_along(
         want = theirs.lm_head(theirs.model(ids_BT).last_hidden_state)
         ours = load_model(model)
         got = ours.head.logits(ours(ids_BT, ids_BT))
-    # The same sums in another order; logits are of size 0.1.
-    torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
+    # The same sums in fp32, in another order: 1.3e-6 at most, measured.
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
     assert_back_again(model, tmp_path / "out", tmp_path)
 
 
