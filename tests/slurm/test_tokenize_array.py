@@ -18,6 +18,7 @@ from data_pipeline.verify_shards import VerifyConfig, verify
 from data_pipeline.workers import WORK_FOLDER
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
+pytestmark = pytest.mark.timeout(600)
 NUM_SHARDS, SHARD_SAMPLES = 16, 60
 
 

@@ -15,6 +15,9 @@ sys.path.append(str(Path(__file__).parents[1] / "tracking"))
 from wandb_files import config, history, run_files
 
 
+pytestmark = pytest.mark.timeout(1500)  # a busy machine takes minutes for what follows
+
+
 @pytest.fixture(scope="session")
 def undisturbed(
     _cluster: Cluster, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory
