@@ -159,6 +159,7 @@ NODES = {
 }
 
 
+@pytest.mark.timeout(600)
 def test_a_node_with_other_packages_and_one_without_a_network_are_named(tmp_path: Path) -> None:
     metadata = tmp_path / "packages" / "stray-1.0.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
@@ -182,7 +183,7 @@ def test_a_node_with_other_packages_and_one_without_a_network_are_named(tmp_path
             )
         )
     try:
-        ends = [process.communicate(timeout=250)[1] for process in started]
+        ends = [process.communicate(timeout=500)[1] for process in started]
     finally:
         for process in started:
             process.kill()

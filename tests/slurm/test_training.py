@@ -14,7 +14,6 @@ from training import Inputs, Training, assert_same
 sys.path.append(str(Path(__file__).parents[1] / "tracking"))
 from wandb_files import config, history, run_files
 
-
 pytestmark = pytest.mark.timeout(1500)  # a busy machine takes minutes for what follows
 
 

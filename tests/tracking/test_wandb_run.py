@@ -18,6 +18,8 @@ from wandb_service import KEY, Service
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.metrics import MetricsRecord
 
+pytestmark = pytest.mark.timeout(900)  # the client starts slowly on a busy machine
+
 START = """
 import os, signal, sys, time
 from pathlib import Path
