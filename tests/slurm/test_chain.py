@@ -38,7 +38,8 @@ def test_a_stage_that_fails_stops_the_chain_and_status_says_which(
     shown = mgpt(slurm, "status", f"output={output}")
     lines = {line.split()[1]: line for line in shown.splitlines() if line.startswith("│")}
     assert "failed" in lines["scenes_raw"] and "not started" in lines["report"]
-    assert "scenes_raw: failed: mgpt pack ended with status" in shown
+    (reason,) = [line for line in shown.splitlines() if "scenes_raw: failed: " in line]
+    assert "00000.tar" in reason and "1 starts in a row brought nothing" in reason
     assert "train_vq: not started: scenes_raw did not succeed" in shown
 
 
