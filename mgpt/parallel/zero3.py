@@ -44,7 +44,6 @@ from mgpt.parallel.state import (
     MOMENTS,
     WEIGHTS,
     num_updates,
-    prepare_adam,
     read_state,
     set_num_updates,
     weights_checksum,
@@ -89,9 +88,7 @@ class Zero3Backend:
         self._pieces = stage_pieces(self._engine, dict(module.named_weights()), self._shapes)
         self._spans = world.gather_objects([self._pieces.span(name) for name in self._shapes])
         self._adam: torch.optim.AdamW = self._engine.optimizer.optimizer
-        prepare_adam(self._adam, self._pieces.masters)
-        if cfg.zero_stage < 3:
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._pieces.prepare(self._adam)
         self._norm, self._limit = math.nan, math.inf
         self._pieces.judge_norms(self._within_limit)
         if self._trained_rows is not None:

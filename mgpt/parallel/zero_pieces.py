@@ -13,12 +13,14 @@ not at all, and the cuts go through a few. What is offloaded is fetched and put 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from mgpt.parallel.state import prepare_adam
 
 __all__ = ["Pieces", "stage_pieces"]
 
@@ -26,8 +28,9 @@ __all__ = ["Pieces", "stage_pieces"]
 class Pieces(Protocol):
     """This rank's elements of every parameter. Names are those of the model."""
 
-    masters: Sequence[Tensor]
-    """The flat float32 tensors that Adam updates."""
+    def prepare(self, adam: torch.optim.AdamW) -> None:
+        """Gives Adam its zero state; comes before all else."""
+        ...
 
     def span(self, name: str) -> tuple[int, int]:
         """First element of the flattened parameter that is here, and the number of them."""
@@ -72,7 +75,15 @@ class _Stage3Pieces:
         shapes: Mapping[str, torch.Size],
     ) -> None:
         self._optimizer, self._parameters, self._shapes = optimizer, parameters, shapes
-        self.masters = optimizer.fp32_partitioned_groups_flat
+
+    def prepare(self, adam: torch.optim.AdamW) -> None:
+        for index, master in enumerate(self._optimizer.fp32_partitioned_groups_flat):
+            on_disk = self._optimizer._swappable_optimizer_subgroup(index)
+            if on_disk:
+                self._optimizer._optimizer_states_and_gradient_swap_in(index)
+            prepare_adam(adam, [master])
+            if on_disk:
+                self._optimizer._optimizer_states_and_gradient_swap_out(index)
 
     def span(self, name: str) -> tuple[int, int]:
         whole = self._shapes[name].numel()
@@ -115,6 +126,8 @@ class _Stage3Pieces:
 
     def refresh(self) -> None:
         optimizer = self._optimizer
+        # Small weights stay gathered, and would not be gathered anew.
+        optimizer._partition_all_parameters()
         for index in range(len(optimizer.fp16_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
         if optimizer.persistent_parameters:
@@ -126,13 +139,13 @@ class _FlatPieces:
 
     def __init__(self, optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> None:
         self._optimizer, self._parameters = optimizer, parameters
+
+    def prepare(self, adam: torch.optim.AdamW) -> None:
         # Stage 1 in bfloat16 is a class of its own in DeepSpeed.
-        is_plain = hasattr(optimizer, "single_partition_of_fp32_groups")
-        self.masters = (
-            optimizer.single_partition_of_fp32_groups
-            if is_plain
-            else optimizer.fp32_groups_flat_partition
-        )
+        is_plain = hasattr(self._optimizer, "single_partition_of_fp32_groups")
+        name = "single_partition_of_fp32_groups" if is_plain else "fp32_groups_flat_partition"
+        prepare_adam(adam, getattr(self._optimizer, name))
+        self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _mapping(self, name: str) -> Any:
         return self._parameters[name]._hp_mapping  # type: ignore[attr-defined]
