@@ -1,9 +1,10 @@
 """Faults of one rank or of some rows, and what is left of them in the end: next to nothing.
 
-Values that are not numbers on one rank, gradients ten times too large, and a row whose loss is ten
-times too high, one after another in one training of two ranks: no such update is made, and the loss
-on held-out rows ends within 1 % of a training without faults. 120 steps in the short form, 600 in
-the long one (`-m long`).
+Values that are not numbers on one rank, gradients ten times too large, and rows whose loss is ten
+times too high, one after another in one training: no such update is made, and the loss on held-out
+rows ends near that of a training without faults. 100 steps in the short form, in which the six
+that are left out are 6 % of a steep way down; 600 in the long one (`-m long`), of one process and
+of two ranks.
 """
 
 import dataclasses
@@ -23,16 +24,26 @@ def last_loss(folder: Path) -> float:
     return json.loads((folder / "outcome.json").read_text())["metrics"]["val/loss"]
 
 
-@pytest.mark.parametrize("steps", [120, pytest.param(600, marks=pytest.mark.long)])
-def test_no_update_is_polluted(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("backend", "size", "steps", "near"),
+    [
+        ("single", 1, 100, 0.05),
+        pytest.param("single", 1, 600, 0.01, marks=pytest.mark.long),
+        pytest.param("fsdp2", 2, 600, 0.01, marks=pytest.mark.long),
+    ],
+)
+def test_no_update_is_polluted(
+    tmp_path: Path, backend: str, size: int, steps: int, near: float
+) -> None:
     corpus = make_corpus(tmp_path / "corpus")
     clean = Run(
         corpus,
         str(tmp_path / "clean"),
-        "fsdp2",
+        backend,
         steps=steps,
         save_every=20,
         micro_rows=3,
+        schedule="cosine",
         guard={"spike_window": WINDOW},
     )
     faults = {
@@ -51,7 +62,7 @@ def test_no_update_is_polluted(tmp_path: Path, steps: int) -> None:
         folder=str(tmp_path / "rollback"),
         guard={"spike_window": WINDOW, "on_spike": "rollback", "pass_steps": 2},
     )
-    run_ranks([clean, skips, goes_back], 2)
+    run_ranks([clean, skips, goes_back], size)
 
     assert all(row["updated"] for row in metrics_of(clean.folder))
     assert not any(row["spike"] for row in metrics_of(clean.folder)), "no false alarm"
@@ -60,7 +71,7 @@ def test_no_update_is_polluted(tmp_path: Path, steps: int) -> None:
     rows = metrics_of(goes_back.folder)
     assert rows[-1]["rollbacks"] == 3 and not any(row["spike"] for row in rows)
     assert len(rows) == steps
-    losses = {run: last_loss(Path(run.folder)) for run in (clean, skips, goes_back)}
-    print(json.dumps({Path(run.folder).name: round(loss, 5) for run, loss in losses.items()}))
+    losses = {kind: last_loss(tmp_path / kind) for kind in ("clean", "skip", "rollback")}
+    print(json.dumps(losses))
     for loss in losses.values():
-        assert loss == pytest.approx(losses[clean], rel=0.01)
+        assert loss == pytest.approx(losses["clean"], rel=near)

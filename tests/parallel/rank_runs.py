@@ -55,6 +55,7 @@ class Run:
     """Further fields of ParallelConfig."""
     lr: float = 1e-3
     warmup_steps: int = 0
+    schedule: str = "constant"
     seed: int = 0
     init_from: str = ""
     """A step folder to take weights from."""
@@ -256,7 +257,7 @@ def _train_config(run: Run) -> Any:
         keep=20,
         z_loss=1e-4,
         optim=OptimConfig(lr=run.lr, max_norm=1.0, weight_decay=run.weight_decay),
-        schedule=ScheduleConfig(warmup_steps=run.warmup_steps),
+        schedule=ScheduleConfig(run.schedule, run.warmup_steps),
         guard=GuardConfig(**{"max_skipped": run.max_skipped, **run.guard}),
     )
 
