@@ -78,11 +78,11 @@ def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     own_children()
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Passed on to the ranks, which save and end; SIGUSR1 is what schedulers send ahead of time.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     # Half a minute, the launcher's own, is too short for the step under way and a large save.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={procs}"]
+    # Passed on to the ranks, which save and end; SIGUSR1 is what schedulers send ahead of time.
+    options.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     try:
         run(get_args_parser().parse_args([*options, "--module", WORKER_MODULE, *arguments]))
     except ChildFailedError as error:
