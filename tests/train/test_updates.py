@@ -1,4 +1,7 @@
-"""Updates that are not made, and rollbacks, in whole runs: bit for bit what they should be."""
+"""Updates that are not made, and rollbacks, in whole runs: bit for bit what they should be.
+
+The long form (`-m long`) adds zero3, and rollbacks of two ranks.
+"""
 
 import dataclasses
 import json
@@ -40,7 +43,9 @@ def saved(folder: Path, step: int, name: str) -> Any:
     return json.loads((folder / f"step_{step:08d}" / name).read_text())
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(
+    scope="module", params=["single", "fsdp2", pytest.param("zero3", marks=pytest.mark.long)]
+)
 def left_out(request: pytest.FixtureRequest, corpus: str, tmp_path_factory: Any) -> Path:
     """Runs in which the update of one step, 2 or 6, must not be made."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -84,7 +89,7 @@ def test_a_leap_that_is_only_warned_of_is_trained(left_out: Path) -> None:
     assert [row["spike"] for row in metrics_of(folder)] == [0] * 5 + [1]
 
 
-@pytest.fixture(scope="module", params=["single", "fsdp2"])
+@pytest.fixture(scope="module", params=["single", pytest.param("fsdp2", marks=pytest.mark.long)])
 def rolled_back(request: pytest.FixtureRequest, corpus: str, tmp_path_factory: Any) -> Path:
     """One run rolls back undisturbed; one is killed after its rollback, and goes on; one passes
     the same rows over from the start."""
