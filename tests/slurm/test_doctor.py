@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.mark.long
 def test_a_node_that_reaches_no_other_is_named_as_slurm_excludes_it(
@@ -14,12 +16,14 @@ def test_a_node_that_reaches_no_other_is_named_as_slurm_excludes_it(
 ) -> None:
     # It still reaches the first node's store, not the others; nor the first by gloo.
     own = "[ $SLURMD_NODENAME != vn3 ] || export GLOO_SOCKET_IFNAME=none0"
-    words = [sys.executable, "-m", "mgpt", "doctor", f"output={tmp_path}", "limits.file_share=0"]
-    line = f"{own}; exec {' '.join([*words, 'file_mb=1', 'payload_mb=4'])}"
+    # On a machine that does other work speeds say nothing: only a node without any is at fault.
+    limits = ["limits.file_share=0", "limits.link_share=0", "file_mb=1", "payload_mb=4"]
+    words = [sys.executable, "-m", "mgpt", "doctor", f"output={tmp_path}", *limits]
+    line = f"{own}; exec {' '.join(words)}"
     run = own_nodes.run(
         *("srun", "--nodes=4", "--ntasks-per-node=2", "bash", "-c", line),
         check=False,
-        timeout_s=280,
+        timeout_s=500,
     )
     assert run.returncode == 3, run.stdout + run.stderr
     assert "vn3 (network): with every other node:" in run.stderr
@@ -27,6 +31,6 @@ def test_a_node_that_reaches_no_other_is_named_as_slurm_excludes_it(
     assert bad == "vn3\n"
     report = json.loads((tmp_path / "doctor.json").read_text())
     assert sorted(report["nodes"]) == own_nodes.names
-    assert len([pair for pair in report["pairs"] if "gb_s" in pair]) == 3
+    assert {"vn1", "vn2", "vn4"} == {n for p in report["pairs"] if "gb_s" in p for n in p["nodes"]}
     away = own_nodes.submit("--nodes=4", f"--exclude={bad.strip()}", "--wrap=true")
     assert own_nodes.job(away)["Reason"] != "None", "three nodes are left for four"
