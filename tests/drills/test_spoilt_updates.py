@@ -1,10 +1,11 @@
 """Faults of one rank or of some rows, and what is left of them in the end: next to nothing.
 
 Values that are not numbers on one rank, gradients ten times too large, and rows whose loss is ten
-times too high, one after another in one training: no such update is made, and the loss on held-out
-rows ends near that of a training without faults. 100 steps in the short form, in which the six
-that are left out are 6 % of a steep way down; 600 in the long one (`-m long`), of one process and
-of two ranks.
+times too high, one after another in one training: no such update is made, and the loss ends near
+that of a training without faults: within 1 % of what training has brought it down by, 2 % in the
+short form. (600 steps learn this corpus of 36 samples by heart; what is left then is so little
+that a share of it says nothing.) 100 steps in the short form, 600 in the long one (`-m long`), of
+one process and of two ranks.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ def last_loss(folder: Path) -> float:
 @pytest.mark.parametrize(
     ("backend", "size", "steps", "near"),
     [
-        ("single", 1, 100, 0.05),
+        ("single", 1, 100, 0.02),
         pytest.param("single", 1, 600, 0.01, marks=pytest.mark.long),
         pytest.param("fsdp2", 2, 600, 0.01, marks=pytest.mark.long),
     ],
@@ -73,5 +74,6 @@ def test_no_update_is_polluted(
     assert len(rows) == steps
     losses = {kind: last_loss(tmp_path / kind) for kind in ("clean", "skip", "rollback")}
     print(json.dumps(losses))
+    way_down = metrics_of(clean.folder)[0]["loss"] - losses["clean"]
     for loss in losses.values():
-        assert loss == pytest.approx(losses["clean"], rel=near)
+        assert loss == pytest.approx(losses["clean"], abs=near * way_down)
