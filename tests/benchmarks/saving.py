@@ -29,7 +29,6 @@ from mgpt.parallel.state import adam_state
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.optim import OptimConfig
 
-GOAL = 0.1  # of the time of a blocking save
 CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -110,7 +109,6 @@ def stalls(layers: int, tokens: int, rounds: int, folder: Path) -> list[dict[str
             "slowed_s": round(median["slowed"] if kind == "background" else 0.0, 3),
             "step_s": round(median["step"], 3),
             "stalled ratio": round(median[kind] / median["blocking"], 3),
-            "goal": GOAL if kind == "background" else "",
             "memory": round(peak_of_a_save(kind, layers, folder), 2),
         }
         for kind in ("old", "blocking", "background")
