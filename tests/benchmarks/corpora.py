@@ -139,12 +139,13 @@ def conditions(**more: Any) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]], given: dict[str, Any]) -> None:
     """The rows as a table, and as JSON with their conditions."""
-    for line in _table(rows):
+    for line in table(rows):
         print(line)
     print(json.dumps({"conditions": given, "results": rows}))
 
 
-def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The lines of a table in Markdown, one row each, under the names of the first one's values."""
     yield "| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |"
     yield "|" + "---|" * len(rows[0])
     for row in rows:

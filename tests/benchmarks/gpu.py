@@ -24,7 +24,7 @@ import gpu_kernels
 import gpu_pictures
 import gpu_training
 import torch
-from corpora import conditions, show
+from corpora import conditions, table
 from gpu_setting import Figure, Measure, Setting, find_setting
 
 MEASURES: dict[str, Measure] = {
@@ -77,7 +77,8 @@ def main() -> None:
     given.output.write_text(
         json.dumps({"conditions": facts, "results": [one._asdict() for one in figures]}, indent=1)
     )
-    show([figure.row() for figure in figures], facts)
+    print(json.dumps(facts))
+    print(*table([figure.row() for figure in figures]), sep="\n")
     sys.exit(any(figure.failed for figure in figures))
 
 

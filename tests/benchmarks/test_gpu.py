@@ -29,7 +29,7 @@ def test_every_measure_but_the_compiled_ones_runs_in_small(tmp_path: Path) -> No
     assert all(row["value"] is not None and not row["failed"] for row in results)
     errors = [r["value"] for r in results if r["measure"] == "attention" and "result" in r["what"]]
     assert len(errors) >= 2 and max(errors) < 0.02
-    assert run.stdout.splitlines()[-2].startswith("| saving |")
+    assert run.stdout.splitlines()[-1].startswith("| codes |")
 
 
 def test_what_time_does_not_allow_is_told(tmp_path: Path) -> None:
