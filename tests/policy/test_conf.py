@@ -13,6 +13,7 @@ from mgpt.stages.recipe import compose_recipe, read_recipe
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 RECIPES = sorted(file.stem for file in (CONF / "recipe").glob("*.yaml"))
+OF = {"submit": ["pipeline"]}  # what a command about another is given
 STAGE_NAMES = [name for name in STAGES if name != "pipeline"]
 
 
@@ -32,7 +33,7 @@ def test_every_choice_of_every_group_composes(name: str) -> None:
     module = load_stage(name)
     for group, (_, choices) in group_choices(name):
         for choice in choices:
-            composed = compose_stage(name, module, [f"{group}={choice}"])
+            composed = compose_stage(name, module, [*OF.get(name, []), f"{group}={choice}"])
             try:
                 configure(module, composed)
             except ConfigError as error:  # fields that a person must give, and nothing else
