@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from cluster_node import until
-from training import PATIENCE_S, Inputs, Training, assert_same
+from training import PATIENCE_S, STEPS, Inputs, Training, assert_same
 
 CHAIN_S = 900
 ON_CPUS = ("launcher=slurm", "launcher.gpus_per_node=0", "launcher.time=30")
@@ -92,7 +92,7 @@ def test_without_requeue_a_follow_up_job_takes_over_with_what_waits(
     )
     run.finish()
     slurm.wait(waits, "COMPLETED")
-    assert run.starts() == 2 and run.step() == 40
+    assert run.starts() == 2 and run.step() == STEPS
     undisturbed = Training(slurm, inputs, tmp_path / "undisturbed")
     undisturbed.submit()
     undisturbed.finish()
@@ -115,7 +115,7 @@ def test_elastic_goes_on_with_the_nodes_that_are_left(
         slurm.run("scontrol", "update", names, "State=RESUME")
     logs = run.output / "launch" / "logs"
     assert [len(list((logs / start).glob("rank_*"))) for start in ("1", "2")] == [4, 2]
-    assert [row["step"] for row in run.rows()] == list(range(1, 41))
+    assert [row["step"] for row in run.rows()] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.long
@@ -129,4 +129,4 @@ def test_cancelled_is_cancelled_and_the_same_command_goes_on(
     assert "cancelled" in mgpt(slurm, "status", f"output={training.output}")
     assert training.submit() != first
     training.finish()
-    assert [row["step"] for row in training.rows()] == list(range(1, 41))
+    assert [row["step"] for row in training.rows()] == list(range(1, STEPS + 1))

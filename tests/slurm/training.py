@@ -10,6 +10,7 @@ from cluster import Cluster
 from cluster_node import until
 
 PATIENCE_S = 600
+STEPS = 30
 MEASURED = ("tokens_per_s", "data_wait_s", "step_s", "memory_mb", "slow_rank", "save_s", "wait_s")
 
 
@@ -32,7 +33,7 @@ class Training:
         self.slurm, self.output = slurm, output
         self.command = [
             *("pretrain", f"output={output}", f"vocabulary={inputs.text}", "model=debug"),
-            *("parallel=fsdp2", "steps=30", "save_every=5", "keep=20", "log_every=1"),
+            *("parallel=fsdp2", f"steps={STEPS}", "save_every=5", "keep=20", "log_every=1"),
             *("dropout=0.1", "data.row_tokens=256", "data.step_rows=4", "tracking=disabled"),
             *(f"data.sources.a.path={inputs.tokens}", "data.sources.a.tasks.image_text=1"),
             *("launcher=slurm", "launcher.nodes=2", "launcher.procs_per_node=2"),
