@@ -73,6 +73,7 @@ class Tracker:
         self._stage = stage
         self._run_folder = run_folder
         self._shown_step: int | None = None
+        self._through = 0
         self._record = run_folder / "metrics.jsonl" if record and is_main else None
         self._run: Any = None
         self._hold: IO[str] | None = None
@@ -85,6 +86,9 @@ class Tracker:
             self._run = open_run(
                 cfg.mode, run_folder, cfg.project, cfg.entity, stage, cfg.group or group, config
             )
+        if self._run is not None:
+            # Asked before anything is shown: a table without a step changes what the run says.
+            self._through = shown_through(self._run, run_folder)
 
     def __enter__(self) -> Tracker:
         return self
@@ -129,9 +133,9 @@ class Tracker:
         """
         if self._run is None:
             return
-        through = self._shown_step = shown_through(self._run, self._run_folder)
+        self._shown_step = self._through
         for row in rows():
-            if row["step"] > through and row["step"] % every == 0:
+            if row["step"] > self._through and row["step"] % every == 0:
                 self._show(row)
                 self._shown_step = row["step"]
 

@@ -106,7 +106,7 @@ def test_its_run_in_weights_and_biases_has_every_step_once(
         until("another start", lambda n=number: run.starts() > n + 1, 240)
     run.finish()
     shown, recorded = history(run.output), {row["step"]: row["loss"] for row in run.rows()}
-    assert {step: row["loss"] for step, row in shown.items()} == recorded
+    assert {step: row["loss"] for step, row in shown.items() if "loss" in row} == recorded
     assert sorted(recorded) == list(range(1, 31))
     starts = config(run_files(run.output)[-1])["starts"]
     assert len(starts) == 4 and {one["job"] for one in starts} == {job}
