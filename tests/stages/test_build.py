@@ -7,6 +7,7 @@ import torch
 
 from mgpt.errors import VocabularyError
 from mgpt.infer.engine import Engine
+from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.stages.build import VOCABULARY, Weights, load_vocabulary, write_model_folder
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
@@ -25,7 +26,8 @@ def model(tmp_path: Path) -> Transformer:
     sizes = {"hidden": 16, "ffn": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 16}
     model = Transformer(TransformerConfig(**sizes, vocab_size=own.size))
     model.init_weights(0)
-    write_model_folder(tmp_path / "model", model.cfg, model.state_dict(), own)
+    tensors = [lazy(name, tensor) for name, tensor in model.state_dict().items()]
+    write_model_folder(tmp_path / "model", model.cfg, tensors, own)
     return model
 
 
