@@ -80,7 +80,8 @@ def test_without_requeue_a_follow_up_job_takes_over_with_what_waits(
     first = run.submit()
     script = tmp_path / "after.sh"
     script.write_text("#!/bin/bash\ntrue\n")
-    waits = slurm.submit(f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes", str(script))
+    options = (f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes", "--output=/dev/null")
+    waits = slurm.submit(*options, str(script))
     run.reach(7)
     slurm.run("scancel", "--batch", "--signal=USR1", first)
     until("a follow-up", lambda: job_of(run.output) != first, PATIENCE_S)
