@@ -190,7 +190,6 @@ def _host_bytes(run: RunSize, machine: Machine, groups: Groups, memory: Memory) 
     return {
         "start: the largest tensor, in each rank": offloaded + 4 * groups.head * machine.procs,
         "save: a copy of each rank's part": offloaded + saved,
-        "end: all weights on rank 0": offloaded + 4 * groups.whole,
     }
 
 
