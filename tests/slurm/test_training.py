@@ -155,7 +155,8 @@ def test_ranks_that_outlive_their_slurmd_end_by_fencing_and_overwrite_nothing(
         assert json.loads(complete.read_text())["attempt"] == (1 if of_old else 2)
     error = (training.output / "launch" / "errors" / "1").read_text()
     assert "this one ends without saving" in error, "by the fence, at a step or at a save"
-    ends = [line for line in training.log().splitlines() if line.endswith(" complete")]
+    said = [line for line in training.log().splitlines() if line.startswith("mgpt: ")]
+    ends = [line for line in said if line.endswith(" complete")]
     assert len(ends) == 1, "the lost start does not call its job complete"
 
 
