@@ -1,4 +1,4 @@
-"""An S3 server on loopback, for every test that asks for `s3`."""
+"""An S3 server on loopback and a tiny VQ model, for every test that asks for `s3` or `vq`."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -96,3 +99,21 @@ def s3(
     store.seen.clear()
     store.faults.clear()
     return store
+
+
+@pytest.fixture(scope="session")
+def vq(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A VQ model of 4x that was never trained: its grid is 8 px."""
+    torch.manual_seed(0)
+    cfg = VqganConfig(
+        ch=8,
+        ch_mult=(1, 1, 1),
+        num_res_blocks=1,
+        z_channels=8,
+        embed_dim=8,
+        n_embed=64,
+        num_groups=4,
+    )
+    folder = tmp_path_factory.mktemp("vq")
+    save_vqgan(Vqgan(cfg).eval(), folder)
+    return str(folder)

@@ -3,7 +3,7 @@
     <output>/launch/job.sbatch        the script (local.sh for launcher=local)
                    /config.yaml       the resolved configuration that runs
                    /code.json         version, commit, versions; code.diff where it was edited
-                   /submission.json   when, by whom, the command line
+                   /submission.json   what, when, by whom, the command line
                    /job               id of the job that works here now
                    /state             running, waiting, complete or failed; job, time, reason
                    /starts/<n>        one file a start; barren: starts in a row without progress

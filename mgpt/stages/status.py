@@ -106,9 +106,13 @@ def read_submission(output: str) -> list[Submitted]:
             Submitted(work["name"], LaunchFolder(Path(work["launch"])), tuple(work["needs"]))
             for work in works
         ]
-    if not (launch.path / "submission.json").exists():
-        raise ConfigError(f"{output}: nothing was submitted here; give the output of mgpt submit")
-    return [Submitted(launch.path.parent.name, launch)]
+    try:
+        by = json.loads((launch.path / "submission.json").read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{output}: nothing was submitted here; give the output of mgpt submit"
+        ) from error
+    return [Submitted(by["stage"], launch)]
 
 
 def look(submitted: list[Submitted]) -> list[Report]:

@@ -344,6 +344,7 @@ def _frozen(cfg: Config, work: Work | None) -> dict[str, str]:
     """Texts for the launch folder: configuration, code version, and who submitted what."""
     code = {**code_version(), "python": platform.python_version(), "torch": version("torch")}
     by = {
+        "stage": cfg.stage if work is None else work.name,
         "command": ["mgpt", *sys.argv[1:]],
         "folder": os.getcwd(),
         "host": platform.node(),

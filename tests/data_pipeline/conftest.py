@@ -1,4 +1,4 @@
-"""Pictures, tars and a tiny VQ model for the tests of the offline jobs."""
+"""Pictures and tars for the tests of the offline jobs."""
 
 import io
 import tarfile
@@ -7,34 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
     return Tracker(TrackingConfig(mode="disabled"), tmp_path / "run", "test", record=False)
-
-
-@pytest.fixture(scope="session")
-def vq(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A VQ model of 4x: its grid is 8 px."""
-    torch.manual_seed(0)
-    cfg = VqganConfig(
-        ch=8,
-        ch_mult=(1, 1, 1),
-        num_res_blocks=1,
-        z_channels=8,
-        embed_dim=8,
-        n_embed=64,
-        num_groups=4,
-    )
-    folder = tmp_path_factory.mktemp("vq")
-    save_vqgan(Vqgan(cfg).eval(), folder)
-    return str(folder)
 
 
 def _picture(

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.append(str(Path(__file__).parent))
 from cluster import Cluster, lacks
 from training import Inputs, Training
 
 from mgpt import cli
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 
 
 @pytest.fixture(scope="session")
@@ -37,24 +35,6 @@ def own_nodes(slurm: Cluster) -> Cluster:
     if slurm.mode != "net":
         pytest.skip("namespaces are forbidden here, so the nodes share one network and hostname")
     return slurm
-
-
-@pytest.fixture(scope="session")
-def vq(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A VQ model of 4x that was never trained."""
-    torch.manual_seed(0)
-    cfg = VqganConfig(
-        ch=16,
-        ch_mult=(1, 1, 1),
-        num_res_blocks=1,
-        z_channels=8,
-        embed_dim=8,
-        n_embed=64,
-        num_groups=4,
-    )
-    folder = tmp_path_factory.mktemp("vq")
-    save_vqgan(Vqgan(cfg).eval(), folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
