@@ -2,6 +2,8 @@
 
 A full [tokens, vocabulary] tensor of logits in fp32 never exists: the tokens go through in chunks,
 and each chunk's gradients are made while its logits are at hand, so they are computed once.
+Nothing wider than the weight is kept of its gradient: each chunk's part is added in fp32 and
+rounded once to the weight's type, and there are few chunks.
 Ignored positions cost nothing. The module owns `weight`, and nothing else reads it: under ZeRO-3
 it is whole only inside `forward`. It knows nothing of what the labels mean, nor of how sums of
 several batches or ranks are joined.
@@ -27,9 +29,12 @@ __all__ = ["IGNORED", "HeadLoss", "LossSums"]
 
 IGNORED = -100
 # Logits alive at once, in the type of the hidden states: many tokens for each look at the weights.
-_CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 27}
-# Of these, in fp32 or wider at once: what fits a cache.
-_BLOCK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 24}
+_CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 26}
+# Roundings of a bf16 gradient: K chunks leave sqrt((K + 1) / 2) times the error of one, so that
+# more tokens than these hold make larger chunks.
+_MOST_CHUNKS = 8
+# In fp32 or wider at once: what fits a cache.
+_BLOCK_NUMEL = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 
 class LossSums(NamedTuple):
@@ -119,12 +124,11 @@ class _ChunkedLoss(torch.autograd.Function):
         lse_N = torch.empty_like(nll_N)
         if need_grad:
             grad_hidden = torch.empty_like(hidden_ND)
-            # Sums over many chunks need fp32 even where the weight is bf16.
-            grad_weight = torch.zeros_like(weight_VD, dtype=wide)
+            grad_weight = torch.zeros_like(weight_VD)
             ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.weight_dtype = weight_VD.dtype
-        device_type = _device_type(hidden_ND)
-        chunk = max(1, _CHUNK_LOGITS[device_type] // vocab_size)
+        chunk = max(
+            1, _CHUNK_LOGITS[_device_type(hidden_ND)] // vocab_size, -(-num_tokens // _MOST_CHUNKS)
+        )
         # One buffer for all chunks: on a CPU fresh pages cost as much as the sums in them.
         buffer_CV = hidden_ND.new_empty(min(chunk, num_tokens), vocab_size)
         for start in range(0, num_tokens, chunk):
@@ -135,7 +139,7 @@ class _ChunkedLoss(torch.autograd.Function):
             losses(logits_CV, labels_N[part], nll_N[part], lse_N[part], z_loss, need_grad)
             if need_grad:
                 torch.mm(logits_CV, weight_VD, out=grad_hidden[part])
-                _add_products(grad_weight[rows], logits_CV[:, rows], hidden_CD)
+                grad_weight[rows].addmm_(logits_CV[:, rows].T, hidden_CD)
         z_sum = lse_N.double().square().sum()
         loss_sum = (nll_N.double().sum() + z_loss * z_sum).to(wide)
         ctx.mark_non_differentiable(nll_N, z_sum)
@@ -146,12 +150,20 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, grad_loss: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        # A number without dimensions would be rounded to bf16 before it multiplies on a GPU.
-        scale_11 = grad_loss.view(1, 1)
         # In place: autograd refuses to go through a graph twice after that.
-        grad_weight.mul_(scale_11)
-        grad_hidden = (grad_hidden * scale_11).to(grad_hidden.dtype)
-        return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None, None, None
+        for grad in (grad_hidden, grad_weight):
+            _scale(grad, grad_loss)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _scale(grad_ND: Tensor, scale: Tensor) -> None:
+    """Multiplies in fp32 and rounds once."""
+    # A number without dimensions would be rounded to bf16 before it multiplies on a GPU.
+    scale_11 = scale.view(1, 1)
+    # On a CPU the wide values are a copy: of a block that fits a cache, not of all.
+    rows = max(1, _BLOCK_NUMEL[_device_type(grad_ND)] // grad_ND.shape[1])
+    for part_BD in grad_ND.split(rows):
+        part_BD.mul_(scale_11)
 
 
 def _losses(
@@ -166,7 +178,7 @@ def _losses(
 
     With `need_grad` the logits give way to their gradient, softmax * (1 + 2 z lse) - onehot.
     """
-    block = max(1, _BLOCK_LOGITS[_device_type(logits_CV)] // logits_CV.shape[1])
+    block = max(1, _BLOCK_NUMEL[_device_type(logits_CV)] // logits_CV.shape[1])
     parts = zip(*(t.split(block) for t in (logits_CV, labels_C, nll_C, lse_C)), strict=True)
     for logits_BV, labels_B, nll_B, lse_B in parts:
         _block_losses(logits_BV, labels_B, nll_B, lse_B, z_loss, need_grad)
@@ -197,17 +209,6 @@ def _block_losses(
 def _fused_losses() -> Any:
     """The same compiled: on a GPU the wide values then stay in registers."""
     return torch.compile(_block_losses)
-
-
-def _add_products(sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """Adds grad^T hidden to `sum_VD`, which is fp32 or wider."""
-    if sum_VD.dtype == grad_CV.dtype:
-        sum_VD.addmm_(grad_CV.T, hidden_CD)
-        return
-    # Products of a part of the rows at a time, which fit a cache while they are added.
-    rows = max(1, _BLOCK_LOGITS[_device_type(sum_VD)] // sum_VD.shape[1])
-    for sum_RD, grad_CR in zip(sum_VD.split(rows), grad_CV.split(rows, 1), strict=True):
-        sum_RD += grad_CR.T @ hidden_CD
 
 
 def _device_type(t: Tensor) -> str:
