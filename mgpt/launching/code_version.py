@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 10
 
 
+@cache  # the code of this process is what it was when it began
 def code_version() -> dict[str, Any]:
     """version, commit and dirty; the last two null where this is no checkout or git is missing."""
     try:
@@ -40,6 +42,7 @@ def in_words(code: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
+@cache
 def edits() -> str:
     """The difference between the checkout and its commit, as a patch."""
     return _git("diff", "HEAD", "--no-color") or ""

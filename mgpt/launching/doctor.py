@@ -92,12 +92,7 @@ class Place:
 
 
 def _first_node() -> str:
-    try:
-        names = subprocess.run(
-            ["scontrol", "show", "hostnames"], capture_output=True, text=True, timeout=30
-        ).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        names = []
+    names = _job_nodes()
     if not names:
         raise MachineError(
             "doctor: several processes and no MASTER_ADDR; set it, and MASTER_PORT, to the first "
@@ -170,9 +165,8 @@ class Table:
     def __init__(self, store: dist.Store, place: Place, cfg: DoctorConfig, bench: Bench) -> None:
         self._store = dist.PrefixStore("doctor", store)
         self._place, self._cfg, self._bench = place, cfg, bench
-        self._silent: set[int] = (
-            set()
-        )  # ranks that once gave no answer: nobody waits for them again
+        # Ranks that once gave no answer: nobody waits for them again.
+        self._silent: set[int] = set()
 
     # --- the first node ---------------------------------------------------------------------
 
@@ -346,6 +340,7 @@ def _mark(node: str) -> str:
 
 
 def _job_nodes() -> list[str]:
+    """Slurm's names of the job's nodes, in its order; none outside a job."""
     if "SLURM_JOB_NODELIST" not in os.environ:
         return []
     words = ["scontrol", "show", "hostnames"]

@@ -37,6 +37,7 @@ from mgpt.launching import slurm
 NAME = "launch"
 SBATCH, LOCAL = "job.sbatch", "local.sh"
 _CLAIM = "submitting"
+_LOCAL = "local "
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ class LaunchFolder:
         return [job for job in (self.job, *others) if job]
 
     @property
+    def slurm_jobs(self) -> list[str]:
+        """Those of them that Slurm may know."""
+        return [job for job in self.jobs if not job.startswith(_LOCAL)]
+
+    @property
+    def local_pid(self) -> int | None:
+        """The process of a local job on this host."""
+        host, _, pid = (self.job or "").removeprefix(_LOCAL).partition(" ")
+        return int(pid) if host == socket.gethostname() and pid else None
+
+    @property
     def states(self) -> list[State]:
         """What the job says of itself; one an element of an array."""
         found = []
@@ -88,16 +100,14 @@ class LaunchFolder:
 
         Raises MachineError where Slurm does not answer.
         """
-        for job in self.jobs:
-            if job.startswith("local "):
-                _, host, pid = job.split()
-                if host == socket.gethostname() and _runs_mgpt(pid):
-                    return f"process {pid} on {host}"
-            elif slurm.is_here():
-                live = [one for one in slurm.look(job) if one.is_live]
-                if live:
-                    where = f" on {live[0].nodes}" if live[0].nodes else ""
-                    return f"job {job} ({live[0].state}{where})"
+        pid = self.local_pid
+        if pid is not None and _runs_mgpt(pid):
+            return f"process {pid} on {socket.gethostname()}"
+        for job in self.slurm_jobs if slurm.is_here() else []:
+            live = [one for one in slurm.look(job) if one.is_live]
+            if live:
+                where = f" on {live[0].nodes}" if live[0].nodes else ""
+                return f"job {job} ({live[0].state}{where})"
         return None
 
     def refuse_if_live(self) -> None:
@@ -157,7 +167,7 @@ class LaunchFolder:
         atomic_write(self.path / "state", f"{words}\n".encode())
 
 
-def _runs_mgpt(pid: str) -> bool:
+def _runs_mgpt(pid: int) -> bool:
     """Whether a process is there, and no other that got the number since."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -17,6 +17,7 @@ from typing import Literal
 
 _TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
 _COUNTS = ("nodes", "elastic", "procs_per_node", "cpus_per_proc", "array")
+_OF_CLUSTERS = ("elastic", "procs_per_node", "array", "container", "doctor")
 PORTS = 10_000  # above `port`, of which each start takes one
 
 
@@ -69,6 +70,7 @@ class Launcher(Resources):
     """The whole group. `name` is slurm, or local for torchrun on this machine."""
 
     name: Literal["slurm", "local"]
+    """local: torchrun on this machine, where what belongs to queues and limits says nothing."""
     gpu_type: str | None = None
     """As the cluster calls it, `a100`; null: any."""
     device: str | None = None
@@ -111,6 +113,14 @@ class Launcher(Resources):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name == "local":
+            given = [name for name in _OF_CLUSTERS if getattr(self, name)]
+            given += ["nodes"] if (self.nodes or 1) > 1 else []
+            if given:
+                raise ValueError(
+                    f"launcher=local runs on this machine as it is, on as many ranks as "
+                    f"parallel.procs says; it has no {', '.join(given)}"
+                )
         if not 1024 <= self.port <= 65_535 - PORTS:
             raise ValueError(f"port={self.port} must lie in 1024 … {65_535 - PORTS}")
         for name in ("signal_s", "grace_s"):

@@ -1,6 +1,8 @@
 """What can be known to go wrong before a job waits hours for its machines.
 
-Each look returns the mistakes it found, in words; the stage that submits raises them together.
+Each look returns the mistakes it found, in words; the stage that submits raises them together. The
+ranks' port is not among them: a job's script looks for a free one where they meet, and torchrun
+takes one of its own.
 
     >>> problems = [*disk(Path("out"), need_bytes=3e12), *inputs({"tokens": "name:tokens"})]
     >>> problems
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -63,16 +64,6 @@ def versions() -> list[str]:
                 f"{name} {found} is installed in {sys.prefix}, mgpt works with {limits}"
             )
     return problems
-
-
-def port(number: int) -> list[str]:
-    """Whether a port is free on this machine."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", number))
-        except OSError as error:
-            return [f"port {number} cannot be used here ({error.strerror}); give launcher.port="]
-    return []
 
 
 def _holds(found: str, limit: str) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from dataclasses import dataclass
 
 from mgpt.errors import ConfigError
@@ -40,13 +39,9 @@ def main(cfg: Config) -> None:
     for one in reversed(live):  # what waits first, so that nothing starts meanwhile
         print(f"{one.name}: {one.launch.live_job()} is ended")
         one.launch.set_cancelled()
-        for job in one.launch.jobs:
-            if job.startswith("local "):
-                _, host, pid = job.split()
-                assert host == socket.gethostname(), "live_job looks at this host alone"
-                os.kill(int(pid), signal.SIGTERM)
-            else:
-                job_ids.append(job)
+        if one.launch.local_pid is not None:
+            os.kill(one.launch.local_pid, signal.SIGTERM)
+        job_ids += one.launch.slurm_jobs
     slurm.cancel(job_ids)
     if not live:
         print(f"{cfg.output}: no job is waiting or running")

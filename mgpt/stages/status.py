@@ -127,31 +127,29 @@ def look(submitted: list[Submitted]) -> list[Report]:
 def _report(one: Submitted, before: list[Report]) -> Report:
     launch = one.launch
     try:
-        jobs = [
-            job for job_id in launch.jobs if "local" not in job_id for job in slurm.look(job_id)
-        ]
+        jobs = [job for job_id in launch.slurm_jobs for job in slurm.look(job_id)]
         is_known = True
     except MachineError:  # no controller answers: the folders still speak
         jobs, is_known = [], False
     now = standing(launch.path.parent, _steps(launch))
     live = [job for job in jobs if job.is_live]
-    local = launch.live_job() if (launch.job or "").startswith("local ") else None
+    is_local = launch.local_pid is not None and launch.live_job() is not None
     words = [state.word for state in launch.states]
     reason = next((state.reason for state in launch.states if state.word == "failed"), "")
     is_good = False
-    if live or local:
+    if live or is_local:
         state, reason = _live_words(live) + _silence(now), ""
     elif now.is_done or (words and set(words) == {"complete"}):
         state, is_good = "complete", True
     elif "failed" in words or "cancelled" in words:
         state = "failed" if "failed" in words else "cancelled"
     elif launch.job is None:
-        state, is_good = ("complete", True) if now.is_done else ("not submitted", False)
+        state = "not submitted"
+    elif not is_known:
+        state, reason = "unknown", "Slurm does not answer"
     elif any(not report.is_good and not report.is_live for report in before):
         stopped = [report.name for report in before if not report.is_good]
         state, reason = "not started", f"{', '.join(stopped)} did not succeed"
-    elif not is_known:
-        state, reason = "unknown", "Slurm does not answer"
     else:
         ended = Counter(job.state for job in jobs)
         said = ", ".join(f"{count} {name}" for name, count in ended.items())
@@ -160,7 +158,7 @@ def _report(one: Submitted, before: list[Report]) -> Report:
         name=one.name,
         job=", ".join(launch.jobs),
         state=state,
-        is_live=bool(live or local),
+        is_live=bool(live) or is_local,
         is_good=is_good,
         reason=reason,
         standing=now,

@@ -1,11 +1,11 @@
 r"""mgpt submit: a stage or a pipeline into the queue of Slurm, or through torchrun on this machine.
 
 Takes the command of a stage as it is, with the launcher's fields beside it. The whole configuration
-is resolved and checked, planned (mgpt plan) and looked at (disk, inputs, shards, versions, port)
-before anything is queued; configuration and code version are kept in launch/ of the output folder,
-and so is the script, which is worth reading: dry_run=true prints it and does nothing else. A
-pipeline becomes a chain of jobs, one a stage, that hand their weights on. After a time limit, a
-preemption or a lost node a job goes back into the queue and on from its last checkpoint.
+is resolved and checked, planned (mgpt plan) and looked at (disk, inputs, shards, versions) before
+anything is queued; configuration and code version are kept in launch/ of the output folder, and so
+is the script, which is worth reading: dry_run=true prints it and does nothing else. A pipeline
+becomes a chain of jobs, one a stage, that hand their weights on. After a time limit, a preemption
+or a lost node a job goes back into the queue and on from its last checkpoint.
 
     mgpt submit pretrain launcher=slurm launcher.nodes=4 launcher.time=24:00:00 vocabulary=text \
         model=1b output=out steps=20000 data.sources.a.path=tokens/512 \
@@ -39,7 +39,12 @@ from mgpt.launching import preflight, slurm
 from mgpt.launching.code_version import code_version, edits, in_words
 from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
 from mgpt.launching.launcher import Launcher, Resources
-from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted, own_children
+from mgpt.launching.processes import (
+    INTERRUPTED_STATUS,
+    Interrupted,
+    num_processes,
+    own_children,
+)
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
 from mgpt.settings import DERIVED
 from mgpt.stage_table import STAGES, compose_stage, load_stage
@@ -113,7 +118,7 @@ def configure(composed: Composed) -> Config:
     unknown = [name for name in launcher.stages if name not in known]
     if unknown:
         raise ConfigError(f"launcher.stages.{unknown[0]}: no stage and no entry of that name")
-    if launcher.nodes is None and node.stage == "pipeline":
+    if launcher.name == "slurm" and launcher.nodes is None and node.stage == "pipeline":
         launcher = replace(launcher, nodes=run.node.get("nodes"))
     device = launcher.device or (run.node.get("device") if node.stage == "pipeline" else None)
     return Config(
@@ -173,8 +178,6 @@ def _plan_all(cfg: Config, works: Sequence[Work]) -> list[str]:
 def _preflight(cfg: Config, works: Sequence[Work]) -> list[str]:
     """What will go wrong, as far as it can be seen from here."""
     problems = [] if cfg.launcher.container or cfg.launcher.python else preflight.versions()
-    if cfg.launcher.name == "local":
-        problems += preflight.port(cfg.launcher.port)
     to_come = [work.output for work in works]
     for work in works:
         if work.stage in TRAINING:
@@ -234,10 +237,14 @@ def _submit_all(cfg: Config, works: Sequence[Work]) -> None:
     job_ids: dict[str, str] = {}
     for work in works:
         needs = [f"{need.how}:{job_ids[need.name]}" for need in work.needs]
-        with work.launch.claim():
-            work.launch.freeze(_frozen(cfg, work) | {SBATCH: scripts[work.name]})
-            job_ids[work.name] = slurm.submit(work.launch.path / SBATCH, ",".join(needs))
-            work.launch.set_job(job_ids[work.name])
+        try:
+            with work.launch.claim():
+                work.launch.freeze(_frozen(cfg, work) | {SBATCH: scripts[work.name]})
+                job_ids[work.name] = slurm.submit(work.launch.path / SBATCH, ",".join(needs))
+                work.launch.set_job(job_ids[work.name])
+        except MgptError:  # no half of a chain stays behind
+            slurm.cancel(list(job_ids.values()))
+            raise
         waits = f", after {', '.join(need.name for need in work.needs)}" if needs else ""
         print(f"{work.name}: job {job_ids[work.name]}{waits}; {work.launch.path / SBATCH}")
     print(f"mgpt status output={shlex.quote(cfg.output)}")
@@ -313,8 +320,8 @@ def _ranks(cfg: Config, work: Work) -> int:
     if work.kind != "training":
         return own.procs_per_node or 1
     parallel = work.config.parallel
-    if parallel.name == "single":
-        return 1
+    if cfg.launcher.name == "local" or parallel.name == "single":
+        return num_processes(parallel.name, parallel.procs)
     given = parallel.procs if isinstance(parallel.procs, int) else None
     return own.procs_per_node or given or own.gpus_per_node or 2
 

@@ -46,9 +46,11 @@ class Outcome:
 
 
 class JobScript:
-    """The script of a training of 2 ranks on each of 2 nodes, in a folder with a space."""
+    """The script of a training of `ranks` on each of 2 nodes, in a folder with a space."""
 
-    def __init__(self, tmp_path: Path, kind: str = "training", **launcher: object) -> None:
+    def __init__(
+        self, tmp_path: Path, kind: str = "training", ranks: int = 2, **launcher: object
+    ) -> None:
         self.run = tmp_path / "a run"
         self.launch = self.run / "launch"
         self.launch.mkdir(parents=True)
@@ -69,7 +71,7 @@ class JobScript:
             launch=self.launch,
             kind=kind,  # type: ignore[arg-type]
             arguments=("pretrain", "--config", "x"),
-            ranks=2,
+            ranks=ranks,
         )
         settings = Launcher(name="slurm", nodes=2, **launcher)  # type: ignore[arg-type]
         origin = Origin(tmp_path, str(self.run), "today", "mgpt 0")

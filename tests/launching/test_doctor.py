@@ -166,6 +166,7 @@ def test_a_node_with_other_packages_and_one_without_a_network_are_named(tmp_path
     metadata.write_text("Metadata-Version: 2.1\nName: stray\nVersion: 1.0\n")
     output = tmp_path / "doctor"
     words = [f"output={output}", "file_mb=1", "payload_mb=1", "limits.file_share=0"]
+    words.append("pair_patience_s=8")  # which both of the others wait for the one that is cut off
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

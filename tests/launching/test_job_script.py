@@ -25,6 +25,15 @@ def test_a_run_that_ends_well_is_complete(tmp_path: Path) -> None:
     assert "export RANK=$SLURM_PROCID" in step and "-m mgpt pretrain --config x" in step
 
 
+def test_a_lone_rank_is_a_rank_too(tmp_path: Path) -> None:
+    """Else the stage would start itself once more, on as many processes as it likes."""
+    script = JobScript(tmp_path, ranks=1)
+    script.plan("exit 0")
+    (step,) = script.start(SLURM_JOB_NUM_NODES="1").calls
+    assert "--ntasks=1" in step and "export RANK=$SLURM_PROCID" in step
+    assert "LOCAL_WORLD_SIZE=1; exec" in step
+
+
 def test_a_lost_step_that_looks_well_is_not_complete(tmp_path: Path) -> None:
     """srun says 0 where its nodes were lost and it waited in vain."""
     script = JobScript(tmp_path)

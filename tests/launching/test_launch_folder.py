@@ -58,6 +58,23 @@ def test_a_job_that_took_over_from_an_element_is_live_too(
     assert launch.live_job() == "job 99 (PENDING)"
 
 
+def test_a_local_job_is_live_while_its_process_is(tmp_path: Path) -> None:
+    launch = LaunchFolder(tmp_path / "launch")
+    launch.path.mkdir()
+    here = os.uname().nodename
+    with subprocess.Popen(["sleep", "60"], executable="/bin/sleep") as other:
+        launch.set_job(f"local {here} {other.pid}")
+        assert launch.local_pid == other.pid and launch.live_job() is None, "its number, not mgpt"
+        other.kill()
+    with subprocess.Popen(["mgpt", "60"], executable="/bin/sleep") as ours:
+        launch.set_job(f"local {here} {ours.pid}")
+        assert launch.live_job() == f"process {ours.pid} on {here}"
+        launch.set_job(f"local elsewhere {ours.pid}")
+        assert launch.local_pid is None and launch.live_job() is None
+        ours.kill()
+    assert launch.slurm_jobs == []
+
+
 def test_two_submissions_at_once(tmp_path: Path, queue: dict[str, list[Job]]) -> None:
     launch = LaunchFolder(tmp_path / "launch")
     with launch.claim():

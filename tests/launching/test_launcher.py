@@ -52,3 +52,13 @@ def test_a_stage_s_resources_lie_over_those_of_all_jobs() -> None:
 def test_what_cannot_be_is_refused(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Launcher(name="slurm", **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"nodes": 2}, {"procs_per_node": 2}, {"array": 2}, {"container": "a.sif"}, {"doctor": True}],
+)
+def test_this_machine_has_no_nodes_and_no_containers(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"parallel.procs says; it has no {next(iter(fields))}"):
+        Launcher(name="local", **fields)  # type: ignore[arg-type]
+    assert Launcher(name="local", nodes=1, time="1:00:00", partition="gpu").nodes == 1

@@ -1,7 +1,10 @@
 """mgpt submit, status and cancel, down to the scripts, without Slurm."""
 
 import json
+import os
+import shlex
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -198,11 +201,57 @@ def test_a_chain_is_submitted_with_its_dependencies_and_shown(
     assert "pretrain: not started: text did not succeed" in shown
 
 
+def test_the_lines_of_the_readme_do_what_it_says(
+    tmp_path: Path,
+    queue: Queue,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("\n## On Slurm\n")[1].split("\n## ")[0]
+    given = {line.split()[1]: shlex.split(line, comments=True)[1:]
+             for line in section.splitlines() if line.startswith("mgpt ")}  # fmt: skip
+    assert cli.main(given["submit"]) == 0
+    ids = [str(number) for number, _ in enumerate(queue.submitted, start=1)]
+    script = Path("outputs/quickstart/pretrain/launch/job.sbatch").read_text()
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n" in script
+    assert "#SBATCH --time=24:00:00\n#SBATCH --partition=gpu\n" in script
+    assert cli.main(given["cancel"]) == 0 and queue.cancelled == ids[::-1]
+    queue.states.clear()
+    capsys.readouterr()
+    assert cli.main(given["status"]) == 0
+    assert capsys.readouterr().out.count(" cancelled ") >= len(ids)
+
+
+def test_where_a_job_of_a_chain_is_not_taken_none_of_it_stays(
+    tmp_path: Path,
+    queue: Queue,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(script: Path, dependency: str = "") -> str:
+        if script.parents[1].name == "scenes_tokens":
+            raise MachineError("sbatch failed with status 1: Invalid job array specification")
+        return queue._submit(script, dependency)
+
+    monkeypatch.setattr(slurm, "submit", refuse)
+    words = ["submit", "pipeline", "recipe=tiny", f"output={tmp_path / 'o'}"]
+    assert cli.main([*words, "launcher.gpus_per_node=0"]) == 2
+    assert "Invalid job array specification" in capsys.readouterr().err
+    assert [name for name, _ in queue.submitted] == ["scenes_raw", "train_vq"]
+    assert queue.cancelled == ["1", "2"]
+
+
 def test_what_slurm_says_stands_in_the_table(
     training: list[str], queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["submit", *training]) == 0
     assert look(read_submission("out"))[0].state == "PENDING (Priority)"
+    Path("out/metrics.jsonl").write_text('{"step": 3, "loss": 2.5}\n')
+    long_ago = time.time() - 125
+    os.utime("out/metrics.jsonl", (long_ago, long_ago))
+    assert look(read_submission("out"))[0].state == "PENDING (Priority), last step 2:05 ago"
 
     def no_answer(job_id: str) -> list[Job]:
         raise MachineError("slurm_load_jobs error: Unable to contact slurm controller")
