@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,26 @@ def test_the_service_is_given_what_starts_without_it_could_not_show(tmp_path: Pa
         start(tmp_path, 6, 9, mode="online", **service.environment)
     assert rows_of(service) == [(step, step / 8) for step in range(1, 10)]
     assert len(service.config["starts"]["value"]) == 3
+
+
+def test_what_was_kept_is_uploaded_by_the_command_that_the_readme_gives(tmp_path: Path) -> None:
+    for first, last in ((0, 4), (4, 6)):
+        start(tmp_path / "a" / "pretrain", first, last)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    command = re.search(r"`wandb (sync outputs/quickstart/\S+)`", readme)
+    assert command is not None
+    words = command[1].replace("outputs/quickstart", "a")
+    with Service().running() as service:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+        subprocess.run(
+            f"'{sys.executable}' -m wandb {words}",
+            shell=True,
+            cwd=tmp_path,
+            env=environment | service.environment,
+            timeout=200,
+            check=True,
+        )
+    assert rows_of(service) == [(step, step / 8) for step in range(1, 7)]
 
 
 @pytest.mark.parametrize("mood", [pytest.param("500", marks=pytest.mark.long), "silent"])
