@@ -65,6 +65,8 @@ from mgpt.stages.work import (
 from mgpt.storage import locate
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
+_OWN = ("launcher", "dry_run")  # the fields that are not those of what is submitted
+
 
 @dataclass(frozen=True)
 class Config:
@@ -102,9 +104,6 @@ def compose(overrides: Sequence[str]) -> Composed:
     run = compose_stage(stages[0], load_stage(stages[0]), rest)
     tree = {**composed.node, "stage": stages[0], "words": rest, "run": run.node}
     return Composed(OmegaConf.create(tree), run.choices)
-
-
-_OWN = ("launcher", "dry_run")
 
 
 def configure(composed: Composed) -> Config:
@@ -159,13 +158,12 @@ def _plan_all(cfg: Config, works: Sequence[Work]) -> list[str]:
         try:
             planned, lengths = plan.plan_stage(machine, work.config)
         except MgptError as error:
-            if work.needs:
+            if work.needs and not isinstance(error, ConfigError):
                 tracker.print(f"{work.name}: planned once its inputs are there")
             else:
                 problems.append(f"{work.name}: {error}")
             continue
-        on_gpus = _has_gpus(cfg)
-        if on_gpus:
+        if _has_gpus(cfg):
             plan.show(tracker, work.name, planned, lengths)
             problems += [f"{work.name}: {problem}" for problem in planned.problems]
         need = planned.checkpoint_bytes * (planned.run.keep + 1)

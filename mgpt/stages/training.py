@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
-from mgpt.errors import ConfigError, MgptError, VocabularyError
+from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend
@@ -279,14 +279,17 @@ def _data(cfg: TrainingConfig) -> tuple[DataConfig, DataConfig]:
 def at_resolution(
     sources: dict[str, SourceConfig], resolution_px: int | None
 ) -> dict[str, SourceConfig]:
-    """The sources with each path at that resolution's folder; as they are where it is null."""
+    """The sources with each path at that resolution's folder; as they are where it is null.
+
+    Raises DataError where a source was not tokenised at it.
+    """
     if resolution_px is None:
         return sources
     found = {}
     for name, source in sources.items():
         folder = locate(source.path) / str(resolution_px)
         if not folder.is_dir():
-            raise ConfigError(
+            raise DataError(
                 f"source {name}: path={source.path} holds no {resolution_px}/; tokenize it "
                 f"with resolution=[…,{resolution_px}], or set another resolution"
             )

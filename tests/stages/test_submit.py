@@ -123,6 +123,17 @@ def test_all_that_is_missing_is_said_at_once(
     assert queue.submitted == [] and not Path("out").exists()
 
 
+def test_ranks_that_a_late_stage_cannot_divide_are_said_before_the_first_is_queued(
+    tmp_path: Path, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["submit", "pipeline", "recipe=tiny", f"output={tmp_path / 'o'}", "launcher.nodes=2"]
+    words += ["launcher.gpus_per_node=0", "launcher.procs_per_node=2"]
+    assert cli.main([*words, "omni_sft.parallel.shard_ranks=3"]) == 2
+    said = capsys.readouterr().err
+    assert "omni_sft: parallel.shard_ranks=3: 4 ranks cannot be divided" in said
+    assert "pretrain" not in said and queue.submitted == []
+
+
 def test_without_slurm_that_is_said(
     training: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
