@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -165,8 +165,8 @@ class Table:
     def __init__(self, store: dist.Store, place: Place, cfg: DoctorConfig, bench: Bench) -> None:
         self._store = dist.PrefixStore("doctor", store)
         self._place, self._cfg, self._bench = place, cfg, bench
-        # Ranks that once gave no answer: nobody waits for them again.
-        self._silent: set[int] = set()
+        # Rank → why nobody waits for it any more.
+        self._given_up: dict[int, str] = {}
 
     # --- the first node ---------------------------------------------------------------------
 
@@ -179,12 +179,17 @@ class Table:
         on_gpu = all(report["gpus"] for report in reports.values())
         rounds = pairings(sorted(reports))
         self._say("plan", {"rounds": rounds, "on_gpu": on_gpu})
-        offsets_s = {names[rank]: self._offset_s(rank) for rank in sorted(reports)}
+        offsets_s = {names[rank]: self._offset_s(rank, names[rank]) for rank in sorted(reports)}
         pairs = []
         for number, pairing in enumerate(rounds):
-            self._say(f"round/{number}", sorted(self._silent))
+            self._say(f"round/{number}", sorted(self._given_up))
             self._meet_partner(pairing, on_gpu)
             pairs += [self._pair_result(pair, names) for pair in pairing]
+            self._given_up |= {
+                rank: f"{names[rank]} failed with {' and '.join(others)}"
+                for rank in reports.keys() - self._given_up.keys()
+                if (others := failed_with(names[rank], pairs))
+            }
         self._say("end", True)
         time.sleep(0.5)  # the others hear it before the store goes with this process
         return Examined(
@@ -226,7 +231,7 @@ class Table:
             (folder / _mark(node)).unlink(missing_ok=True)
         return sorted(waiting)
 
-    def _offset_s(self, rank: int) -> float | None:
+    def _offset_s(self, rank: int, node: str) -> float | None:
         """The node's clock minus this one's: half-way through the quickest exchange."""
         if rank == self._place.rank:
             return 0.0
@@ -237,7 +242,7 @@ class Table:
             try:
                 theirs_s = self._hear(f"pong/{rank}/{number}", self._cfg.pair_patience_s)
             except RuntimeError:
-                self._silent.add(rank)
+                self._given_up[rank] = _no_result(node)
                 return None
             ended_s = time.time()
             best = min(best, (ended_s - began_s, theirs_s - (began_s + ended_s) / 2))
@@ -245,14 +250,14 @@ class Table:
 
     def _pair_result(self, pair: list[int], names: dict[int, str]) -> dict[str, Any]:
         found: dict[str, Any] = {"nodes": [names[rank] for rank in pair]}
-        if not self._silent.intersection(pair):
+        if not self._given_up.keys() & pair:
             for rank in pair:
                 try:
                     found |= self._hear(self._pair_key(pair, rank), self._cfg.pair_patience_s + 10)
                 except RuntimeError:
-                    self._silent.add(rank)
-        for rank in self._silent.intersection(pair):
-            found["error"] = f"{names[rank]} gave no result"
+                    self._given_up[rank] = _no_result(names[rank])
+        for rank in sorted(self._given_up.keys() & pair):
+            found["error"] = self._given_up[rank]
         if "error" in found:
             found.pop("gb_s", None)
         return found
@@ -274,7 +279,7 @@ class Table:
             self._hear(f"ping/{rank}/{number}", patience_s + self._place.size)
             self._say(f"pong/{rank}/{number}", time.time())
         for number, pairing in enumerate(plan["rounds"]):
-            self._silent = set(self._hear(f"round/{number}", patience_s))
+            self._given_up = dict.fromkeys(self._hear(f"round/{number}", patience_s), "")
             self._meet_partner(pairing, plan["on_gpu"])
         self._hear("end", patience_s)
 
@@ -284,7 +289,7 @@ class Table:
         """This node's all-reduce of a round, and its result."""
         rank, cfg = self._place.rank, self._cfg
         pair = next((pair for pair in pairing if rank in pair), None)
-        if pair is None or self._silent.intersection(pair):
+        if pair is None or self._given_up.keys() & pair:
             return
         name = f"{pair[0]}-{pair[1]}"
         place = (self._place.address, self._place.port, f"doctor/{name}", pair.index(rank))
@@ -333,6 +338,24 @@ def pairings(ranks: Sequence[int]) -> list[list[list[int]]]:
         rounds.append(sorted(sorted([a, b]) for a, b in facing if a is not None and b is not None))
         seats = [seats[0], seats[-1], *seats[1:-1]]
     return rounds
+
+
+def failed_with(node: str, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Two nodes in order that this one failed with and that are well with another, where it has
+    met none without an error; else nothing. A node that is cut off would cost a wait in each round.
+
+    >>> failed_with("c", [{"nodes": ["a", "b"], "gb_s": 9.0}, {"nodes": ["a", "c"], "error": "no"},
+    ...                   {"nodes": ["b", "c"], "error": "no"}])
+    ['a', 'b']
+    """
+    well = {name for pair in pairs if "error" not in pair for name in pair["nodes"]}
+    met = {name for pair in pairs if node in pair["nodes"] for name in pair["nodes"]}
+    others = sorted((met & well) - {node})
+    return others[:2] if node not in well and len(others) > 1 else []
+
+
+def _no_result(node: str) -> str:
+    return f"{node} gave no result"
 
 
 def _mark(node: str) -> str:

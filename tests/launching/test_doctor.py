@@ -9,12 +9,13 @@ import threading
 import time
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from mgpt.launching import doctor, node_facts
-from mgpt.launching.doctor import DoctorConfig, Place, examine, pairings
+from mgpt.launching.doctor import DoctorConfig, Place, examine, failed_with, pairings
 from mgpt.launching.speeds import Bench, pair_speed
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
@@ -150,6 +151,55 @@ def test_a_node_that_falls_silent_is_waited_for_once(
     assert results["a-b"]["gb_s"] == 1.0
     assert results["a-c"]["error"] == results["b-c"]["error"] == "c gave no result"
     assert [bench.pairs for bench in benches] == [["doctor/0-1"], ["doctor/0-1"]]
+
+
+class CutOffBench(StillBench):
+    """The same, but the node of rank 2 reaches no other."""
+
+    def measure(self, measure: object, arguments: tuple, patience_s: float) -> dict[str, Any]:
+        result = super().measure(measure, arguments, patience_s)
+        return {"error": "no route"} if "2" in arguments[2] else result
+
+
+def test_a_node_that_is_cut_off_costs_a_wait_or_two_and_not_one_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_MARKS_PATIENCE_S", 0.0)
+    store, cfg, size = dist.HashStore(), DoctorConfig(output=str(tmp_path)), 8
+    benches = [CutOffBench() for _ in range(size)]
+    tables = [
+        doctor.Table(store, Place(rank, size, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
+        for rank, bench in enumerate(benches)
+    ]
+    reports = [{"node": name, "gpus": []} for name in "abcdefgh"]
+    others = [
+        threading.Thread(target=table.attend, args=(report,))
+        for table, report in zip(tables[1:], reports[1:], strict=True)
+    ]
+    for other in others:
+        other.start()
+    examined = tables[0].preside(reports[0])
+    for other in others:
+        other.join(timeout=20)
+    assert not any(other.is_alive() for other in others)
+    assert len(benches[2].pairs) == 2 and len(benches[3].pairs) >= 6
+    tried = [pair for pair in examined.pairs if pair.get("error") == "no route"]
+    left_out = [pair for pair in examined.pairs if "c failed with" in pair.get("error", "")]
+    assert (len(tried), len(left_out)) == (2, 5)
+    assert all("c" in pair["nodes"] for pair in (*tried, *left_out))
+    assert sum(pair.get("gb_s", 0.0) for pair in examined.pairs) == 21
+
+
+def test_a_good_node_that_met_bad_ones_alone_is_not_given_up() -> None:
+    pairs: list[dict[str, Any]] = [
+        {"nodes": ["a", "x"], "error": "no"},
+        {"nodes": ["a", "y"], "error": "no"},
+        {"nodes": ["b", "c"], "gb_s": 1.0},
+    ]
+    assert failed_with("a", pairs) == []
+    pairs += [{"nodes": ["b", "x"], "error": "no"}, {"nodes": ["c", "x"], "error": "no"}]
+    assert failed_with("x", pairs) == ["b", "c"]
+    assert failed_with("x", [*pairs, {"nodes": ["x", "d"], "gb_s": 1.0}]) == []
 
 
 NODES = {
