@@ -262,7 +262,7 @@ class RangeReader:
     """Reads at any place of one file; safe in several threads."""
 
     def __init__(self, path: Location) -> None:
-        self._path = path
+        self._remote = path if isinstance(path, RemotePath) else None
         if isinstance(path, RemotePath):
             self.num_bytes = path.stat().st_size
         else:
@@ -272,8 +272,8 @@ class RangeReader:
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """The bytes there, fewer at the end of the file. One request, or one system call."""
-        path = self._path
-        if not isinstance(path, RemotePath):
+        path = self._remote
+        if path is None:
             return os.pread(self._descriptor, num_bytes, offset)
         stop = min(offset + num_bytes, self.num_bytes)
         if offset >= stop:

@@ -60,9 +60,6 @@ class TokenisedDataset:
 
     def shard(self, number: int) -> Shard:
         """The shard at a place of `manifests`; the least recently used ones are closed."""
-        shard = self._open.get(number)
-        if shard is not None and len(self._open) < OPEN_SHARDS:
-            return shard  # none is to be closed, so it does not matter which was used last
         with self._lock:
             shard = self._open.pop(number, None)
             if shard is None:
@@ -75,9 +72,15 @@ class TokenisedDataset:
 
     def locate(self, index: int) -> tuple[Shard, int]:
         """The shard that holds sample `index` of the dataset, and its number there."""
-        assert 0 <= index < len(self), (index, len(self))
-        number = bisect_right(self._ends, index)
-        return self.shard(number), index - (self._ends[number - 1] if number else 0)
+        ends = self._ends
+        assert 0 <= index < ends[-1], (index, len(self))
+        number = bisect_right(ends, index)
+        shard = self._open.get(number)
+        if (
+            shard is None or len(self._open) == OPEN_SHARDS
+        ):  # else none is closed, and no order kept
+            shard = self.shard(number)
+        return shard, index - (ends[number - 1] if number else 0)
 
     def sample(self, index: int) -> TokenisedSample:
         """Sample `index` of the dataset; one seek and one read (see `Shard.sample`)."""

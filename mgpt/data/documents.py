@@ -41,11 +41,12 @@ def write_document(
     Raises:
         DataError: a damaged sample, or one of other length than `ids` have.
     """
-    index = int(part.lengths.samples_N[drawn.entry])
-    outline = part.lengths.outlines.read(drawn.entry, drawn.variant)
-    if drawn.dropped:
+    entry, variant, dropped = drawn
+    index = part.lengths.samples_N.item(entry)
+    outline = part.lengths.outlines.read(entry, variant)
+    if dropped:
         outline = outline.drop_context()
-    codes = part.dataset.codes(index, [field for _, field, _ in outline.segments if field])
+    codes = part.dataset.codes(index, outline.pictures)
     try:
         spans = outline.write(codes, vocab, ids)
     except DataError as error:
@@ -53,9 +54,11 @@ def write_document(
             f"{describe(part, index)}: {error}. Run mgpt verify on its folder; where that finds "
             f"nothing, delete {part.dataset.folder / LENGTHS_FOLDER} and start again"
         ) from error
+    num_trained = 0
     for start, stop in spans:
         labels[start - 1 : stop - 1] = ids[start:stop]
-    return sum(stop - start for start, stop in spans)
+        num_trained += stop - start
+    return num_trained
 
 
 def describe(part: Component, index: int) -> str:

@@ -16,14 +16,18 @@ and stand beside them (`mgpt.data.lengths`).
     outlines.read(0, 0)                             # that outline again
 """
 
+import functools
+import struct
 from array import array
 from collections.abc import Sequence
 
 import numpy as np
 
-from mgpt.tokens.chat import Outline, Segment
+from mgpt.tokens.chat import Outline, Segment, pictures_of
 
 _TRAINED, _PICTURE, _NUMBER_SHIFT = 1, 2, 2
+_WORD_BYTES, _END_BYTES = 4, 16  # of an entry of `segments_S`, of a row of `ends_NVK`
+_ENDS = struct.Struct("<4Q")  # two rows of `ends_NVK`, read in a quarter of numpy's time
 
 
 class OutlineBuilder:
@@ -40,8 +44,8 @@ class OutlineBuilder:
     def add(self, outline: Outline) -> None:
         """The next document."""
         self._text.frombytes(outline.text_ids.astype("=u2").tobytes())
-        for text_ids, field, trained in outline.segments:
-            number = text_ids if field is None else self._places[field]
+        for num_text, field, trained in outline.segments:
+            number = num_text if field is None else self._places[field]
             kind = _TRAINED * trained + _PICTURE * (field is not None)
             self._segments.append(number << _NUMBER_SHIFT | kind)
         self._ends.extend((len(self._text), len(self._segments)))
@@ -70,21 +74,33 @@ class Outlines:
         fields: Sequence[str],
         guided: bool,
     ) -> None:
-        self._text_T, self._segments_S = text_T, segments_S
-        self._num_variants = ends_NVK.shape[1]
-        self._ends = ends_NVK.reshape(-1)
-        self._fields, self._guided = list(fields), guided
+        self._text_T, self._num_variants = text_T, ends_NVK.shape[1]
+        self._segments = segments_S.reshape(-1).view(np.uint8).data
+        self._ends = ends_NVK.reshape(-1).view(np.uint8).data
+        self._first_ends = ends_NVK.reshape(-1)[:2].tolist()
+        self._fields, self._guided = tuple(fields), guided
 
     def read(self, entry: int, variant: int) -> Outline:
         """The outline of a sample, by its place in the task's lengths."""
-        end = 2 * (entry * self._num_variants + variant) + 2
-        bounds = self._ends[max(0, end - 4) : end].tolist()
-        text_start, segment_start = bounds[:2] if end > 2 else (0, 0)
-        text_stop, segment_stop = bounds[-2:]
-        segments: list[Segment] = [
-            (0, self._fields[word >> _NUMBER_SHIFT], bool(word & _TRAINED))
-            if word & _PICTURE
-            else (word >> _NUMBER_SHIFT, None, bool(word & _TRAINED))
-            for word in self._segments_S[segment_start:segment_stop].tolist()
-        ]
-        return Outline(self._text_T[text_start:text_stop], segments, self._guided)
+        place = entry * self._num_variants + variant
+        if place:
+            start, first, stop, last = _ENDS.unpack_from(self._ends, (place - 1) * _END_BYTES)
+        else:
+            start, first, (stop, last) = 0, 0, self._first_ends
+        words = self._segments[first * _WORD_BYTES : last * _WORD_BYTES].tobytes()
+        segments, pictures = _read_segments(words, self._fields)
+        return Outline(self._text_T[start:stop], segments, pictures, self._guided)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_segments(
+    words: bytes, fields: tuple[str, ...]
+) -> tuple[tuple[Segment, ...], tuple[str, ...]]:
+    """The segments that `OutlineBuilder` wrote as these bytes, and their pictures; kept, since the
+    documents of a task are much alike."""
+    segments: list[Segment] = []
+    for word in np.frombuffer(words, "<u4").tolist():
+        number, trained = word >> _NUMBER_SHIFT, bool(word & _TRAINED)
+        picture = fields[number] if word & _PICTURE else None
+        segments.append((0 if word & _PICTURE else number, picture, trained))
+    return tuple(segments), pictures_of(segments)

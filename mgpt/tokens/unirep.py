@@ -47,37 +47,41 @@ def encode_grid(codes_HW: npt.NDArray[np.integer], vocab: Vocabulary) -> npt.NDA
 
 
 def write_grid(
-    codes_HW: npt.NDArray[np.integer], vocab: Vocabulary, ids: npt.NDArray[np.signedinteger]
+    codes_HW: npt.NDArray[np.integer],
+    vocab: Vocabulary,
+    ids: npt.NDArray[np.signedinteger],
+    start: int = 0,
 ) -> None:
-    """`encode_grid` into `ids`, which lie one after another in memory. Raises as it does."""
-    if codes_HW.dtype.kind not in "iu":
+    """`encode_grid` into `ids`, from `start` on. Raises as it does."""
+    kind = codes_HW.dtype.kind
+    if kind not in "iu":
         raise _no_grid(codes_HW)
     height, width = codes_HW.shape
-    frame = _frame(height, width, vocab)
-    is_outside = np.maximum.reduce(codes_HW, axis=None) >= vocab.num_codes
-    if is_outside or (codes_HW.dtype.kind == "i" and codes_HW.min() < 0):
+    header, image_start = _header(height, width, vocab)
+    largest = codes_HW.item(codes_HW.argmax())  # in two thirds of the time of max()
+    if largest >= vocab.num_codes or (kind == "i" and codes_HW.min() < 0):
         outside = np.flatnonzero((codes_HW < 0) | (codes_HW >= vocab.num_codes))
         row, column = divmod(int(outside[0]), width)
         raise DataError(
             f"image code {codes_HW[row, column]} at row {row}, column {column}: the vocabulary has "
             f"codes 0 to {vocab.num_codes - 1}; use the one that belongs to the shards' VQ model"
         )
-    assert ids.flags.c_contiguous
-    ids[:] = frame
-    lines = ids[_HEADER:-1].reshape(height, width + 1)
-    lines[:, :width] = codes_HW + vocab.image_start
+    stop = start + grid_length(height, width)
+    ids[start], ids[start + 1], ids[start + 2] = header
+    lines = ids[start + _HEADER : stop - 1].reshape(height, width + 1)  # a view
+    lines[:, :width] = codes_HW + image_start
+    lines[:, width] = vocab.end_line
+    ids[stop - 1] = vocab.end_image
 
 
-@functools.lru_cache(maxsize=1024)
-def _frame(height: int, width: int, vocab: Vocabulary) -> npt.NDArray[np.int64]:
-    """The tokens of an image of this size with 0 in the place of each code."""
+@functools.lru_cache(maxsize=4096)
+def _header(
+    height: int, width: int, vocab: Vocabulary
+) -> tuple[tuple[int, int, int], npt.NDArray[np.uint16]]:
+    """The tokens before the rows of an image of this size; and the id of code 0, as an array: a
+    Python integer takes numpy twice as long to add."""
     header = vocab.begin_image, _side_token(height, vocab), _side_token(width, vocab)
-    ids = np.zeros(grid_length(height, width), dtype=np.int64)
-    ids[:_HEADER] = header
-    ids[_HEADER:-1].reshape(height, width + 1)[:, width] = vocab.end_line
-    ids[-1] = vocab.end_image
-    ids.setflags(write=False)
-    return ids
+    return header, np.array(vocab.image_start, np.uint16)
 
 
 def _no_grid(codes: npt.NDArray[Any]) -> DataError:

@@ -69,7 +69,8 @@ def shard_readers(dataset: Any, vocab: Any) -> dict[str, Callable[[int], Any]]:
 
     def both(index: int) -> tuple[np.ndarray, np.ndarray]:
         ids = np.empty(tokens_N[index], np.int64)
-        labels = np.full(tokens_N[index], IGNORED)
+        labels = np.empty(tokens_N[index], np.int64)
+        labels.fill(IGNORED)
         write_document(part, vocab, Drawn(index, 0, False), ids, labels)
         return ids, labels
 
