@@ -38,6 +38,7 @@ TASK_NAMES = tuple(READINGS)
 PREFETCH_STEPS = 2
 KEPT_WINDOWS = 4
 LOOKED_AT = 4  # windows that stand for those after them
+FORETOLD_DOCUMENTS = 1_000_000
 KEPT_POSITIONS = 64
 
 
@@ -225,9 +226,24 @@ class RowLoader:
             figures[f"epochs/{part.name}"] = drawn / len(part)
         return figures
 
-    def expected_epochs(self, step: int) -> dict[str, float]:
-        """`epochs` of a step far ahead, without planning the windows up to it: each stretch of the
-        mix is taken to fill as many rows a window as its first windows do."""
+    def foretell(self, step: int) -> tuple[dict[str, int], bool]:
+        """`drawn` of a step that may be far ahead, and whether that is exact.
+
+        How many rows a window fills is known once it is packed and not before, so that every one
+        of them must be: it is done up to `FORETOLD_DOCUMENTS` documents, ten seconds of work.
+        Beyond, each stretch of the mix is taken to fill as many rows a window as its first do.
+        """
+        about = self._foretell_about(step)
+        if sum(about.values()) > FORETOLD_DOCUMENTS:
+            return about, False
+        ahead = copy(self)
+        ahead.mixer, ahead._positions = copy(self.mixer), {0: Position(0, 0)}
+        ahead._windows, ahead._changed = {}, {}
+        ahead.mixer.change(0, weights_after(self.config, self.mixer.components, 0))
+        return ahead.drawn(step), True
+
+    def _foretell_about(self, step: int) -> dict[str, int]:
+        """`drawn`, from the first windows of each stretch."""
         mixer, window, reached = copy(self.mixer), 0, 0
         mixer.change(0, weights_after(self.config, mixer.components, 0))
         for change in [*sorted(at for at in self.config.changes if at < step), step]:
@@ -241,7 +257,7 @@ class RowLoader:
                 mixer.change(window, weights_after(self.config, mixer.components, change))
             reached = change
         given = zip(mixer.components, mixer.given_before(window), strict=True)
-        return {part.name: count / len(part) for part, count in given}
+        return {part.name: count for part, count in given}
 
     # -------------------------------------------------------------- reading
 

@@ -354,7 +354,9 @@ def _pictures(
 
 
 def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader: RowLoader) -> None:
-    """What the run is, before it starts: model, batch, and each part of the mix."""
+    """What the run is, before it starts: model, batch, and what it will draw of each part."""
+    if not tracker.is_main:
+        return
     tokens = cfg.data.step_rows * cfg.data.row_tokens
     tracker.print(
         f"{backend.num_parameters:,} parameters, {cfg.parallel.name} on {backend.dp_size} "
@@ -362,14 +364,21 @@ def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader:
         f"{cfg.data.row_tokens:,} tokens, {tokens * cfg.steps:,} in all"
     )
     longest = max_documents_tokens(loader.mixer.components)
-    epochs = loader.expected_epochs(cfg.steps)
+    drawn, is_exact = loader.foretell(cfg.steps)
     rows = [
-        [part.name, len(part), f"{part.weight:g}", longest[part.name], f"{epochs[part.name]:.2f}"]
+        [
+            part.name,
+            len(part),
+            f"{part.weight:g}",
+            longest[part.name],
+            drawn[part.name],
+            f"{drawn[part.name] / len(part):.2f}",
+        ]
         for part in loader.mixer.components
     ]
-    tracker.table(
-        "mix", ["source/task", "samples", "weight", "longest, tokens", "epochs, about"], rows
-    )
+    documents = "documents drawn" if is_exact else "documents drawn, about"
+    columns = ["source/task", "samples", "weight", "longest, tokens", documents, "epochs"]
+    tracker.table("mix", columns, rows)
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -94,12 +94,30 @@ def test_documents_drawn_are_exact_at_every_step(config, vocab):
                 drawn[loader.mixer.components[place].name] += 1
 
 
-def test_what_is_expected_is_about_what_comes(config, vocab):
+@pytest.mark.parametrize("step", [0, 1, 7, 8, 23, 400])
+def test_what_is_foretold_is_what_comes(config, vocab, step):
     loader = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
-    expected = loader.expected_epochs(400)
-    assert loader._changed == {}, "a look ahead changes nothing"
-    for name, passes in loader.epochs(400).items():
-        assert expected[name] == pytest.approx(passes, rel=0.05, abs=0.4)
+    foretold, is_exact = loader.foretell(step)
+    assert is_exact and loader._changed == loader._windows == {}, "a look ahead changes nothing"
+    assert foretold == loader.drawn(step)
+    assert loader.foretell(step) == (foretold, True), "nor does where the run is"
+
+
+def test_the_end_of_capped_data_is_foretold(config, vocab):
+    sources = {name: replace(one, max_epochs=1.5) for name, one in config.sources.items()}
+    loader = RowLoader(replace(config, sources=sources), vocab, seed=1)
+    foretold, _ = loader.foretell(1000)
+    assert foretold == {part.name: part.cap for part in loader.mixer.components}
+
+
+def test_beyond_a_million_documents_about_what_comes_is_foretold(config, vocab, monkeypatch):
+    monkeypatch.setattr("mgpt.data.loader.FORETOLD_DOCUMENTS", 100)
+    loader = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
+    foretold, is_exact = loader.foretell(400)
+    assert not is_exact and loader._changed == {}
+    for part in loader.mixer.components:
+        passes = loader.drawn(400)[part.name] / len(part)
+        assert foretold[part.name] / len(part) == pytest.approx(passes, rel=0.05, abs=0.4)
 
 
 def test_temperature_mixes_by_size(config, vocab):
