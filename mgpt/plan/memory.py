@@ -15,8 +15,8 @@ what it is known to hold:
 
 What is offloaded is counted apart: `Memory.offloaded_bytes` of a rank, in main memory or on a disk.
 
-    >>> memory = plan_memory(SIZES["7b"], ParallelConfig("fsdp2", dtype="bfloat16"), ranks=64,
-    ...                      row_tokens=4096, micro_batches=1)
+    >>> parallel = ParallelConfig("fsdp2", dtype="bfloat16")
+    >>> memory = plan_memory(RankWork(SIZES["7b"], parallel, ranks=64, row_tokens=4096))
     >>> round(memory.peak_bytes / 1e9, 1), memory.tightest
     (29.1, 'backward')
 """
@@ -30,11 +30,61 @@ from mgpt.parallel.backend import DTYPES, ParallelConfig
 from mgpt.parallel.fsdp2 import shard_ranks
 from mgpt.plan.activations import meta_model, trace
 
-__all__ = ["MOMENTS", "Groups", "Memory", "Part", "parameter_groups", "plan_memory", "shard_numel"]
+__all__ = [
+    "MOMENTS",
+    "Groups",
+    "Memory",
+    "Part",
+    "RankWork",
+    "parameter_groups",
+    "plan_memory",
+    "shard_numel",
+]
 
 MOMENTS = ("loss", "backward", "update")
 _FP32 = 4
 _LIVE_ELEMENTS, _BUCKET_ELEMENTS, _PREFETCH_ELEMENTS = 10**9, 5 * 10**8, 5 * 10**7  # DeepSpeed's
+
+
+@dataclass(frozen=True)
+class RankWork:
+    """What one rank of a run does, as far as its memory depends on it.
+
+    ranks: of the whole job.
+    micro_batches: of this rank a step; more than one accumulate.
+    head_only: only the head's image rows train.
+    of_a_node: ranks of one machine.
+    on_cpu: the ranks compute on CPUs.
+    """
+
+    transformer: TransformerConfig
+    parallel: ParallelConfig
+    ranks: int
+    row_tokens: int
+    micro_batches: int = 1
+    head_only: bool = False
+    of_a_node: int = 8
+    on_cpu: bool = False
+
+    @property
+    def accumulates(self) -> bool:
+        return self.micro_batches > 1
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in the passes."""
+        return DTYPES[self.parallel.dtype].itemsize
+
+    @property
+    def sharing(self) -> int:
+        """Ranks that share one copy of the model. Raises ConfigError as `shard_ranks` does."""
+        if self.parallel.name != "fsdp2":
+            return self.ranks
+        return shard_ranks(self.parallel, self.ranks, self.of_a_node)
+
+    def trained(self, groups: "Groups") -> int:
+        """Elements of the parameters that have gradients."""
+        return groups.head if self.head_only else groups.whole
 
 
 @dataclass(frozen=True)
@@ -123,46 +173,29 @@ def parameter_groups(cfg: TransformerConfig, ranks: int, flat: bool = False) -> 
     return Groups(whole, blocks, block, head, whole - head - blocks, shard)
 
 
-def plan_memory(
-    cfg: TransformerConfig,
-    parallel: ParallelConfig,
-    ranks: int,
-    row_tokens: int,
-    micro_batches: int,
-    head_only: bool = False,
-    device: str = "cuda",
-    of_a_node: int = 8,
-) -> Memory:
-    """One rank's memory in training.
-
-    Args:
-        ranks: of the whole job.
-        of_a_node: ranks of one machine.
-        micro_batches: of one rank a step; more than one accumulate.
-        head_only: only the head's image rows train.
-    """
+def plan_memory(work: RankWork) -> Memory:
+    """One rank's memory in training."""
+    parallel = work.parallel
     passes = trace(
-        cfg,
+        work.transformer,
         parallel.micro_rows,
-        row_tokens,
+        work.row_tokens,
         DTYPES[parallel.dtype],
         parallel.recompute,
-        head_only,
-        "cpu" if device == "cpu" else "cuda",
+        work.head_only,
+        "cpu" if work.on_cpu else "cuda",
     )
     kept = passes.kept_bytes
-    share = shard_ranks(parallel, ranks, of_a_node) if parallel.name == "fsdp2" else ranks
     plan = {"single": _single, "fsdp2": _fsdp2, "zero3": _zero3}[parallel.name]
     ends = []
     # Between the first block that goes back and the last, activations give way to gradients.
     for is_last in (False, True):
-        of_backend = plan(cfg, parallel, share, micro_batches > 1, head_only, is_last)
         of_run = (
             Part("activations", kept, 0 if is_last else kept),
             Part("logits and loss", passes.loss_bytes, 0),
             Part("at work in a block", 0, passes.backward_bytes),
         )
-        ends.append(_offloaded(parallel, of_backend, of_run))
+        ends.append(_offloaded(parallel, plan(work, is_last), of_run))
     return max(ends, key=lambda memory: memory.totals["backward"])
 
 
@@ -179,49 +212,35 @@ def _offloaded(
     return Memory(here, sum(part.update_bytes for part in of_backend if part.name in names))
 
 
-def _single(
-    cfg: TransformerConfig,
-    parallel: ParallelConfig,
-    ranks: int,
-    accumulates: bool,
-    head_only: bool,
-    is_last: bool,
-) -> list[Part]:
-    groups = parameter_groups(cfg, 1)
-    copies = 0 if parallel.dtype == "float32" else DTYPES[parallel.dtype].itemsize * groups.whole
-    trained = groups.head if head_only else groups.whole
+def _single(work: RankWork, is_last: bool) -> list[Part]:
+    groups = parameter_groups(work.transformer, 1)
+    copies = 0 if work.parallel.dtype == "float32" else work.itemsize * groups.whole
     return [
         Part.always("weights, float32", _FP32 * groups.whole),
-        _gradients(trained, groups.head, accumulates, is_last),
+        _gradients(work.trained(groups), groups.head, work.accumulates, is_last),
         Part.always("Adam's moments", 2 * _FP32 * groups.whole),
         Part("weights in the pass's type", copies, copies),
     ]
 
 
-def _fsdp2(
-    cfg: TransformerConfig,
-    parallel: ParallelConfig,
-    ranks: int,
-    accumulates: bool,
-    head_only: bool,
-    is_last: bool,
-) -> list[Part]:
-    groups, size = parameter_groups(cfg, ranks), DTYPES[parallel.dtype].itemsize
-    trained = groups.head if head_only else groups.whole
-    head = shard_numel((cfg.vocab_size, cfg.hidden), ranks)
-    shard = head if head_only else groups.shard
+def _fsdp2(work: RankWork, is_last: bool) -> list[Part]:
+    parallel, size, ranks = work.parallel, work.itemsize, work.sharing
+    groups = parameter_groups(work.transformer, ranks)
+    trained = work.trained(groups)
+    head = shard_numel((work.transformer.vocab_size, work.transformer.hidden), ranks)
+    shard = head if work.head_only else groups.shard
     if parallel.gather == "block":
-        loss, backward = _gathered(groups, parallel, accumulates, is_last)
+        loss, backward = _gathered(groups, work, is_last)
         gathered = size * loss, size * backward
-        reduced = groups.head if head_only else groups.block
+        reduced = groups.head if work.head_only else groups.block
     else:
         gathered = 2 * size * groups.whole, size * groups.whole
         reduced = trained
-    adds_whole = accumulates and not parallel.reduce_each_micro_batch
+    adds_whole = work.accumulates and not parallel.reduce_each_micro_batch
     whole = _FP32 * trained if adds_whole else 0
     return [
         Part.always("weights, float32", _FP32 * groups.shard),
-        _gradients(shard, head, accumulates and not adds_whole, is_last),
+        _gradients(shard, head, work.accumulates and not adds_whole, is_last),
         Part.always("Adam's moments", 2 * _FP32 * groups.shard),
         Part("gathered weights", *gathered),
         Part("gradients on their way", 0, (size + _FP32) * reduced),
@@ -229,15 +248,14 @@ def _fsdp2(
     ]
 
 
-def _gathered(
-    groups: Groups, parallel: ParallelConfig, accumulates: bool, is_last: bool
-) -> tuple[int, int]:
+def _gathered(groups: Groups, work: RankWork, is_last: bool) -> tuple[int, int]:
     """Elements that fsdp2 has gathered, block by block, at the loss and in the backward pass."""
+    parallel = work.parallel
     loss = groups.root + 2 * groups.head
     if parallel.reshard == "never":
         # Between micro-batches all of it stays, the head too.
-        still = groups.head + groups.blocks if accumulates else groups.blocks
-        freed = is_last and not accumulates
+        still = groups.head + groups.blocks if work.accumulates else groups.blocks
+        freed = is_last and not work.accumulates
         return loss + groups.blocks, groups.root + (groups.block if freed else still)
     parts = 0 if parallel.reshard == "always" else groups.blocks // parallel.reshard
     # The last block has no next one to wait for.
@@ -245,19 +263,13 @@ def _gathered(
     return loss + parts, groups.root + at_work + (0 if is_last else parts)
 
 
-def _zero3(
-    cfg: TransformerConfig,
-    parallel: ParallelConfig,
-    ranks: int,
-    accumulates: bool,
-    head_only: bool,
-    is_last: bool,
-) -> list[Part]:
-    groups, stage = parameter_groups(cfg, ranks, flat=True), parallel.zero_stage
-    size = DTYPES[parallel.dtype].itemsize
+def _zero3(work: RankWork, is_last: bool) -> list[Part]:
+    groups = parameter_groups(work.transformer, work.ranks, flat=True)
+    stage, size = work.parallel.zero_stage, work.itemsize
     live = size * min(groups.whole, _LIVE_ELEMENTS + _PREFETCH_ELEMENTS) if stage == 3 else 0
     bucket = (size + _FP32) * min(groups.whole, _BUCKET_ELEMENTS)
-    gradients = _gradients(groups.shard, groups.head // ranks, accumulates, is_last)
+    head = groups.head // work.ranks
+    gradients = _gradients(groups.shard, head, work.accumulates, is_last)
     if stage == 1:
         gradients = Part.always(gradients.name, _FP32 * groups.whole)
     return [

@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 
 from mgpt.models.transformer import TransformerConfig
 from mgpt.parallel.backend import ParallelConfig
-from mgpt.parallel.fsdp2 import shard_ranks
 from mgpt.plan.devices import DEVICES
-from mgpt.plan.memory import Groups, Memory, parameter_groups, plan_memory
+from mgpt.plan.memory import Groups, Memory, RankWork, parameter_groups, plan_memory
 
 __all__ = ["Machine", "Plan", "RunSize", "flops_per_token", "plan_run"]
 
@@ -134,10 +133,7 @@ def plan_run(run: RunSize, machine: Machine) -> Plan:
     cfg, ranks = run.transformer, machine.ranks
     micro_batches = _micro_batches(run, ranks)
     memory = _memory(run, machine)
-    share = ranks
-    if run.parallel.name == "fsdp2":
-        share = shard_ranks(run.parallel, ranks, machine.procs)
-    groups = parameter_groups(cfg, share)
+    groups = parameter_groups(cfg, _rank_work(run, machine).sharing)
     per_token = flops_per_token(cfg, run.document_tokens, run.head_only)
     rank_tokens = micro_batches * run.parallel.micro_rows * run.row_tokens
     executed = per_token + _recomputed_flops(run, groups.whole)
@@ -163,14 +159,18 @@ def _micro_batches(run: RunSize, ranks: int) -> int:
 
 
 def _memory(run: RunSize, machine: Machine) -> Memory:
-    return plan_memory(
+    return plan_memory(_rank_work(run, machine))
+
+
+def _rank_work(run: RunSize, machine: Machine) -> RankWork:
+    return RankWork(
         run.transformer,
         run.parallel,
         machine.ranks,
         run.row_tokens,
         _micro_batches(run, machine.ranks),
         run.head_only,
-        of_a_node=machine.procs,
+        machine.procs,
     )
 
 

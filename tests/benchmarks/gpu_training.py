@@ -19,7 +19,7 @@ from mgpt.models.transformer import Transformer, TransformerConfig, sharding_pla
 from mgpt.parallel.backend import Backend, MicroBatch, ParallelConfig, build_backend
 from mgpt.parallel.dist import World
 from mgpt.parallel.recompute import compile_blocks
-from mgpt.plan.memory import plan_memory
+from mgpt.plan.memory import RankWork, plan_memory
 from mgpt.plan.run import flops_per_token
 from mgpt.train.optim import OptimConfig
 
@@ -99,7 +99,8 @@ def training(setting: Setting) -> Iterator[Case]:
             reduce_each_micro_batch=True,
         )
         micro = max(1, (512 if setting.small else STEP_TOKENS) // row_tokens)
-        planned = plan_memory(cfg, parallel, 1, row_tokens, micro, device=setting.device.type)
+        work = RankWork(cfg, parallel, 1, row_tokens, micro, on_cpu=not setting.on_gpu)
+        planned = plan_memory(work)
         backend = _backend(cfg, parallel, setting)
         batches = [_rows(cfg, row_tokens, which, number) for number in range(micro)]
         if setting.on_gpu:

@@ -29,7 +29,7 @@ from mgpt.models.transformer import Transformer, TransformerConfig, sharding_pla
 from mgpt.parallel.backend import MicroBatch, ParallelConfig, build_backend
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.plan.live_bytes import LiveBytes
-from mgpt.plan.memory import Memory, plan_memory
+from mgpt.plan.memory import RankWork, plan_memory
 from mgpt.train.optim import OptimConfig
 
 RANKS = 2
@@ -85,7 +85,9 @@ class StoragesHeld(LiveBytes):
         self._seen[storage._cdata] = weakref.ref(storage)
 
     def has_seen(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._seen
+        # An address may be that of one that is gone.
+        reference = self._seen.get(tensor.untyped_storage()._cdata)
+        return reference is not None and reference() is not None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -135,9 +137,8 @@ def rows_of_this_rank(world: World) -> list[dict[str, Any]]:
     rows = []
     for name, row_tokens, micro, settings in cases:
         parallel = ParallelConfig(name=name, **settings)  # type: ignore[arg-type]
-        plan: Memory = plan_memory(
-            cfg, parallel, world.size, row_tokens, micro, device=world.device.type
-        )
+        work = RankWork(cfg, parallel, world.size, row_tokens, micro, on_cpu=not on_gpu)
+        plan = plan_memory(work)
         totals = plan.totals
         # On a CPU what is offloaded lies beside the rest.
         planned = max(totals["loss"], totals["backward"]) + plan.offloaded_bytes

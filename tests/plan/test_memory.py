@@ -17,7 +17,7 @@ from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import sharding_plan
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.plan.activations import meta_model
-from mgpt.plan.memory import MOMENTS, parameter_groups, plan_memory, shard_numel
+from mgpt.plan.memory import MOMENTS, Memory, RankWork, parameter_groups, plan_memory, shard_numel
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "parallel")]
@@ -27,11 +27,19 @@ from rank_runs import start_ranks  # noqa: E402
 FSDP2 = ParallelConfig("fsdp2", dtype="bfloat16")
 
 
+def planned(
+    ranks: int = 64, row_tokens: int = 1024, micro_batches: int = 1, **settings: Any
+) -> Memory:
+    """7B on many ranks, under fsdp2 in bfloat16 where `settings` say nothing else."""
+    parallel = replace(FSDP2, **settings)
+    return plan_memory(RankWork(SIZES["7b"], parallel, ranks, row_tokens, micro_batches))
+
+
 def test_what_two_ranks_of_fsdp2_hold(tmp_path: Path) -> None:
     codes, logs = start_ranks([measured_shards.__file__, str(tmp_path)], 2)
     assert codes == [0, 0], "\n".join(logs)
     held = json.loads((tmp_path / "held.json").read_text())
-    memory = plan_memory(measured_shards.MODEL, ParallelConfig("fsdp2"), 2, 64, micro_batches=1)
+    memory = plan_memory(RankWork(measured_shards.MODEL, ParallelConfig("fsdp2"), 2, 64))
     for name, measured in held.items():
         assert memory.part(name).update_bytes == pytest.approx(measured, rel=0.001), name
 
@@ -61,57 +69,46 @@ def test_the_groups_are_the_model() -> None:
 
 @pytest.mark.parametrize("name", ["fsdp2", "zero3"])
 def test_ranks_divide_what_training_holds(name: str) -> None:
-    parallel = replace(FSDP2, name=name)  # type: ignore[arg-type]
-    few, many = (plan_memory(SIZES["7b"], parallel, n, 1024, 1) for n in (8, 64))
+    few, many = (planned(ranks, name=name) for ranks in (8, 64))
     assert few.totals["update"] == pytest.approx(8 * many.totals["update"], rel=0.01)
     assert few.part("activations") == many.part("activations")
 
 
 def test_accumulating_costs_a_whole_gradient_unless_it_is_reduced_each_time() -> None:
-    cfg, whole = SIZES["7b"], 4 * parameter_groups(SIZES["7b"], 1).whole
-    once = plan_memory(cfg, FSDP2, 64, 1024, micro_batches=1)
-    twice = plan_memory(cfg, FSDP2, 64, 1024, micro_batches=2)
-    each = plan_memory(cfg, replace(FSDP2, reduce_each_micro_batch=True), 64, 1024, micro_batches=2)
+    whole = 4 * parameter_groups(SIZES["7b"], 1).whole
+    once, twice = planned(micro_batches=1), planned(micro_batches=2)
+    each = planned(micro_batches=2, reduce_each_micro_batch=True)
     assert twice.totals["backward"] - once.totals["backward"] == whole
-    shards = 4 * parameter_groups(cfg, 64).shard
+    shards = 4 * parameter_groups(SIZES["7b"], 64).shard
     assert 0 <= each.totals["backward"] - once.totals["backward"] <= shards
 
 
 def test_recomputation_saves_most_of_the_activations() -> None:
-    plain, saved = (
-        plan_memory(SIZES["7b"], replace(FSDP2, recompute=choice), 64, 8192, 1)  # type: ignore[arg-type]
-        for choice in ("none", "full")
-    )
+    plain, saved = (planned(row_tokens=8192, recompute=choice) for choice in ("none", "full"))
     assert saved.part("activations").loss_bytes < plain.part("activations").loss_bytes / 15
     assert saved.part("at work in a block").backward_bytes > 1e9, "one block's, at a time"
 
 
 def test_selective_lies_between_all_and_nothing() -> None:
     kept = [
-        plan_memory(SIZES["7b"], replace(FSDP2, recompute=choice), 64, 8192, 1)  # type: ignore[arg-type]
-        .part("activations")
-        .loss_bytes
+        planned(row_tokens=8192, recompute=choice).part("activations").loss_bytes
         for choice in ("none", "selective", "full")
     ]
     assert 0.4 * kept[0] < kept[1] < 0.7 * kept[0] and kept[2] < kept[1] / 5
 
 
 def test_what_stays_gathered_is_counted() -> None:
-    groups, cfg = parameter_groups(SIZES["7b"], 64), SIZES["7b"]
+    groups = parameter_groups(SIZES["7b"], 64)
 
     def gathered(**settings: Any) -> int:
-        plan = plan_memory(cfg, replace(FSDP2, **settings), 64, 1024, 1)
-        return plan.part("gathered weights").loss_bytes
+        return planned(**settings).part("gathered weights").loss_bytes
 
     assert gathered(reshard="never") - gathered() == 2 * groups.blocks
     assert gathered(reshard=8) - gathered() == 2 * groups.blocks // 8
 
 
 def test_copies_of_the_model_cost_what_fewer_ranks_would() -> None:
-    of_a_node = plan_memory(
-        SIZES["7b"], replace(FSDP2, shard_ranks="node"), 64, 1024, 1, of_a_node=8
-    )
-    assert of_a_node == plan_memory(SIZES["7b"], FSDP2, 8, 1024, 1)
+    assert planned(64, shard_ranks="node") == planned(8)
 
 
 @pytest.mark.parametrize(
@@ -123,28 +120,21 @@ def test_copies_of_the_model_cost_what_fewer_ranks_would() -> None:
     ],
 )
 def test_what_is_offloaded_leaves_the_gpu(settings: Any, bytes_a_parameter: int) -> None:
-    parallel = replace(FSDP2, **settings)
-    there = plan_memory(SIZES["7b"], parallel, 64, 1024, 1)
-    here = plan_memory(SIZES["7b"], replace(parallel, offload="none"), 64, 1024, 1)
-    shard = parameter_groups(SIZES["7b"], 64, flat=parallel.name == "zero3").shard
+    there, here = planned(**settings), planned(**{**settings, "offload": "none"})
+    shard = parameter_groups(SIZES["7b"], 64, flat=settings["name"] == "zero3").shard
     assert there.offloaded_bytes == bytes_a_parameter * shard and here.offloaded_bytes == 0
     assert here.totals["update"] - there.totals["update"] == there.offloaded_bytes
 
 
 def test_each_stage_of_zero_splits_more() -> None:
-    whole, ranks = parameter_groups(SIZES["7b"], 1).whole, 64
-    held = [
-        plan_memory(
-            SIZES["7b"], replace(FSDP2, name="zero3", zero_stage=stage), ranks, 1024, 1
-        ).totals["update"]
-        for stage in (1, 2, 3)
-    ]
+    whole = parameter_groups(SIZES["7b"], 1).whole
+    held = [planned(name="zero3", zero_stage=stage).totals["update"] for stage in (1, 2, 3)]
     assert held[0] - held[1] == pytest.approx(4 * whole, rel=0.02), "gradients"
     assert held[1] - held[2] == pytest.approx(2 * whole, rel=0.02), "weights"
 
 
 def test_the_peak_is_the_largest_moment() -> None:
-    memory = plan_memory(SIZES["7b"], FSDP2, 64, 1024, 1)
+    memory = planned()
     assert memory.peak_bytes == max(memory.totals.values()) == memory.totals[memory.tightest]
     assert tuple(memory.totals) == MOMENTS
     assert torch.get_default_dtype() is torch.float32
