@@ -63,7 +63,7 @@ SelectTypeParameters=CR_CPU
 GresTypes=gpu
 # Quick reactions
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SlurmctldTimeout=10
 SlurmdTimeout=10
 MessageTimeout=5
@@ -226,7 +226,7 @@ class Cluster:
         """Cancels every job and starts what was killed; returns with all nodes idle."""
         self.run("scancel", "--user=root", check=False)
         for name in self.names:
-            if name not in self._processes or not self._slurmds(name):
+            if name not in self._processes or not self._daemons(name, "slurmd"):
                 self.start_node(name)
         until("an empty queue", lambda: not self.run("squeue", "-h").stdout.strip(), 60, 0.2)
         self.wait_idle()
@@ -275,8 +275,19 @@ class Cluster:
 
     def kill_slurmd(self, name: str) -> None:
         """SIGKILL to the node's slurmd alone; the steps that run there go on."""
-        for pid in self._slurmds(name):
+        for pid in self._daemons(name, "slurmd"):
             os.kill(pid, signal.SIGKILL)
+
+    def stop_controller(self) -> None:
+        """Ends slurmctld in order, with its state kept; jobs go on, commands get no answer."""
+        for pid in self._daemons("controller", "slurmctld"):
+            os.kill(pid, signal.SIGTERM)
+        until("its end", lambda: not self._daemons("controller", "slurmctld"), 20)
+
+    def start_controller(self) -> None:
+        """Starts it again from what it kept; returns once it answers."""
+        os.kill(self._pid_of("controller"), signal.SIGHUP)
+        until("an answer", lambda: not self.run("squeue", "-h", check=False).returncode, 30, 0.2)
 
     def cut(self, name: str) -> None:
         """Takes the node's network cable out; `net` only."""
@@ -298,9 +309,9 @@ class Cluster:
                 found.append(pid)
         return found
 
-    def _slurmds(self, name: str) -> list[int]:
-        """The daemon; the slurmstepd of a step has another name."""
-        return [pid for pid in descendants(self._pid_of(name)) if _command_name(pid) == "slurmd"]
+    def _daemons(self, name: str, daemon: str) -> list[int]:
+        """Pids of a daemon; the slurmstepd of a step has another name than its slurmd."""
+        return [pid for pid in descendants(self._pid_of(name)) if _command_name(pid) == daemon]
 
     def _link(self, name: str, state: str) -> None:
         controller = str(self._pid_of("controller"))

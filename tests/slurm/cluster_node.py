@@ -3,7 +3,8 @@ daemons, buries the dead and, when it ends, takes everything below along.
 
     python cluster_node.py vn1 /tmp/mgpt-slurm-x net   # by cluster.py, inside the node's namespaces
 
-SIGHUP starts a slurmd that is gone again; SIGTERM ends everything. Uses the standard library alone.
+SIGHUP starts a daemon of Slurm that is gone again; SIGTERM ends everything. Uses the standard
+library alone.
 """
 
 from __future__ import annotations
@@ -64,14 +65,15 @@ def call(*words: str) -> str:
 
 def _be(name: str, folder: Path, mode: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, lambda *_: _start_slurmd(name, folder))
+    start_again = _start_slurmctld if name == "controller" else _start_slurmd
+    signal.signal(signal.SIGHUP, lambda *_: start_again(name, folder))
     # What a dead slurmd leaves behind hangs from here, not from the machine's first process.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         if mode == "net":
             _enter_network(name, folder)
         if name == "controller":
-            _start_controller(folder, mode)
+            _start_controller(name, folder, mode)
         else:
             _start_slurmd(name, folder)
         (folder / f"{name}.ready").touch()
@@ -113,7 +115,7 @@ def _enter_network(name: str, folder: Path) -> None:
         until("a network", lambda: bool(linked.search(call("ip", "-br", "link"))), 20)
 
 
-def _start_controller(folder: Path, mode: str) -> None:
+def _start_controller(name: str, folder: Path, mode: str) -> None:
     if mode == "plain":
         _name_nodes((folder / "hosts").read_text().splitlines()[1:])
     _daemon(
@@ -128,7 +130,11 @@ def _start_controller(folder: Path, mode: str) -> None:
         "--num-threads=2",
     )
     until("munged", (folder / "munge.socket").exists, 10)
-    _daemon(folder / "log" / "slurmctld.out", "slurmctld", "-D")
+    _start_slurmctld(name, folder)
+
+
+def _start_slurmctld(name: str, folder: Path) -> None:
+    _daemon(folder / "log" / f"slurmctld.{name}.out", "slurmctld", "-D")
 
 
 def _start_slurmd(name: str, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """One Slurm cluster for the tests of this folder; where none can be started they are skipped."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 from cluster import Cluster, lacks
-from training import Inputs, Training
+from training import PATIENCE_S, Inputs, Run, Training
 
 from mgpt import cli
 
@@ -50,6 +51,28 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, vq: str) -> Inputs:
     ):
         assert cli.main([*words, "tracking=disabled"]) == 0
     return Inputs(tokens / "32", text)
+
+
+@pytest.fixture(scope="session")
+def begun(
+    _cluster: Cluster, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Run, subprocess.Popen[bytes]]]:
+    """The same training through torchrun, undisturbed; it uses the time in which Slurm waits."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = Run(inputs, folder / "run", "launcher=local", "parallel.procs=4")
+    with (folder / "log").open("w") as log:
+        with subprocess.Popen(run.command, stdout=log, stderr=log) as process:
+            yield run, process
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(begun: tuple[Run, subprocess.Popen[bytes]]) -> Run:
+    """What a training on Slurm is compared with: the same ranks, on this machine alone."""
+    run, process = begun
+    status = process.wait(timeout=PATIENCE_S)
+    assert status == 0, run.output.with_name("log").read_text()
+    return run
 
 
 @pytest.fixture

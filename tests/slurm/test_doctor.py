@@ -1,11 +1,11 @@
-"""The examination of four nodes of a Slurm job, one of which reaches no other."""
+"""The examination of the nodes of a Slurm job, one of which reaches no other."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from training import MGPT, Inputs, Training
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -18,7 +18,7 @@ def test_a_node_that_reaches_no_other_is_named_as_slurm_excludes_it(
     own = "[ $SLURMD_NODENAME != vn3 ] || export GLOO_SOCKET_IFNAME=none0"
     # On a machine that does other work speeds say nothing: only a node without any is at fault.
     limits = ["limits.file_share=0", "limits.link_share=0", "file_mb=1", "payload_mb=4"]
-    words = [sys.executable, "-m", "mgpt", "doctor", f"output={tmp_path}", *limits]
+    words = [*MGPT, "doctor", f"output={tmp_path}", *limits]
     line = f"{own}; exec {' '.join(words)}"
     run = own_nodes.run(
         *("srun", "--nodes=4", "--ntasks-per-node=2", "bash", "-c", line),
@@ -36,3 +36,21 @@ def test_a_node_that_reaches_no_other_is_named_as_slurm_excludes_it(
     away = own_nodes.submit(*options)
     own_nodes.wait(away, "COMPLETED")
     assert own_nodes.nodes_of(away) == ["vn1", "vn2", "vn4"]
+
+
+@pytest.mark.long
+def test_a_training_leaves_the_node_out_that_the_doctor_names(
+    own_nodes: Cluster, inputs: Inputs, tmp_path: Path
+) -> None:
+    prolog = tmp_path / "prolog"
+    away = "[ $SLURMD_NODENAME != vn2 ] || echo export GLOO_SOCKET_IFNAME=none0"
+    prolog.write_text(f"#!/bin/bash\n{away}\n")
+    prolog.chmod(0o755)
+    nodes = ("launcher.nodes=3", "launcher.procs_per_node=1", "launcher.doctor=true")
+    words = (*nodes, f'launcher.srun=["--task-prolog={prolog}"]')
+    run = Training(own_nodes, inputs, tmp_path / "run", *words)
+    job = run.submit()
+    run.finish()
+    assert run.starts() == 2 and "mgpt doctor names vn2" in run.log()
+    assert own_nodes.nodes_of(job) == ["vn1", "vn3", "vn4"]
+    assert own_nodes.job(job)["ExcNodeList"] == "vn2"

@@ -3,51 +3,179 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from cluster_node import until
-from training import Inputs, Training, assert_same
+from cluster_node import descendants, until
+from training import PATIENCE_S, STEPS, Inputs, Run, Training, assert_same, readme_command
 
 sys.path.append(str(Path(__file__).parents[1] / "tracking"))
 from wandb_files import config, history, run_files
 
 pytestmark = pytest.mark.timeout(1500)  # a busy machine takes minutes for what follows
+RANKS = "mgpt pretrain"
 
 
-@pytest.fixture(scope="session")
-def undisturbed(
-    _cluster: Cluster, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory
-) -> Training:
-    """The same training without any disturbance, to compare with."""
-    run = Training(_cluster, inputs, tmp_path_factory.mktemp("undisturbed") / "run")
+@dataclass(frozen=True)
+class Disturbed:
+    """A training that is over, and what was seen of it meanwhile.
+
+    refused: a second submission between its first two starts.
+    old: ranks of its third start, which slept while the fourth began on other nodes.
+    asleep_at: the step that they had done.
+    """
+
+    run: Training
+    refused: subprocess.CompletedProcess[str]
+    old: list[int]
+    asleep_at: int
+
+
+@pytest.fixture(scope="module")
+def disturbed(
+    _cluster: Cluster, inputs: Inputs, begun: object, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Disturbed]:
+    """Told to save before its time limit; then a node's step killed; then its nodes given up by
+    Slurm while its ranks live on."""
+    slurm, output = _cluster, tmp_path_factory.mktemp("disturbed") / "run"
+    run = Training(slurm, inputs, output, "tracking=offline")
     run.submit()
+    run.reach(2)
+    slurm.run(*readme_command("scancel", run.job))  # USR1, as --signal=B:USR1@… sends it
+    refused = slurm.run(*run.command, check=False, timeout_s=PATIENCE_S)
+    run.reach(6, start=2)
+    for rank in slurm.processes(slurm.nodes_of(run.job)[0], RANKS):
+        for pid in (rank, *descendants(rank)):
+            os.kill(pid, signal.SIGKILL)
+    run.reach(9, start=3)
+    old, asleep_at = give_up(run)
     run.finish()
-    return run
+    yield Disturbed(run, refused, old, asleep_at)
+    slurm.restore()
 
 
-def test_a_signal_before_the_limit_saves_and_the_requeued_job_goes_on_bit_for_bit(
-    training: Training, slurm: Cluster, undisturbed: Training
+def give_up(run: Training) -> tuple[list[int], int]:
+    """SIGKILL to the slurmd of each node of the job, whose ranks live on: they sleep until others
+    have taken over. Returns the ranks, and their step."""
+    nodes, attempt = run.slurm.nodes_of(run.job), run.starts() + 1
+    for node in nodes:
+        run.slurm.kill_slurmd(node)
+    ranks = [pid for node in nodes for pid in run.slurm.processes(node, RANKS)]
+    assert len(ranks) == 4
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    step = run.step()
+    assert step < STEPS - 2, "they would have been done before Slurm had given their nodes up"
+    # As Slurm says by itself once SlurmdTimeout is over, for which this does not wait.
+    lost = f"NodeName={','.join(nodes)}"
+    run.slurm.run("scontrol", "update", lost, "State=DOWN", "Reason=no slurmd")
+    until("other ranks", (run.output / "attempts" / str(attempt)).exists, PATIENCE_S)
+    assert not set(nodes) & set(run.slurm.nodes_of(run.job))
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
+    return ranks, step
+
+
+def test_it_is_requeued_each_time_and_ends_bit_for_bit_as_one_that_nobody_disturbed(
+    disturbed: Disturbed, undisturbed: Run
 ) -> None:
-    job = training.submit()
-    training.reach(7)
-    slurm.run("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@… sends it
-    # Its own requeue may go on in the folder, another submission may not.
-    again = slurm.run(*training.mgpt("submit", *training.command), check=False, timeout_s=300)
-    assert again.returncode == 2 and f"job {job}" in again.stderr, again.stderr
-    assert str(training.output) in again.stderr
-    training.finish()
-    assert "stopped by SIGUSR1" in training.log()
-    assert slurm.job(job)["Restarts"] == "1" and training.starts() == 2
-    saved = json.loads((training.output / "DONE").read_text())["figures"]
-    assert saved["steps"] == 30
-    assert_same(training, undisturbed)
-    logs = sorted((training.output / "launch" / "logs" / "2").glob("rank_*.log"))
-    assert [log.name for log in logs] == [f"rank_{rank:04d}.log" for rank in range(4)]
-    shown = slurm.run(*training.mgpt("status", f"output={training.output}"), timeout_s=300)
-    assert "complete" in shown.stdout and "30" in shown.stdout
+    run = disturbed.run
+    assert_same(run, undisturbed)
+    job = run.slurm.job(run.job)
+    assert (job["JobState"], job["Restarts"], run.starts()) == ("COMPLETED", "3", 4)
+    assert "stopped by SIGUSR1" in run.log()
+    assert json.loads((run.output / "DONE").read_text())["figures"]["steps"] == STEPS
+    for start in "1234":
+        logs = sorted((run.output / "launch" / "logs" / start).glob("rank_*.log"))
+        assert [log.name for log in logs] == [f"rank_{rank:04d}.log" for rank in range(4)]
+    assert "complete" in (shown := run.mgpt("status")) and f"{STEPS}/{STEPS}" in shown
+
+
+def test_its_own_requeue_works_in_the_folder_and_another_submission_does_not(
+    disturbed: Disturbed,
+) -> None:
+    refused, run = disturbed.refused, disturbed.run
+    assert refused.returncode == 2 and f"job {run.job}" in refused.stderr, refused.stderr
+    assert str(run.output) in refused.stderr
+
+
+def test_ranks_that_outlive_their_slurmd_end_by_fencing_and_overwrite_nothing(
+    disturbed: Disturbed,
+) -> None:
+    run = disturbed.run
+    until("the old ranks to end", lambda: not any(map(is_running, disturbed.old)), PATIENCE_S)
+    for complete in run.output.glob("step_*/COMPLETE"):
+        of_old = int(complete.parent.name[5:]) <= disturbed.asleep_at
+        assert (json.loads(complete.read_text())["attempt"] < 4) == of_old
+    error = (run.output / "launch" / "errors" / "3").read_text()
+    assert "this one ends without saving" in error, "by the fence, at a step or at a save"
+    said = [line for line in run.log().splitlines() if line.startswith("mgpt: ")]
+    ends = [line for line in said if line.endswith(" complete")]
+    assert len(ends) == 1, "the lost start does not call its job complete"
+
+
+def test_its_run_in_weights_and_biases_has_every_step_once(disturbed: Disturbed) -> None:
+    assert_shown(disturbed.run, starts=4)
+
+
+def assert_shown(run: Training, starts: int) -> None:
+    """The offline files, in order, hold the record, and name every start."""
+    shown, recorded = history(run.output), {row["step"]: row["loss"] for row in run.rows()}
+    assert {step: row["loss"] for step, row in shown.items() if "loss" in row} == recorded
+    assert sorted(recorded) == list(range(1, STEPS + 1))
+    noted = config(run_files(run.output)[-1])["starts"]
+    assert len(noted) == starts and {one["job"] for one in noted} == {run.job}
+    assert all(one["nodes"].startswith("vn") for one in noted)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.long
+def test_whatever_else_stops_it_is_survived(
+    slurm: Cluster, inputs: Inputs, undisturbed: Run, tmp_path: Path
+) -> None:
+    words = ("tracking=offline", "guard.hang_s=30", "launcher.time=30")
+    run = Training(slurm, inputs, tmp_path / "run", *words)
+    run.submit()
+    run.reach(2)
+    # Preempted: the ranks get SIGTERM, the script nothing.
+    slurm.submit(
+        "--partition=high", "--nodes=4", "--output=/dev/null", "--exclusive", "--wrap=true"
+    )
+    run.reach(5, start=2)
+    slurm.run(*readme_command("scontrol", run.job))  # requeue, which does not wait for the ranks
+    run.reach(8, start=3)
+    hung = slurm.processes(slurm.nodes_of(run.job)[1], RANKS)[0]
+    os.kill(hung, signal.SIGSTOP)
+    run.reach(11, start=4)
+    stacks = [log.read_text() for log in (run.output / "launch/logs/3").glob("rank_*.log")]
+    assert any("has not finished step" in text and "Thread" in text for text in stacks)
+    # Slurm's controller is restarted, and gives no answer while the script wants to requeue.
+    nodes = slurm.nodes_of(run.job)
+    ranks = [pid for node in nodes for pid in slurm.processes(node, RANKS)]
+    slurm.stop_controller()
+    os.kill(ranks[0], signal.SIGKILL)
+    until("their end", lambda: not any(map(is_running, ranks)), PATIENCE_S)
+    time.sleep(3)
+    slurm.start_controller()
+    run.reach(14, start=5)
+    lost = slurm.nodes_of(run.job)[-1]
+    slurm.kill_node(lost)  # without power
+    run.finish()
+    assert run.starts() == 6 and lost not in slurm.nodes_of(run.job)
+    assert_same(run, undisturbed)
+    assert_shown(run, starts=6)
 
 
 @pytest.mark.long
@@ -64,104 +192,5 @@ def test_slurm_itself_signals_before_the_time_limit(
     until("a step of the second start", lambda: run.step() > before, 200)
     steps = [row["step"] for row in run.rows()]
     assert steps == list(range(1, len(steps) + 1)) and len(list(run.output.glob("step_*"))) > 0
-    slurm.run(*run.mgpt("cancel", f"output={run.output}"), timeout_s=300)
+    run.mgpt("cancel")
     slurm.wait(job, "CANCELLED")
-
-
-@pytest.mark.long
-def test_cancelled_is_not_requeued(training: Training, slurm: Cluster) -> None:
-    job = training.submit()
-    training.reach(3)
-    slurm.run(*training.mgpt("cancel", f"output={training.output}"), timeout_s=300)
-    slurm.wait(job, "CANCELLED")
-    assert training.starts() == 1
-
-
-@pytest.mark.long
-def test_a_killed_rank_brings_the_job_back_and_it_goes_on(
-    training: Training, slurm: Cluster, undisturbed: Training
-) -> None:
-    job = training.submit()
-    training.reach(12)
-    ranks = slurm.processes("vn2", "mgpt pretrain")
-    assert ranks
-    slurm.run("sh", "-c", f"kill -9 {' '.join(map(str, ranks))}")
-    training.finish()
-    assert int(slurm.job(job)["Restarts"]) == 1
-    assert_same(training, undisturbed)
-
-
-@pytest.mark.long
-def test_its_run_in_weights_and_biases_has_every_step_once(
-    slurm: Cluster, inputs: Inputs, tmp_path: Path
-) -> None:
-    run = Training(slurm, inputs, tmp_path / "run", "tracking=offline")
-    job = run.submit()
-    for number, (step, disturbance) in enumerate([(7, "USR1"), (14, "power"), (22, "USR1")]):
-        run.reach(step)
-        if disturbance == "USR1":
-            slurm.run("scancel", "--batch", "--signal=USR1", job)
-        else:
-            slurm.kill_node(slurm.nodes_of(job)[-1])
-        until("another start", lambda n=number: run.starts() > n + 1, 240)
-    run.finish()
-    shown, recorded = history(run.output), {row["step"]: row["loss"] for row in run.rows()}
-    assert {step: row["loss"] for step, row in shown.items() if "loss" in row} == recorded
-    assert sorted(recorded) == list(range(1, 31))
-    starts = config(run_files(run.output)[-1])["starts"]
-    assert len(starts) == 4 and {one["job"] for one in starts} == {job}
-
-
-@pytest.mark.long
-def test_a_node_without_power_is_left_and_the_job_goes_on_elsewhere(
-    training: Training, slurm: Cluster, undisturbed: Training
-) -> None:
-    job = training.submit()
-    training.reach(12)
-    slurm.kill_node("vn2")
-    training.finish()
-    assert "vn2" not in slurm.job(job)["NodeList"]
-    assert_same(training, undisturbed)
-
-
-def test_ranks_that_outlive_their_slurmd_end_by_fencing_and_overwrite_nothing(
-    training: Training, slurm: Cluster, undisturbed: Training
-) -> None:
-    job = training.submit()
-    training.reach(7)
-    nodes = slurm.job(job)["NodeList"]
-    lost = [name for name in slurm.names if name in ("vn1", "vn2")]
-    assert nodes == "vn[1-2]"
-    for node in lost:
-        slurm.kill_slurmd(node)
-    # The ranks live on, and Slurm believes their nodes lost. They sleep until others took over.
-    old = [pid for node in lost for pid in slurm.processes(node, "mgpt pretrain")]
-    assert len(old) == 4
-    for pid in old:
-        os.kill(pid, signal.SIGSTOP)
-    stopped_at = training.step()
-    assert stopped_at < 25
-    until("a start after the first", lambda: training.starts() > 1, 120)
-    attempts = training.output / "attempts"
-    until("a second attempt", lambda: (attempts / "2").exists(), 120)
-    for pid in old:
-        os.kill(pid, signal.SIGCONT)
-    training.finish()
-    assert slurm.job(job)["NodeList"] == "vn[3-4]"
-    until("the old ranks to end", lambda: not any(map(is_running, old)), 120)
-    assert_same(training, undisturbed)
-    for complete in training.output.glob("step_*/COMPLETE"):
-        of_old = int(complete.parent.name[5:]) <= stopped_at
-        assert json.loads(complete.read_text())["attempt"] == (1 if of_old else 2)
-    error = (training.output / "launch" / "errors" / "1").read_text()
-    assert "this one ends without saving" in error, "by the fence, at a step or at a save"
-    said = [line for line in training.log().splitlines() if line.startswith("mgpt: ")]
-    ends = [line for line in said if line.endswith(" complete")]
-    assert len(ends) == 1, "the lost start does not call its job complete"
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -1,6 +1,7 @@
 """A small training on the test cluster: submitted as a user does, disturbed, compared."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,21 @@ from cluster import Cluster
 from cluster_node import until
 
 PATIENCE_S = 600
-STEPS = 30
+STEPS = 20
+README = Path(__file__).parents[2] / "README.md"
+MGPT = (sys.executable, "-m", "mgpt")
+ON_TWO_NODES = (
+    *("launcher=slurm", "launcher.nodes=2", "launcher.procs_per_node=2"),
+    *("launcher.gpus_per_node=0", "launcher.time=20", "launcher.grace_s=30"),
+)
 MEASURED = ("tokens_per_s", "data_wait_s", "step_s", "memory_mb", "slow_rank", "save_s", "wait_s")
+
+
+def readme_command(program: str, job: str) -> list[str]:
+    """The words of a command that README's "On Slurm" gives for a job, as it stands there."""
+    section = README.read_text().split("\n## On Slurm\n")[1].split("\n## ")[0]
+    (command,) = re.findall(rf"`({program} [^`]*<job>)`", section)
+    return command.replace("<job>", job).split()
 
 
 @dataclass(frozen=True)
@@ -22,54 +36,26 @@ class Inputs:
     text: Path
 
 
-class Training:
-    """One run folder and the job that works in it.
+class Run:
+    """One run folder, and the command whose work it is.
 
     Args:
         words: overrides of `mgpt submit pretrain` beside the usual.
     """
 
-    def __init__(self, slurm: Cluster, inputs: Inputs, output: Path, *words: str) -> None:
-        self.slurm, self.output = slurm, output
+    def __init__(self, inputs: Inputs, output: Path, *words: str) -> None:
+        self.output = output
         self.command = [
-            *("pretrain", f"output={output}", f"vocabulary={inputs.text}", "model=debug"),
-            *("parallel=fsdp2", f"steps={STEPS}", "save_every=5", "keep=20", "log_every=1"),
-            *("dropout=0.1", "data.row_tokens=256", "data.step_rows=4", "tracking=disabled"),
+            *(*MGPT, "submit", "pretrain", f"output={output}", f"vocabulary={inputs.text}"),
+            *("model=debug", "parallel=fsdp2", f"steps={STEPS}", "save_every=4", "keep=20"),
+            *("log_every=1", "dropout=0.1", "data.row_tokens=256", "data.step_rows=4"),
             *(f"data.sources.a.path={inputs.tokens}", "data.sources.a.tasks.image_text=1"),
-            *("launcher=slurm", "launcher.nodes=2", "launcher.procs_per_node=2"),
-            *("launcher.gpus_per_node=0", "launcher.time=20", "launcher.grace_s=30", *words),
+            *("tracking=disabled", *words),
         ]
-        self.job = ""
-
-    def submit(self) -> str:
-        """Queues it; the job's number."""
-        self.slurm.run(*self.mgpt("submit", *self.command), timeout_s=PATIENCE_S)
-        self.job = (self.output / "launch" / "job").read_text().strip()
-        return self.job
-
-    def mgpt(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "mgpt", *words]
-
-    def reach(self, step: int) -> None:
-        """Returns once the record holds a step; AssertionError where the job ends before."""
-
-        def there() -> bool:
-            return self.step() >= step or self.slurm.states(self.job) != ["RUNNING"]
-
-        self.slurm.wait(self.job, "RUNNING", timeout_s=PATIENCE_S)
-        until(f"step {step}", there, PATIENCE_S, every_s=0.02)
-        assert self.step() >= step, self.log()
 
     def step(self) -> int:
         rows = self.rows()
         return rows[-1]["step"] if rows else 0
-
-    def finish(self) -> None:
-        """Returns once the job is complete; AssertionError with its log where it is not."""
-        try:
-            self.slurm.wait(self.job, "COMPLETED", timeout_s=PATIENCE_S)
-        except (AssertionError, TimeoutError) as error:
-            raise AssertionError(f"{error}\n{self.log()}") from None
 
     def rows(self) -> list[dict[str, Any]]:
         """The record so far, without what the clock decides."""
@@ -85,17 +71,55 @@ class Training:
         newest = max(self.output.glob("step_*/COMPLETE")).parent / "state"
         return {file.name: file.read_bytes() for file in sorted(newest.iterdir())}
 
+
+class Training(Run):
+    """A run of two ranks on each of two nodes, and the job that works in it."""
+
+    def __init__(self, slurm: Cluster, inputs: Inputs, output: Path, *words: str) -> None:
+        super().__init__(inputs, output, *ON_TWO_NODES, *words)
+        self.slurm, self.job = slurm, ""
+
+    def submit(self) -> str:
+        """Queues it; the job's number."""
+        self.slurm.run(*self.command, timeout_s=PATIENCE_S)
+        self.job = (self.output / "launch" / "job").read_text().strip()
+        return self.job
+
+    def mgpt(self, *words: str) -> str:
+        """What `mgpt <words> output=<its own>` says."""
+        command = (*MGPT, *words, f"output={self.output}")
+        return self.slurm.run(*command, timeout_s=PATIENCE_S).stdout
+
+    def reach(self, step: int, start: int = 1) -> None:
+        """Returns once a start has brought the record to a step; AssertionError where the job ends
+        before."""
+
+        def there() -> bool:
+            return self.step() >= step or self.slurm.states(self.job) != ["RUNNING"]
+
+        until(f"start {start}", lambda: self.starts() >= start, PATIENCE_S)
+        self.slurm.wait(self.job, "RUNNING", timeout_s=PATIENCE_S)
+        until(f"step {step}", there, PATIENCE_S, every_s=0.02)
+        assert self.step() >= step, self.log()
+
+    def finish(self) -> None:
+        """Returns once the job is complete; AssertionError with its log where it is not."""
+        try:
+            self.slurm.wait(self.job, "COMPLETED", timeout_s=PATIENCE_S)
+        except (AssertionError, TimeoutError) as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
+
     def starts(self) -> int:
-        return len(list((self.output / "launch" / "starts").iterdir()))
+        return len(list((self.output / "launch" / "starts").glob("*")))
 
     def log(self) -> str:
-        """The last lines of the job's log and of rank 0's."""
+        """What the job said, and rank 0 of each start."""
         logs = sorted((self.output / "launch" / "logs").rglob("*.log"))
         kept = [file for file in logs if file.name[0].isdigit() or "0000" in file.name]
-        return "\n".join(f"--- {file}\n{file.read_text()[-2000:]}" for file in kept)
+        return "\n".join(f"--- {file}\n{file.read_text()}" for file in kept)
 
 
-def assert_same(run: Training, other: Training) -> None:
+def assert_same(run: Run, other: Run) -> None:
     """Two runs have the same record and, bit for bit, the same weights and moments."""
     assert run.rows() == other.rows()
     states = run.state(), other.state()
