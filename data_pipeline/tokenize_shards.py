@@ -26,10 +26,10 @@ from data_pipeline.duplicates import Known, LookJob, find_job_duplicates
 from data_pipeline.encoding import (
     Agreement,
     Codes,
+    FastCodes,
     Levels,
     ShardEncoder,
     vq_codes,
-    vq_codes_bf16,
 )
 from data_pipeline.filters import FilterConfig, Filters
 from data_pipeline.fitting import Fitted, Pictures, Target, fit_fields
@@ -83,6 +83,9 @@ class TokenizeConfig:
     precision: Literal["exact", "bf16"] = "exact"
     """Arithmetic of the VQ model's layers. bf16 is for GPUs; a few codes in a hundred are others,
     and how many is said once."""
+    compile: bool = False
+    """Whether these layers run as machine code (torch.compile), made anew for each size of picture
+    and worker: for GPUs, in jobs that outlast that. A few codes may be others; how many is said."""
     seed: int = 0
     """Decides, with a sample's key, where its pictures are cropped."""
     threads: int = 1
@@ -185,6 +188,8 @@ class TokenizeJob:
         }
         if cfg.precision != "exact":
             settings["precision"] = cfg.precision
+        if cfg.compile:
+            settings["compile"] = True
         if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
             settings["filters.duplicates_among"] = _names_and_sizes(paths)
         fingerprint = settle_settings(locate(cfg.output), settings, "mgpt tokenize")
@@ -260,8 +265,10 @@ class TokenizeWorker:
             raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
         exact = partial(vq_codes, vq)
         self._encode: Callable[[Levels], Codes] = exact
-        if job.cfg.precision == "bf16":
-            self._encode = Agreement(partial(vq_codes_bf16, vq), exact)
+        is_bf16, is_compiled = job.cfg.precision == "bf16", job.cfg.compile
+        if is_bf16 or is_compiled:
+            fast = FastCodes(vq, is_bf16, is_compiled, job.cfg.batch_pixels)
+            self._encode = Agreement(fast, exact)
         self._decoders = self._encoder = None
         if job.cfg.decoders:
             self._decoders = ThreadPoolExecutor(job.cfg.decoders, "decoder")

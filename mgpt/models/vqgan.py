@@ -43,6 +43,7 @@ __all__ = [
     "Vqgan",
     "VqganConfig",
     "build_vqgan",
+    "exact_fp32",
     "load_vqgan",
     "nearest_codes",
     "save_vqgan",
@@ -157,7 +158,7 @@ class Vqgan(nn.Module):
             int64 [B, h, w], each in [0, n_embed).
         """
         self._check_size(pixels_B3HW)
-        with _exact_fp32(pixels_B3HW.device):
+        with exact_fp32(pixels_B3HW.device):
             return self.quantize(self.latents(pixels_B3HW.float()))
 
     @torch.no_grad()
@@ -170,7 +171,7 @@ class Vqgan(nn.Module):
             codes_Bhw: integers [B, h, w] in [0, n_embed).
         """
         assert codes_Bhw.ndim == 3, f"codes must be [B, h, w], not {tuple(codes_Bhw.shape)}"
-        with _exact_fp32(codes_Bhw.device):
+        with exact_fp32(codes_Bhw.device):
             return self.reconstruct(self.embed(codes_Bhw))
 
     def latents(self, pixels_B3HW: Tensor) -> Tensor:
@@ -356,7 +357,7 @@ def _fingerprint(cfg: VqganConfig, state: Mapping[str, Tensor]) -> str:
 
 
 @contextlib.contextmanager
-def _exact_fp32(device: torch.device) -> Iterator[None]:
+def exact_fp32(device: torch.device) -> Iterator[None]:
     """Full fp32 inside: no autocast, no TF32 (bf16 moves 3 to 15 % of the codes)."""
     cudnn = torch.backends.cudnn
     matmul_precision = torch.get_float32_matmul_precision()

@@ -1,5 +1,6 @@
 """Tokenising: every key written or refused, the same bytes whoever does it, nothing done twice."""
 
+import functools
 import json
 import os
 import signal
@@ -226,6 +227,29 @@ def test_an_error_in_a_thread_is_that_of_the_job(config, tracker, monkeypatch):
     monkeypatch.setattr("data_pipeline.tokenize_shards.vq_codes", broken)
     with pytest.raises(MachineError, match="out of memory"):
         tokenize(config("out", decoders=2), tracker)
+
+
+def test_compiled_layers_see_full_batches_only(tmp_path, config, tracker, monkeypatch, caplog):
+    """All of compiling but the making of machine code; so every code is the exact one."""
+    seen: list[torch.Size] = []
+
+    def as_it_is(graph, inputs):
+        seen.append(next(one.shape for one in inputs if one.ndim == 4 and one.shape[1] == 3))
+        return graph.forward
+
+    compile_as_it_is = functools.partial(torch.compile, backend=as_it_is)
+    monkeypatch.setattr("data_pipeline.encoding.torch.compile", compile_as_it_is)
+    monkeypatch.setattr("data_pipeline.encoding.COMPARED_PICTURES", 8)
+    torch._dynamo.reset()
+    tokenize(config("exact", resolution=[32], batch_pixels=2048), tracker)
+    tokenize(config("compiled", resolution=[32], batch_pixels=2048, compile=True), tracker)
+    assert seen and len({shape[2:] for shape in seen}) == len(seen), "one program a size"
+    assert all(num == -(-2048 // (high * wide)) for num, _, high, wide in seen)
+    (said,) = [line for line in caplog.messages if "exact mode" in line]
+    assert float(said.split(" %")[0]) > 99  # a fuller batch rounds otherwise: a rare near tie
+    exact, fast = (open_dataset(tmp_path / name / "32") for name in ("exact", "compiled"))
+    assert len(exact) == len(fast)
+    assert exact.manifests[0].settings_fingerprint != fast.manifests[0].settings_fingerprint
 
 
 def test_bf16_says_how_many_codes_are_exact(tmp_path, config, tracker, caplog, monkeypatch):
