@@ -74,7 +74,10 @@ class FastCodes:
         """Torch gives up after eight shapes; a resolution has up to a hundred."""
         if not self._batch_pixels:
             return nullcontext()
-        limits = {"recompile_limit": MOST_PROGRAMS, "accumulated_recompile_limit": MOST_PROGRAMS}
+        limits: dict[str, Any] = {
+            "recompile_limit": MOST_PROGRAMS,
+            "accumulated_recompile_limit": MOST_PROGRAMS,
+        }
         return torch._dynamo.config.patch(**limits)
 
 

@@ -7,6 +7,7 @@ A shard's name is that of its output: the file's name without `.tar`; below an i
 path joined by dashes, so `a/00000.tar` and `b/00000.tar` stay apart.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from data_pipeline.raw_shards import RawShardReader
 from mgpt.errors import DataError
 from mgpt.storage import Location, find_glob, locate, read_all, relative
 
+LOOKED_AT_SAMPLES = 256
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 # Beside `<shard>.tar`: what `mgpt pack` and img2dataset count there.
 _STATS_FILES = (("{}.json", "samples"), ("{}_stats.json", "successes"))
@@ -57,14 +59,14 @@ def _expand(source: str) -> list[tuple[str, Location]]:
 def estimate_samples(shards: Mapping[str, Location]) -> dict[str, int]:
     """About how many samples each shard holds: as counted beside it, else by size.
 
-    The first shard without a count is read through, and its samples a byte stand for the others'.
+    Of the first shard without a count some samples are read, which stand for the others.
     """
     counts = _counted(shards)
     unknown = [name for name, count in counts.items() if count is None]
     per_byte = 0.0
     if unknown:
         with RawShardReader.open(shards[unknown[0]]) as reader:
-            for _ in reader:
+            for _ in itertools.islice(reader, LOOKED_AT_SAMPLES):
                 pass
         per_byte = reader.inputs / max(reader.num_bytes, 1)
     return {

@@ -16,7 +16,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ class Crop:
 
     def to_json(self) -> dict[str, int]:
         """As a sample's JSON stores it; `Crop(**stored)` reads it back."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def open_image(

@@ -5,12 +5,15 @@
 The index is synthetic: that many entries with identities of their own that point at a few real
 samples, so that shards need not be written for it. Timed are `load_state` and the first
 `read_step` of one rank in a loader that is just made: planning the window, reading the documents,
-laying out the rows. Opening the shards' indexes is not in it.
+laying out the rows. Opening the shards' indexes is not in it. The positions are measured in turn,
+the best of `--repeats`, also in CPU time and against the start of the data. Beside them stands what
+it takes to say before a run what it will draw, exactly (`--foretold` documents at most).
 """
 
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +23,7 @@ from corpora import TASK, conditions, make_vocabulary, show, write_corpus
 from mgpt.data import loader as loader_module
 from mgpt.data.dataset import open_dataset
 from mgpt.data.lengths import TaskLengths, load_lengths
-from mgpt.data.loader import RowLoader
+from mgpt.data.loader import FORETOLD_DOCUMENTS, RowLoader
 from mgpt.data.outlines import Outlines
 from mgpt.data.source import Component, DataConfig, SourceConfig
 from mgpt.tokens.chat import Outline
@@ -65,12 +68,26 @@ def first_batch_ms(loader: RowLoader, passed: int, config: DataConfig) -> tuple[
     return elapsed[0] * 1e3, elapsed[1] * 1e3
 
 
+def foretelling_s(loader: RowLoader, documents: int) -> tuple[float, int]:
+    """CPU seconds to say what a run will draw, exactly, and how many documents that were."""
+    step = 1
+    while sum(loader._foretell_about(2 * step).values()) <= documents:
+        step *= 2
+    started = time.process_time()
+    drawn, is_exact = loader.foretell(step)
+    assert is_exact
+    return round(time.process_time() - started, 1), sum(drawn.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=10_000_000)
     parser.add_argument("--row-tokens", type=int, default=16_384)
     parser.add_argument("--step-rows", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--foretold", type=int, default=FORETOLD_DOCUMENTS, help="most documents of a foretold run"
+    )
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -83,15 +100,22 @@ def main() -> None:
             row_tokens=arguments.row_tokens,
             step_rows=arguments.step_rows,
         )
-        for passed in (0, 10_000, 1_000_000, 10_000_000, 100_000_000):
-            times = []
+        positions = (0, 10_000, 1_000_000, 10_000_000, 100_000_000)
+        times: dict[int, list[tuple[float, float]]] = {passed: [] for passed in positions}
+        with mock.patch.object(loader_module, "open_components", lambda *_: [component]):
             for repeat in range(arguments.repeats):
-                with mock.patch.object(loader_module, "open_components", lambda *_: [component]):
+                for passed in positions:  # in turn: other work on the machine is in each of them
                     loader = RowLoader(config, vocab, seed=0)
-                times.append(first_batch_ms(loader, passed + 4096 * repeat, config))
-                loader.close()
-            wall, cpu = (round(min(column), 1) for column in zip(*times, strict=True))
-            rows.append({"samples_passed": passed, "first_batch_wall_ms": wall, "cpu_ms": cpu})
+                    times[passed].append(first_batch_ms(loader, passed + 4096 * repeat, config))
+                    loader.close()
+            loader = RowLoader(replace(config, step_rows=1), vocab, seed=0)
+            foretold_s, documents = foretelling_s(loader, arguments.foretold)
+            loader.close()
+        for passed, found in times.items():
+            wall, cpu = (round(min(column), 1) for column in zip(*found, strict=True))
+            ratio = round(cpu / min(both[1] for both in times[0]), 2)
+            row = {"samples_passed": passed, "first_batch_wall_ms": wall, "cpu_ms": cpu}
+            rows.append(row | {"cpu_to_that_at_0": ratio})
     show(
         rows,
         conditions(
@@ -100,6 +124,8 @@ def main() -> None:
             step_rows=arguments.step_rows,
             window_documents=config.window_documents,
             goal_ms=50,
+            foretold_documents=documents,
+            foretold_cpu_s=foretold_s,
         ),
     )
 

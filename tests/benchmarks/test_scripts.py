@@ -16,8 +16,11 @@ FOLDER = Path(__file__).parent
         ("packing.py --most 16384", "fill"),
         ("storage.py --samples 8", "shards_bytes_a_token"),
         ("reading.py --samples 8 --repeats 1", "codes ratio"),
-        ("resume.py --samples 1000 --step-rows 1 --repeats 1", "first_batch_wall_ms"),
-        ("tokenizing.py --px --images --bad 8 --repeats 1", "cost"),
+        (
+            "resume.py --samples 1000 --step-rows 1 --repeats 1 --foretold 9000",
+            "first_batch_wall_ms",
+        ),
+        ("tokenizing.py --px --images --bad 8 --pairs 1", "cost"),
         (
             "loss_memory.py --tokens 64 --vocab-size 512 --widths 32 --checked 8 "
             "--checked-vocabulary 64",

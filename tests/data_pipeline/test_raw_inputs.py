@@ -39,3 +39,9 @@ def test_counts_beside_the_shard_or_by_size(folder):
     (folder / "sub" / "00000_stats.json").write_text(json.dumps({"successes": 12}))
     counts = estimate_samples(find_raw_shards(str(folder)))
     assert counts == {"00000": 11, "a_b": 4, "sub-00000": 12}
+
+
+def test_a_long_shard_is_looked_at_and_not_read_through(tmp_path, write_tar):
+    write_tar(tmp_path / "00000.tar", {f"{number:04d}.jpg": b"x" for number in range(600)})
+    (count,) = estimate_samples(find_raw_shards(str(tmp_path))).values()
+    assert count == pytest.approx(600, rel=0.02)
