@@ -48,6 +48,7 @@ from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.storage import Location, locate
 from mgpt.tracking.tracker import Tracker
 
+GPU_DECODERS = 8
 _Item = RawSample | Rejected
 
 # Fields that decide bytes of the output, beside the VQ model, the device and the filters.
@@ -76,10 +77,10 @@ class TokenizeConfig:
     """Sides in pixels of the squares whose area pictures get; any aspect ratio in each."""
     workers: int = 1
     """Processes; the output does not depend on it."""
-    decoders: int = 0
+    decoders: int | None = None
     """Threads of a process that decode and fit pictures while another one encodes, to keep a GPU
-    busy; 0 does one thing after the other. Twice as many pictures are in memory at once. The output
-    does not depend on it."""
+    busy; 0 does one thing after the other; null is 8 with a GPU and 0 without. Twice as many
+    pictures are in memory at once. The output does not depend on it."""
     precision: Literal["exact", "bf16"] = "exact"
     """Arithmetic of the VQ model's layers. bf16 is for GPUs; a few codes in a hundred are others,
     and how many is said once."""
@@ -114,7 +115,7 @@ class TokenizeConfig:
         for name in ("workers", "threads", "batch_pixels", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.decoders < 0:
+        if self.decoders is not None and self.decoders < 0:
             raise ValueError(f"decoders={self.decoders} must be 0 or more")
 
 
@@ -270,8 +271,10 @@ class TokenizeWorker:
             fast = FastCodes(vq, is_bf16, is_compiled, job.cfg.batch_pixels)
             self._encode = Agreement(fast, exact)
         self._decoders = self._encoder = None
-        if job.cfg.decoders:
-            self._decoders = ThreadPoolExecutor(job.cfg.decoders, "decoder")
+        ahead = job.cfg.decoders
+        self._ahead = (GPU_DECODERS if device.type == "cuda" else 0) if ahead is None else ahead
+        if self._ahead:
+            self._decoders = ThreadPoolExecutor(self._ahead, "decoder")
             # A thread's own number of OpenMP threads is that of the machine until it is told.
             self._encoder = ThreadPoolExecutor(
                 1, "encoder", torch.set_num_threads, (job.cfg.threads,)
@@ -339,7 +342,7 @@ class TokenizeWorker:
                 fitted[px] = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
             return item, fitted
 
-        threads, ahead = self._decoders, cfg.decoders
+        threads, ahead = self._decoders, self._ahead
         decoded = in_order(threads, decode, items, ahead)
         kept = ((item, admission.compare(item, found, filters)) for item, found in decoded)
         return in_order(threads, fit, kept, ahead)
