@@ -50,7 +50,10 @@ from mgpt.parallel.state import (
 )
 from mgpt.parallel.zero_pieces import stage_pieces
 
-__all__ = ["Zero3Backend", "engine_config"]
+__all__ = ["REDUCE_BUCKET_NUMEL", "Zero3Backend", "engine_config"]
+
+REDUCE_BUCKET_NUMEL = 5 * 10**8
+"""Elements of gradients that go to the other ranks together, as DeepSpeed has it."""
 
 
 class Zero3Backend:
@@ -80,7 +83,7 @@ class Zero3Backend:
         self._trained_rows = module.model.trained_rows
         self._weight_decay, self._decay_lr = optim_cfg.weight_decay, 0.0
         optimizer = optim_cfg.build(module.named_weights(), decays=self._trained_rows is None)
-        config = engine_config(cfg)
+        config = engine_config(cfg, self.num_parameters)
         _place(deepspeed, module, optimizer, config, self.device)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
@@ -216,8 +219,9 @@ class Zero3Backend:
         self._pieces.write(name, values.to(self.device, torch.float32), moment)
 
 
-def engine_config(cfg: ParallelConfig) -> dict[str, object]:
+def engine_config(cfg: ParallelConfig, num_parameters: int) -> dict[str, object]:
     """DeepSpeed's configuration from ours."""
+    bucket = min(REDUCE_BUCKET_NUMEL, num_parameters)  # it is made whole, however small the model
     # The batch is never named: with rows that do not divide evenly it has no fixed size, and
     # `set_gradient_accumulation_boundary` says where a step ends.
     return {
@@ -230,7 +234,11 @@ def engine_config(cfg: ParallelConfig) -> dict[str, object]:
         "bf16": {"enabled": DTYPES[cfg.dtype] is torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": {"stage": cfg.zero_stage, **_offload(cfg)},
+        "zero_optimization": {
+            "stage": cfg.zero_stage,
+            "reduce_bucket_size": bucket,
+            **_offload(cfg),
+        },
         "steps_per_print": None,
     }
 

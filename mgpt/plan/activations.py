@@ -35,8 +35,8 @@ class Activations:
     loss_bytes: int
     """Beside what is kept, at the most, in the head: logits of a chunk, the head's gradient."""
     backward_bytes: int
-    """Beside what is kept, at the most, in the backward pass of a block: temporary values, and the
-    block's activations where they are recomputed."""
+    """Beside what is kept, at the most, in the backward pass of a block: temporary values, the
+    gradients of its weights, and its activations where they are recomputed."""
 
 
 def meta_model(cfg: TransformerConfig) -> Transformer:
@@ -62,8 +62,13 @@ def trace(
     """
     model = meta_model(replace(cfg, layers=2, dropout=0.0)).to(dtype)
     recompute_blocks(model, sharding_plan(model), recompute)  # type: ignore[arg-type]
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    # Sharding takes gradients away, and counts them: those of a block when it is done.
+    for parameter in (
+        *model.head.parameters(),
+        *model.norm.parameters(),
+        *model.embed.parameters(),
+    ):
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     with torch.device("meta"):
         ids_BT = torch.empty(rows, row_tokens, dtype=torch.int64)
     peaks: list[int] = []
@@ -73,6 +78,8 @@ def trace(
             rotary = rotary_angles(ids_BT, cfg.head_dim, cfg.rope_theta, x_BTD.dtype)
             kept = []
             for block in model.blocks:
+                if not head_only:
+                    x_BTD.register_hook(lambda _, block=block: block.zero_grad())
                 x_BTD = block(x_BTD, rotary, _FusedAttention(device == "cpu"))
                 kept.append(counter.live)
             x_BTD = model.norm(x_BTD)
@@ -114,10 +121,6 @@ def _mask_bytes(cfg: TransformerConfig, dtype: torch.dtype, device: str) -> int:
     if cfg.dropout == 0.0:
         return 0
     return 1 if device == "cuda" else dtype.itemsize
-
-
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None  # sharding takes it away, and counts it
 
 
 class _FusedAttention:

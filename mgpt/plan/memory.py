@@ -1,24 +1,24 @@
 """GPU memory of one rank, by part and by moment, from shapes and settings alone.
 
 Three moments can be the tightest: *loss*, with all activations kept and the head at work;
-*backward*, in the first block that goes back, or in the last, where gradients outweigh
-activations; *update*, with gradients and moments. A run needs the largest of them. Weights,
-gradients and moments are exact; activations and the loss come from the model's own passes on the
-meta device (`activations`); what a sharding library gathers and reduces at a time is counted from
-what it is known to hold:
+*backward*, where the head or the first block goes back, or one of the last two, by when gradients
+may outweigh activations; *update*, with gradients and moments. A run needs the largest of them.
+Weights, gradients and moments are exact; activations and the loss come from the model's own passes
+on the meta device (`activations`); what a sharding library gathers and reduces at a time is counted
+from what it is known to hold:
 
-- fsdp2: the block at work, those on their way, and the flat buffer they arrive in; the gradients of
-  one block and their float32 copy on the way to the other ranks; the root's group all the time.
+- fsdp2: the block at work and those on their way; the gradients that are being made, and the
+  float32 ones of the group before, which stay until the next go out; the root's group all the time.
   With `reshard=never` all blocks from their forward pass on, with a number its part of each.
-- zero3: DeepSpeed's defaults, 1e9 gathered elements at stage 3 and a reduction bucket of 5e8. At
-  stage 1 every rank has the whole float32 gradient.
+- zero3: DeepSpeed's defaults, 1e9 gathered elements at stage 3 and a reduction bucket of 5e8, twice
+  while it is sent. At stage 1 every rank has the whole float32 gradient.
 
 What is offloaded is counted apart: `Memory.offloaded_bytes` of a rank, in main memory or on a disk.
 
     >>> parallel = ParallelConfig("fsdp2", dtype="bfloat16")
     >>> memory = plan_memory(RankWork(SIZES["7b"], parallel, ranks=64, row_tokens=4096))
     >>> round(memory.peak_bytes / 1e9, 1), memory.tightest
-    (29.1, 'backward')
+    (28.6, 'backward')
 """
 
 import math
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from mgpt.models.transformer import TransformerConfig, sharding_plan
 from mgpt.parallel.backend import DTYPES, ParallelConfig
 from mgpt.parallel.fsdp2 import shard_ranks
+from mgpt.parallel.zero3 import REDUCE_BUCKET_NUMEL
 from mgpt.plan.activations import meta_model, trace
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
 
 MOMENTS = ("loss", "backward", "update")
 _FP32 = 4
-_LIVE_ELEMENTS, _BUCKET_ELEMENTS, _PREFETCH_ELEMENTS = 10**9, 5 * 10**8, 5 * 10**7  # DeepSpeed's
+_LIVE_ELEMENTS, _PREFETCH_ELEMENTS = 10**9, 5 * 10**7  # DeepSpeed's
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class RankWork:
         if self.parallel.name != "fsdp2":
             return self.ranks
         return shard_ranks(self.parallel, self.ranks, self.of_a_node)
+
+    def gone_back(self, left: int) -> int:
+        """Blocks that have gone back where `left` have not."""
+        return max(0, self.transformer.layers - left)
 
     def trained(self, groups: "Groups") -> int:
         """Elements of the parameters that have gradients."""
@@ -185,17 +190,19 @@ def plan_memory(work: RankWork) -> Memory:
         work.head_only,
         "cpu" if work.on_cpu else "cuda",
     )
-    kept = passes.kept_bytes
+    kept, layers = passes.kept_bytes, work.transformer.layers
     plan = {"single": _single, "fsdp2": _fsdp2, "zero3": _zero3}[parallel.name]
     ends = []
-    # Between the first block that goes back and the last, activations give way to gradients.
-    for is_last in (False, True):
+    # While blocks go back, activations give way to gradients. Of the last two the former has a
+    # next one on its way.
+    for left in sorted({0, 1, min(2, layers), layers, layers + 1}):
+        is_block = 0 < left <= layers
         of_run = (
-            Part("activations", kept, 0 if is_last else kept),
+            Part("activations", kept, kept * min(left, layers) // layers),
             Part("logits and loss", passes.loss_bytes, 0),
-            Part("at work in a block", 0, passes.backward_bytes),
+            Part("at work in a block", 0, passes.backward_bytes if is_block else 0),
         )
-        ends.append(_offloaded(parallel, plan(work, is_last), of_run))
+        ends.append(_offloaded(parallel, plan(work, left), of_run))
     return max(ends, key=lambda memory: memory.totals["backward"])
 
 
@@ -212,66 +219,97 @@ def _offloaded(
     return Memory(here, sum(part.update_bytes for part in of_backend if part.name in names))
 
 
-def _single(work: RankWork, is_last: bool) -> list[Part]:
+# Below, `left` counts the blocks that have not gone back yet, the one at work among them; one more
+# than there are: the head is at work; none: the embedding.
+
+
+def _single(work: RankWork, left: int) -> list[Part]:
     groups = parameter_groups(work.transformer, 1)
     copies = 0 if work.parallel.dtype == "float32" else work.itemsize * groups.whole
+    made = groups.head + work.gone_back(left) * groups.block if left else groups.whole
     return [
         Part.always("weights, float32", _FP32 * groups.whole),
-        _gradients(work.trained(groups), groups.head, work.accumulates, is_last),
+        _gradients(work.trained(groups), work.accumulates, made),
         Part.always("Adam's moments", 2 * _FP32 * groups.whole),
         Part("weights in the pass's type", copies, copies),
     ]
 
 
-def _fsdp2(work: RankWork, is_last: bool) -> list[Part]:
+def _fsdp2(work: RankWork, left: int) -> list[Part]:
     parallel, size, ranks = work.parallel, work.itemsize, work.sharing
     groups = parameter_groups(work.transformer, ranks)
-    trained = work.trained(groups)
+    trained, layers = work.trained(groups), work.transformer.layers
     head = shard_numel((work.transformer.vocab_size, work.transformer.hidden), ranks)
     shard = head if work.head_only else groups.shard
     if parallel.gather == "block":
-        loss, backward = _gathered(groups, work, is_last)
+        loss, backward = _gathered(groups, work, left)
         gathered = size * loss, size * backward
-        reduced = groups.head if work.head_only else groups.block
+        sent = _sent(groups, work, left)
     else:
         gathered = 2 * size * groups.whole, size * groups.whole
-        reduced = trained
+        sent = (size + _FP32) * trained
     adds_whole = work.accumulates and not parallel.reduce_each_micro_batch
-    whole = _FP32 * trained if adds_whole else 0
+    gone = groups.head + work.gone_back(left) * groups.block if left <= layers else 0
+    made = head + work.gone_back(left) * groups.block // ranks if left else shard
     return [
         Part.always("weights, float32", _FP32 * groups.shard),
-        _gradients(shard, head, work.accumulates and not adds_whole, is_last),
+        _gradients(shard, work.accumulates and not adds_whole, made),
         Part.always("Adam's moments", 2 * _FP32 * groups.shard),
         Part("gathered weights", *gathered),
-        Part("gradients on their way", 0, (size + _FP32) * reduced),
-        Part("whole gradient, accumulating", whole, 0 if is_last else whole),
+        Part("gradients on their way", 0, sent),
+        Part(
+            "whole gradient, accumulating",
+            _FP32 * trained if adds_whole else 0,
+            _FP32 * max(0, trained - gone) if adds_whole and left else 0,
+        ),
     ]
 
 
-def _gathered(groups: Groups, work: RankWork, is_last: bool) -> tuple[int, int]:
+def _sent(groups: Groups, work: RankWork, left: int) -> int:
+    """Bytes of gradients on their way to the other ranks."""
+    if 0 < left <= work.transformer.layers:
+        # Those of the group before, which stay until the next are sent.
+        return _FP32 * (groups.block if work.gone_back(left) else groups.head)
+    # gloo makes a copy; on a GPU what they are made from is still there.
+    numel = groups.head if left else groups.root
+    at_head = work.itemsize * numel if left else 0
+    return _FP32 * numel + (at_head + _FP32 * numel if work.on_cpu else work.itemsize * numel)
+
+
+def _gathered(groups: Groups, work: RankWork, left: int) -> tuple[int, int]:
     """Elements that fsdp2 has gathered, block by block, at the loss and in the backward pass."""
-    parallel = work.parallel
+    parallel, layers = work.parallel, work.transformer.layers
     loss = groups.root + 2 * groups.head
     if parallel.reshard == "never":
         # Between micro-batches all of it stays, the head too.
-        still = groups.head + groups.blocks if work.accumulates else groups.blocks
-        freed = is_last and not work.accumulates
-        return loss + groups.blocks, groups.root + (groups.block if freed else still)
+        still = (
+            groups.head + groups.blocks if work.accumulates else min(left, layers) * groups.block
+        )
+        return loss + groups.blocks, groups.root + still
     parts = 0 if parallel.reshard == "always" else groups.blocks // parallel.reshard
-    # The last block has no next one to wait for.
-    at_work = groups.block if is_last else (2 + max(1, parallel.prefetch)) * groups.block
-    return loss + parts, groups.root + at_work + (0 if is_last else parts)
+    if not left:
+        return loss + parts, 0
+    at_work = 1 if left <= layers else 0
+    coming = min(max(1, parallel.prefetch), left - 1)
+    back = groups.root + (at_work + coming) * groups.block + parts * min(left, layers) // layers
+    return loss + parts, back
 
 
-def _zero3(work: RankWork, is_last: bool) -> list[Part]:
+def _zero3(work: RankWork, left: int) -> list[Part]:
     groups = parameter_groups(work.transformer, work.ranks, flat=True)
     stage, size = work.parallel.zero_stage, work.itemsize
     live = size * min(groups.whole, _LIVE_ELEMENTS + _PREFETCH_ELEMENTS) if stage == 3 else 0
-    bucket = (size + _FP32) * min(groups.whole, _BUCKET_ELEMENTS)
-    head = groups.head // work.ranks
-    gradients = _gradients(groups.shard, head, work.accumulates, is_last)
-    if stage == 1:
-        gradients = Part.always(gradients.name, _FP32 * groups.whole)
+    bucket = min(groups.whole, REDUCE_BUCKET_NUMEL)
+    made = (
+        (groups.head + work.gone_back(left) * groups.block) // work.ranks if left else groups.shard
+    )
+    gradients = {
+        1: Part.always("gradients, float32", _FP32 * groups.whole),
+        2: _gradients(groups.shard, work.accumulates, made),
+        3: Part.always("gradients, float32", _FP32 * groups.shard),
+    }[stage]
+    # The bucket of stage 3 is float32 and always there.
+    sent = (_FP32 * bucket, 2 * _FP32 * bucket) if stage == 3 else (0, (size + _FP32) * bucket)
     return [
         Part.always(
             "weights in the pass's type", size * (groups.shard if stage == 3 else groups.whole)
@@ -280,13 +318,12 @@ def _zero3(work: RankWork, is_last: bool) -> list[Part]:
         gradients,
         Part.always("Adam's moments", 2 * _FP32 * groups.shard),
         Part("gathered weights", live, live),
-        Part("gradients on their way", 0, bucket),
+        Part("gradients on their way", *sent, sent[0]),
     ]
 
 
-def _gradients(elements: int, of_head: int, accumulates: bool, is_last: bool) -> Part:
-    """Float32 gradients of `elements`; before the blocks go back there are those of the head."""
+def _gradients(elements: int, accumulates: bool, made: int) -> Part:
+    """Float32 gradients of `elements`, of which the backward pass has `made` so many."""
     whole = _FP32 * elements
-    before = whole if accumulates else 0
-    backward = whole if accumulates or is_last else _FP32 * of_head
+    before, backward = (whole, whole) if accumulates else (0, _FP32 * min(made, elements))
     return Part("gradients, float32", before, backward, whole)

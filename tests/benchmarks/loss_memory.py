@@ -13,9 +13,9 @@ are, and both with a plain path in the same type.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -85,9 +85,16 @@ def grow(path: str, tokens: int, hidden: int, vocab_size: int) -> None:
     few = make(8, hidden, 64, torch.bfloat16, "cpu")
     PATHS[path](*few)
     given = make(tokens, hidden, vocab_size, torch.bfloat16, "cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _status_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     PATHS[path](*given)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6)
+    print(_status_mb("VmHWM") - before)
+
+
+def _status_mb(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kilobytes = next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
+    return int(kilobytes) * 1024 / 1e6
 
 
 def gradient_errors(

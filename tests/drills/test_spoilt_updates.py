@@ -1,11 +1,15 @@
 """Faults of one rank or of some rows, and what is left of them in the end: next to nothing.
 
 Values that are not numbers on one rank, gradients ten times too large, and rows whose loss is ten
-times too high, one after another in one training: no such update is made, and the loss ends near
-that of a training without faults: within 1 % of what training has brought it down by, 2 % in the
-short form. (600 steps learn this corpus of 36 samples by heart; what is left then is so little
-that a share of it says nothing.) 100 steps in the short form, 600 in the long one (`-m long`), of
-one process and of two ranks.
+times too high, one after another in one training: no such update is made, and the loss on held-out
+rows ends within 1 % of that of a training without faults.
+
+The corpus is one that no training learns by heart: each picture's codes are drawn anew, so that
+the loss has a floor, as that of real data has, and a training that is long enough comes near it.
+What is left out then costs what so many steps at its end are worth, next to nothing. (Of 36 samples
+that are learnt by heart nothing is left in the end, and a share of that says nothing; a training
+that ends while its loss still falls fast has just fewer steps behind it.) The long form (`-m long`)
+is longer, with rollbacks, and of two ranks.
 """
 
 import dataclasses
@@ -18,62 +22,68 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import Run, make_corpus, metrics_of, run_ranks
 
-WINDOW = 32
+SHORT_STEPS = 260
+WINDOW = 64
+HELD_OUT_ROWS = 60
+NEAR = 0.01
 
 
-def last_loss(folder: Path) -> float:
-    return json.loads((folder / "outcome.json").read_text())["metrics"]["val/loss"]
+def last_loss(run: Run) -> float:
+    outcome = json.loads((Path(run.folder) / "outcome.json").read_text())
+    return outcome["metrics"]["val/loss"]
 
 
-@pytest.mark.parametrize(
-    ("backend", "size", "steps", "near"),
-    [
-        ("single", 1, 100, 0.02),
-        pytest.param("single", 1, 600, 0.01, marks=pytest.mark.long),
-        pytest.param("fsdp2", 2, 600, 0.01, marks=pytest.mark.long),
-    ],
-)
-def test_no_update_is_polluted(
-    tmp_path: Path, backend: str, size: int, steps: int, near: float
-) -> None:
-    corpus = make_corpus(tmp_path / "corpus")
+def trainings(folder: Path, backend: str, steps: int) -> list[Run]:
+    """The same training without faults, with them skipped, and with rollbacks."""
     clean = Run(
-        corpus,
-        str(tmp_path / "clean"),
+        make_corpus(folder / "corpus", samples=4_000, drawn_codes=16, sides=(2,)),
+        str(folder / "clean"),
         backend,
         steps=steps,
         save_every=20,
-        micro_rows=3,
+        micro_rows=5,
+        lr=6e-3,
         schedule="cosine",
+        held_out_rows=HELD_OUT_ROWS,
         guard={"spike_window": WINDOW},
     )
-    faults = {
-        "poison": (40, steps // 2 + 5),
-        "poison_loss": (50,),
-        "leaps": ((60, 1.0, 10.0), (70, 10.0, 10.0), (steps - 25, 1.0, 10.0)),
-    }
-    skips = dataclasses.replace(
+    skipping = dataclasses.replace(
         clean,
-        folder=str(tmp_path / "skip"),
+        folder=str(folder / "skipping"),
+        poison=(40, steps // 2 + 5),
+        poison_loss=(50,),
+        leaps=((80, 1.0, 10.0), (110, 10.0, 10.0), (steps - 25, 1.0, 10.0)),
         guard={"spike_window": WINDOW, "on_spike": "skip"},
-        **faults,
     )
-    goes_back = dataclasses.replace(
-        skips,
-        folder=str(tmp_path / "rollback"),
+    going_back = dataclasses.replace(
+        skipping,
+        folder=str(folder / "going_back"),
         guard={"spike_window": WINDOW, "on_spike": "rollback", "pass_steps": 2},
     )
-    run_ranks([clean, skips, goes_back], size)
+    return [clean, skipping, going_back]
 
-    assert all(row["updated"] for row in metrics_of(clean.folder))
-    assert not any(row["spike"] for row in metrics_of(clean.folder)), "no false alarm"
-    left_out = [row["step"] - 1 for row in metrics_of(skips.folder) if not row["updated"]]
-    assert left_out == sorted({40, 50, 60, steps // 2 + 5, 70, steps - 25})
-    rows = metrics_of(goes_back.folder)
-    assert rows[-1]["rollbacks"] == 3 and not any(row["spike"] for row in rows)
-    assert len(rows) == steps
-    losses = {kind: last_loss(tmp_path / kind) for kind in ("clean", "skip", "rollback")}
-    print(json.dumps(losses))
-    way_down = metrics_of(clean.folder)[0]["loss"] - losses["clean"]
-    for loss in losses.values():
-        assert loss == pytest.approx(losses["clean"], abs=near * way_down)
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("backend", "ranks", "steps"),
+    [
+        ("single", 1, SHORT_STEPS),
+        pytest.param("single", 1, 600, marks=pytest.mark.long),
+        pytest.param("fsdp2", 2, 600, marks=pytest.mark.long),
+    ],
+)
+def test_no_update_is_polluted(tmp_path: Path, backend: str, ranks: int, steps: int) -> None:
+    runs = trainings(tmp_path, backend, steps)[: 2 if steps == SHORT_STEPS else 3]
+    run_ranks(runs, ranks, timeout_s=1500.0)
+
+    clean, skipping, *going_back = (metrics_of(run.folder) for run in runs)
+    assert all(row["updated"] and not row["spike"] for row in clean), "no false alarm"
+    left_out = [row["step"] - 1 for row in skipping if not row["updated"]]
+    assert left_out == sorted({40, 50, 80, 110, steps // 2 + 5, steps - 25})
+    for rows in going_back:
+        assert len(rows) == steps and rows[-1]["rollbacks"] == 3
+        assert not any(row["spike"] for row in rows)
+    losses = [last_loss(run) for run in runs]
+    print(json.dumps({"drill": "spoilt updates", "ranks": ranks, "steps": steps, "loss": losses}))
+    assert losses[0] < 0.2 * clean[0]["loss"], "it has learnt"
+    assert losses[1:] == pytest.approx(losses[:1] * len(losses[1:]), rel=NEAR)

@@ -85,10 +85,22 @@ class Run:
     """Seconds after its first step in which a rank, by its number, gets SIGUSR1."""
     guard: dict[str, Any] = field(default_factory=dict)
     """Further fields of GuardConfig."""
+    held_out_rows: int = 3
 
 
-def make_corpus(folder: Path) -> str:
-    """Tokenised shards with captions and random codes of 2x2 to 4x4, and their vocabulary."""
+def make_corpus(
+    folder: Path,
+    samples: int = len(CAPTIONS),
+    drawn_codes: int = NUM_CODES,
+    sides: tuple[int, ...] = (2, 4),
+) -> str:
+    """Tokenised shards with captions and random codes of 2x2 to 4x4, and their vocabulary.
+
+    Args:
+        samples: in all; captions come again with other codes.
+        drawn_codes: codes are drawn from the first so many.
+        sides: of grids.
+    """
     import numpy as np
 
     from mgpt.data.shards import ShardWriter, TokenisedSample
@@ -97,9 +109,10 @@ def make_corpus(folder: Path) -> str:
 
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "32", "00000") as writer:
-        for index, caption in enumerate(CAPTIONS):
-            height, width = rng.choice([2, 4], size=2)
-            codes = rng.integers(0, NUM_CODES, (height, width)).astype(np.uint16)
+        for index in range(samples):
+            caption = CAPTIONS[index % len(CAPTIONS)]
+            height, width = rng.choice(sides, size=2)
+            codes = rng.integers(0, drawn_codes, (height, width)).astype(np.uint16)
             meta = {"caption": caption, "width": int(width) * 8, "height": int(height) * 8}
             writer.add(TokenisedSample(f"{index:06d}", meta, {"image": codes}))
         writer.close(
@@ -118,7 +131,7 @@ def make_corpus(folder: Path) -> str:
     return str(folder)
 
 
-def run_ranks(runs: list[Run], size: int = 1) -> None:
+def run_ranks(runs: list[Run], size: int = 1, timeout_s: float = 250.0) -> None:
     """Does the runs on `size` processes, in this one where that is enough.
 
     Fails with the ranks' output where one of them fails.
@@ -130,7 +143,7 @@ def run_ranks(runs: list[Run], size: int = 1) -> None:
             train(run, World())
         return
     specs = json.dumps([dataclasses.asdict(run) for run in runs])
-    codes, logs = start_ranks([__file__, specs], size)
+    codes, logs = start_ranks([__file__, specs], size, timeout_s)
     assert codes == [0] * size, f"exit codes {codes}\n" + "\n".join(logs)
 
 
@@ -227,7 +240,7 @@ def train(run: Run, world: Any) -> None:
             config_yaml="model: test\n",
             init_from=init_from,
             held_out=HeldOut(
-                held_out_rows(data, vocab, 7, 3),
+                held_out_rows(data, vocab, 7, run.held_out_rows),
                 run.micro_rows,
                 LossTally(loader.source_names, loader.task_names, vocab, backend.device),
             ),
@@ -346,7 +359,8 @@ def _misbehave_in_rows(run: Run, backend: Any, loader: Any, world: Any) -> None:
 
     def faulty(batch: Any, scale: float, last: bool) -> Any:
         if world.rank == world.size - 1:
-            time.sleep(run.sleep_s)
+            if run.sleep_s:
+                time.sleep(run.sleep_s)
             if run.hang and reads == run.hang[0]:
                 _hang(run.hang[1])
         of_loss, of_gradients = leaps.get(reading, (1.0, 1.0))

@@ -35,6 +35,11 @@ def planned(
     return plan_memory(RankWork(SIZES["7b"], parallel, ranks, row_tokens, micro_batches))
 
 
+def held_at_the_update(memory: Memory) -> int:
+    """Without DeepSpeed's bucket, which has one size on any number of ranks."""
+    return memory.totals["update"] - memory.part("gradients on their way").update_bytes
+
+
 def test_what_two_ranks_of_fsdp2_hold(tmp_path: Path) -> None:
     codes, logs = start_ranks([measured_shards.__file__, str(tmp_path)], 2)
     assert codes == [0, 0], "\n".join(logs)
@@ -70,15 +75,16 @@ def test_the_groups_are_the_model() -> None:
 @pytest.mark.parametrize("name", ["fsdp2", "zero3"])
 def test_ranks_divide_what_training_holds(name: str) -> None:
     few, many = (planned(ranks, name=name) for ranks in (8, 64))
-    assert few.totals["update"] == pytest.approx(8 * many.totals["update"], rel=0.01)
+    assert held_at_the_update(few) == pytest.approx(8 * held_at_the_update(many), rel=0.01)
     assert few.part("activations") == many.part("activations")
 
 
 def test_accumulating_costs_a_whole_gradient_unless_it_is_reduced_each_time() -> None:
-    whole = 4 * parameter_groups(SIZES["7b"], 1).whole
+    groups = parameter_groups(SIZES["7b"], 1)
     once, twice = planned(micro_batches=1), planned(micro_batches=2)
     each = planned(micro_batches=2, reduce_each_micro_batch=True)
-    assert twice.totals["backward"] - once.totals["backward"] == whole
+    more = twice.totals["backward"] - once.totals["backward"]
+    assert 4 * (groups.whole - groups.head) <= more <= 4 * groups.whole, "the head's goes out first"
     shards = 4 * parameter_groups(SIZES["7b"], 64).shard
     assert 0 <= each.totals["backward"] - once.totals["backward"] <= shards
 
@@ -128,7 +134,7 @@ def test_what_is_offloaded_leaves_the_gpu(settings: Any, bytes_a_parameter: int)
 
 def test_each_stage_of_zero_splits_more() -> None:
     whole = parameter_groups(SIZES["7b"], 1).whole
-    held = [planned(name="zero3", zero_stage=stage).totals["update"] for stage in (1, 2, 3)]
+    held = [held_at_the_update(planned(name="zero3", zero_stage=stage)) for stage in (1, 2, 3)]
     assert held[0] - held[1] == pytest.approx(4 * whole, rel=0.02), "gradients"
     assert held[1] - held[2] == pytest.approx(2 * whole, rel=0.02), "weights"
 

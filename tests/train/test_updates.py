@@ -89,7 +89,10 @@ def test_a_leap_that_is_only_warned_of_is_trained(left_out: Path) -> None:
     assert [row["spike"] for row in metrics_of(folder)] == [0] * 5 + [1]
 
 
-@pytest.fixture(scope="module", params=["single", pytest.param("fsdp2", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=["single", *(pytest.param(name, marks=pytest.mark.long) for name in ("fsdp2", "zero3"))],
+)
 def rolled_back(request: pytest.FixtureRequest, corpus: str, tmp_path_factory: Any) -> Path:
     """One run rolls back undisturbed; one is killed after its rollback, and goes on; one passes
     the same rows over from the start."""
