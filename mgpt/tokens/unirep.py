@@ -51,8 +51,11 @@ def write_grid(
     vocab: Vocabulary,
     ids: npt.NDArray[np.signedinteger],
     start: int = 0,
-) -> None:
-    """`encode_grid` into `ids`, from `start` on. Raises as it does."""
+) -> int:
+    """`encode_grid` into `ids`, from `start` on; the place behind it. Raises as it does.
+
+    Where that place is beyond the end of `ids`, nothing is written.
+    """
     kind = codes_HW.dtype.kind
     if kind not in "iu":
         raise _no_grid(codes_HW)
@@ -67,11 +70,13 @@ def write_grid(
             f"codes 0 to {vocab.num_codes - 1}; use the one that belongs to the shards' VQ model"
         )
     stop = start + grid_length(height, width)
-    ids[start], ids[start + 1], ids[start + 2] = header
-    lines = ids[start + _HEADER : stop - 1].reshape(height, width + 1)  # a view
-    lines[:, :width] = codes_HW + image_start
-    lines[:, width] = vocab.end_line
-    ids[stop - 1] = vocab.end_image
+    if stop <= len(ids):
+        ids[start], ids[start + 1], ids[start + 2] = header
+        lines = ids[start + _HEADER : stop - 1].reshape(height, width + 1)  # a view
+        lines[:, :width] = codes_HW + image_start
+        lines[:, width] = vocab.end_line
+        ids[stop - 1] = vocab.end_image
+    return stop
 
 
 @functools.lru_cache(maxsize=4096)
