@@ -364,23 +364,6 @@ def test_weights_without_tokenizer_need_one_to_train(
     assert (tmp_path / "run" / "model" / "vocabulary" / "tokenizer.json").exists()
 
 
-def test_a_codebook_of_other_codes_is_named(
-    released: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    make_tokens(tmp_path / "tokens")
-    message = refused(
-        "pretrain",
-        f"vocabulary={released / 'data/tokenizer'}",
-        "codebook=scenes_f8",
-        "steps=1",
-        f"data.sources.a.path={tmp_path / 'tokens'}",
-        "data.sources.a.tasks.image_text=1",
-        f"output={tmp_path / 'run'}",
-        *QUICK,
-    )
-    assert "codebook=scenes_f8 has 512 codes and the vocabulary 8192" in message
-
-
 def test_the_readmes_commands_run(
     released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
