@@ -38,7 +38,6 @@ Rotary = tuple[Tensor, Tensor]
 
 # Elements of a matrix that one generator draws when weights are made.
 _DRAWN_AT_ONCE = 1 << 20
-_CODEBOOK_SHARE = 0.9  # of the variance of an image code's first embedding
 
 
 class RmsNorm(nn.Module):
@@ -181,7 +180,6 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.model = Decoder(cfg)
         self.lm_head = HeadLoss(cfg.hidden, cfg.vocab_size)
-        self._codebook: tuple[int, Tensor] | None = None
 
     def train_head_rows(self, start: int, stop: int) -> "Transformer":
         """Leaves gradients to rows start..stop-1 of `lm_head.weight` alone; returns the model.
@@ -190,20 +188,6 @@ class Transformer(nn.Module):
         """
         assert 0 <= start < stop <= self.cfg.vocab_size
         self.lm_head.trained_rows = (start, stop)
-        return self
-
-    def embed_codes_alike(self, start: int, codebook_KE: Tensor) -> "Transformer":
-        """Lets the embeddings of image codes begin as alike as the codes are; returns the model.
-
-        Rows start..start+K-1 of the embedding begin as a random projection of the VQGAN's codebook
-        [K, E], with a tenth of their own noise by variance, so that what is learned of a code
-        serves its neighbours from the first step.
-        """
-        assert start >= 0 and start + len(codebook_KE) <= self.cfg.vocab_size
-        centred_KE = codebook_KE.detach().float().cpu()
-        centred_KE = centred_KE - centred_KE.mean(dim=0)
-        # Of squared length 1 in the mean: projected, an element has the deviation of the noise.
-        self._codebook = start, centred_KE / centred_KE.square().sum(dim=1).mean().sqrt()
         return self
 
     @property
@@ -324,23 +308,7 @@ class Transformer(nn.Module):
             part.normal_(0.0, std, generator=_generator(seed, name, first // chunk))
             own = slice(max(first, start), min(last, stop))
             drawn[own.start - start : own.stop - start] = part[own.start - first : own.stop - first]
-        if self._codebook is not None and name == "model.embed_tokens.weight":
-            self._liken(drawn, start, std, seed)
         return drawn
-
-    def _liken(self, rows_RD: Tensor, first: int, std: float, seed: int) -> None:
-        """Moves the image codes among embedding rows first, first + 1, .. towards the codebook."""
-        assert self._codebook is not None
-        start, codebook_KE = self._codebook
-        projection_ED = torch.empty(codebook_KE.shape[1], rows_RD.shape[1])
-        projection_ED.normal_(0.0, std, generator=_generator(seed, "codebook", 0))
-        # Projected whole and then cut: a product of fewer rows may round differently.
-        alike_KD = codebook_KE @ projection_ED
-        low = max(first, start)
-        high = max(low, min(first + len(rows_RD), start + len(alike_KD)))
-        own_KD = rows_RD[low - first : high - first]
-        own_KD *= math.sqrt(1.0 - _CODEBOOK_SHARE)
-        own_KD += math.sqrt(_CODEBOOK_SHARE) * alike_KD[low - start : high - start]
 
 
 def _generator(seed: int, name: str, chunk: int) -> torch.Generator:

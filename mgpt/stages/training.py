@@ -19,10 +19,9 @@ from torch import Tensor
 
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
-from mgpt.errors import ConfigError, DataError, MgptError, VocabularyError
+from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
-from mgpt.models.vqgan import load_vqgan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.settings import to_plain
@@ -78,9 +77,6 @@ class TrainingConfig(TrainConfig):
     vocabulary: str | None = None
     """Output of mgpt train_text, or a tokenizer.json of Chameleon, for a start from nothing or from
     weights without one; others bring their own."""
-    codebook: str | None = None
-    """VQGAN whose codebook the embeddings of image codes start from, in a start from nothing: codes
-    that look alike then start alike. A folder or a shipped name; null: each starts by itself."""
     resolution_px: int | None = None
     """Picks this resolution's folder in each source; null: each path is one already."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -103,8 +99,6 @@ class TrainingConfig(TrainConfig):
             )
         if self.image_rows == "zero" and self.init_from is None:
             raise ValueError("image_rows=zero is a start from weights; give init_from")
-        if self.codebook is not None and self.init_from is not None:
-            raise ValueError("codebook is for a start from nothing; init_from brings embeddings")
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
         if self.pictures_every and self.samples.vq is None:
@@ -115,7 +109,7 @@ def inputs(cfg: TrainingConfig) -> dict[str, str]:
     """What a training stage is made from, for its fingerprint."""
     sources = [*cfg.data.sources.values(), *cfg.held_out.sources.values()]
     paths = [cfg.init_from, cfg.vocabulary, *(source.path for source in sources)]
-    return {**input_fingerprints(*paths), **vq_input(cfg.samples.vq), **vq_input(cfg.codebook)}
+    return {**input_fingerprints(*paths), **vq_input(cfg.samples.vq)}
 
 
 def train(stage: str, cfg: TrainingConfig) -> None:
@@ -242,17 +236,9 @@ def _initial_weights(
 
 def _model(cfg: TrainingConfig, shape: TransformerConfig, vocabulary: Vocabulary) -> Transformer:
     model = Transformer(shape)
-    if cfg.codebook is not None:
-        codebook_KE = load_vqgan(cfg.codebook).quantize.embedding.weight
-        if len(codebook_KE) != vocabulary.num_codes:
-            raise ConfigError(
-                f"codebook={cfg.codebook} has {len(codebook_KE)} codes and the vocabulary "
-                f"{vocabulary.num_codes}; give the VQGAN that tokenised the pictures"
-            )
-        model.embed_codes_alike(vocabulary.image_start, codebook_KE)
-    if cfg.train == "image_head":
-        model.train_head_rows(*_image_rows(vocabulary))
-    return model
+    if cfg.train == "all":
+        return model
+    return model.train_head_rows(*_image_rows(vocabulary))
 
 
 def _image_rows(vocabulary: Vocabulary) -> tuple[int, int]:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from mgpt.errors import ConfigError
 from mgpt.models.transformer import Transformer, TransformerConfig
@@ -44,28 +43,6 @@ def test_rows_are_drawn_alone_as_in_the_whole() -> None:
     chunks = whole.view(-1, 1000, 1024).std((1, 2))
     assert chunks.tolist() == pytest.approx([1 / 32 / 2] * 3, rel=0.01)
     assert not whole[:900].equal(whole[1024:1924]), "chunks differ"
-
-
-def test_embeddings_of_codes_begin_as_alike_as_the_codes() -> None:
-    cfg = TransformerConfig(
-        hidden=256, ffn=256, layers=1, heads=1, kv_heads=1, head_dim=16, vocab_size=900
-    )
-    name, shape = "model.embed_tokens.weight", (900, 256)
-    codebook_KE = torch.randn(512, 32, generator=torch.Generator().manual_seed(0)) * 7 + 3
-    codebook_KE[1] = codebook_KE[0]
-    plain = Transformer(cfg).initial_rows(name, shape, (0, 900), seed=3)
-    model = Transformer(cfg).embed_codes_alike(20, codebook_KE)
-    whole = model.initial_rows(name, shape, (0, 900), seed=3)
-    codes = whole[20:532]
-    assert whole[:20].equal(plain[:20]) and whole[532:].equal(plain[532:])
-    assert codes.std().item() == pytest.approx(plain.std().item(), rel=0.02)
-    assert torch.cosine_similarity(codes[0], codes[1], dim=0) > 0.8
-    near = torch.cdist(codebook_KE, codebook_KE).flatten()
-    correlation = torch.corrcoef(torch.stack([near, torch.cdist(codes, codes).flatten()]))[0, 1]
-    assert correlation > 0.9
-    for start, stop in ((0, 10), (10, 30), (20, 532), (500, 600), (600, 900), (20, 20)):
-        part = model.initial_rows(name, shape, (start, stop), seed=3)
-        assert part.equal(whole[start:stop])
 
 
 @pytest.mark.parametrize(
