@@ -48,17 +48,12 @@ def write_document(
         outline = outline.drop_context()
     codes = part.dataset.codes(index, outline.pictures)
     try:
-        spans = outline.write(codes, vocab, ids)
+        return outline.write(codes, vocab, ids, labels)
     except DataError as error:
         raise DataError(
             f"{describe(part, index)}: {error}. Run mgpt verify on its folder; where that finds "
             f"nothing, delete {part.dataset.folder / LENGTHS_FOLDER} and start again"
         ) from error
-    num_trained = 0
-    for start, stop in spans:
-        labels[start - 1 : stop - 1] = ids[start:stop]
-        num_trained += stop - start
-    return num_trained
 
 
 def describe(part: Component, index: int) -> str:

@@ -154,23 +154,25 @@ class Outline:
         codes: Mapping[str, npt.NDArray[np.integer]],
         vocab: Vocabulary,
         ids: npt.NDArray[np.signedinteger],
-    ) -> list[tuple[int, int]]:
-        """Write its ids into `ids` [tokens]; (start, stop) of what is trained, in order, apart.
+        labels: npt.NDArray[np.signedinteger],
+    ) -> int:
+        """Write its ids into `ids` [tokens], and into `labels` [tokens] at each position that has a
+        trained token after it, that token; the other labels stay. How many labels were written.
 
         The first token of a sequence has nothing before it and is nowhere trained. `codes` holds
         [H, W] for each picture. Raises `DataError` where one is missing or cannot be encoded, or
         where `ids` has another length than they come to.
         """
         text_ids, num_tokens = self.text_ids, len(ids)
-        start = stop = text_start = 0
-        spans: list[tuple[int, int]] = []
-        first = -1  # of the tokens trained up to here; -1 after one that is not
+        start = stop = text_start = num_labels = 0
+        first = 0  # of the tokens trained up to here; 0 after one that is not
         for num_text, field, trained in self.segments:
-            if not trained and first >= 0:
-                spans.append((first or 1, start))
-                first = -1
-            elif trained and first < 0:
-                first = start
+            if trained:
+                first = first or start or 1
+            elif first:
+                labels[first - 1 : start - 1] = ids[first:start]
+                num_labels += start - first
+                first = 0
             if field is not None:
                 stop = write_grid(_of(codes, field), vocab, ids, start)
                 if stop > num_tokens:
@@ -187,9 +189,10 @@ class Outline:
             start = stop
         if start != stop or start != num_tokens:
             raise DataError(f"its {num_tokens} tokens were counted of other text or pictures")
-        if first >= 0:
-            spans.append((first or 1, start))
-        return spans
+        if first:
+            labels[first - 1 : start - 1] = ids[first:start]
+            num_labels += start - first
+        return num_labels
 
 
 def outline(item: Conversation | Document, vocab: Vocabulary) -> Outline:
@@ -229,10 +232,9 @@ def tokenise(
     """
     drawn = outline(item, vocab)
     counts = drawn.count({field: codes_HW.shape for field, codes_HW in codes.items()})
-    ids, trained = np.empty(counts.tokens, np.int32), np.zeros(counts.tokens, bool)
-    for start, stop in drawn.write(codes, vocab, ids):
-        trained[start:stop] = True
-    return Tokens(ids, trained, counts.guidance_cut)
+    ids, labels = np.empty(counts.tokens, np.int32), np.full(counts.tokens, -1)
+    drawn.write(codes, vocab, ids, labels)
+    return Tokens(ids, np.append(False, labels[:-1] >= 0), counts.guidance_cut)
 
 
 def count(
