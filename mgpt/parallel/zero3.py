@@ -84,7 +84,7 @@ class Zero3Backend:
         self._weight_decay, self._decay_lr = optim_cfg.weight_decay, 0.0
         optimizer = optim_cfg.build(module.named_weights(), decays=self._trained_rows is None)
         config = engine_config(cfg, self.num_parameters)
-        _place(deepspeed, module, optimizer, config, self.device)
+        _place(deepspeed, module, optimizer, config, self.device, DTYPES[cfg.dtype])
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -261,11 +261,13 @@ def _place(
     optimizer: torch.optim.Optimizer,
     config: dict[str, object],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Gives a module on the meta device memory, at stage 3 for this rank's part alone.
 
-    Stage 3 takes it leaf by leaf: a leaf is made whole without values, split and let go. The
-    optimiser, which was made over shapes, gets the parameters that come of it.
+    Stage 3 takes it leaf by leaf: a leaf is made whole without values, split and let go, in the
+    passes' own type, since DeepSpeed casts nothing that is split. The optimiser, which was made
+    over shapes, gets the parameters that come of it.
     """
     names = {id(parameter): name for name, parameter in module.named_weights()}
     if config["zero_optimization"]["stage"] == 3:  # type: ignore[index]
@@ -273,7 +275,7 @@ def _place(
         for leaf in module.modules():
             if next(leaf.parameters(recurse=False), None) is not None:
                 assert next(leaf.children(), None) is None, "weights belong to leaves"
-                leaf.to_empty(device=device)
+                leaf.to(dtype).to_empty(device=device)
                 swapper = deepspeed.zero.Init(
                     module=leaf, config_dict_or_path=config, param_swapper=swapper
                 ).param_swapper

@@ -1,12 +1,14 @@
 """Building backends, their settings, and weights given by name."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
+from mgpt.models.head_loss import HeadLoss
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import (
     BACKENDS,
@@ -138,6 +140,22 @@ def test_bfloat16_keeps_float32_weights(backend: Backend) -> None:
     # that were themselves bf16 would be off by 0.4 % of their size, 1 for the norms'.
     assert moved <= 2.1e-4
     assert all(weight.dtype == torch.float32 for weight in got.values())
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_passes_are_in_the_type_asked_for(
+    name: str, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = HeadLoss.trained_sums, []
+
+    def noted(self: HeadLoss, hidden_ND: torch.Tensor, *others: Any) -> Any:
+        seen.append((hidden_ND.dtype, self.weight.dtype))
+        return real(self, hidden_ND, *others)
+
+    monkeypatch.setattr(HeadLoss, "trained_sums", noted)
+    for dtype in ("bfloat16", "float32"):
+        build(name, dtype=dtype).forward_backward(batch(), 1 / 24, last=True)
+    assert seen == [(torch.bfloat16,) * 2, (torch.float32,) * 2]
 
 
 def type_name(backend: Backend) -> str:
