@@ -1,12 +1,10 @@
 """A save that dies, or finds the disk full, at any of its steps: a whole checkpoint is there."""
 
 import builtins
-import errno
 import io
 import itertools
 import json
 import multiprocessing
-import os
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+sys.path.append(str(Path(__file__).parent))
+from faulty_disk import FULL_DISK_STATUS, break_disk
+
 from mgpt.errors import MgptError
 from mgpt.parallel import snapshot
 from mgpt.parallel.dist import World
@@ -22,7 +23,7 @@ from mgpt.parallel.snapshot import Snapshot
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.step_folder import export_weights
 
-FULL_DISK_STATUS, NOTHING_HAPPENED_STATUS = 3, 4
+NOTHING_HAPPENED_STATUS = 4
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mgpt.train.checkpoint"])
 
@@ -52,35 +53,8 @@ def save(folder: Path, step: int) -> None:
 
 def faulty_save(folder: Path, step: int, fatal: int, how: str) -> None:
     """Whose `fatal`-th step on the disk kills it, or finds the disk full."""
-    steps = itertools.count()
-
-    def tick() -> None:
-        if next(steps) != fatal:
-            return
-        if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    class FaultyFile(io.FileIO):
-        def write(self, data: Any) -> int:
-            half = bytes(data)[: len(data) // 2]
-            super().write(half)  # torn, if this is where it ends
-            tick()
-            return len(half) + super().write(bytes(data)[len(half) :])
-
-    real_open = io.open
-
-    def faulty_open(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-        if not set(mode) & set("wxa"):
-            return real_open(path, mode, *args, **options)
-        tick()
-        stream = io.BufferedWriter(FaultyFile(path, mode.replace("b", "")))
-        return stream if "b" in mode else io.TextIOWrapper(stream)
-
-    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
-        real = getattr(os, name)
-        setattr(os, name, lambda *args, real=real, **options: (tick(), real(*args, **options))[1])
-    builtins.open = io.open = faulty_open  # type: ignore[assignment]
+    calls = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
+    steps = break_disk(fatal, how, calls, openers=(builtins, io))
     snapshot._CHUNK_BYTES = 64
     try:
         save(folder, step)

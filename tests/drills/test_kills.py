@@ -7,7 +7,6 @@ twelfth in the short form. Each prints a line of JSON for the record.
 """
 
 import contextlib
-import errno
 import io
 import itertools
 import json
@@ -22,12 +21,14 @@ import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parent))
+from faulty_disk import FULL_DISK_STATUS, break_disk
 
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from data_pipeline.verify_shards import VerifyConfig, verify
@@ -41,7 +42,6 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 WORKERS, SHARDS, SAMPLES = 4, 24, 24
 ROUND_S = 120.0  # a round that takes longer hangs
-FULL_DISK_STATUS = 3
 # Workers that start in a moment: forked off a process that has imported all, and run nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["data_pipeline.tokenize_shards", "data_pipeline.verify_shards"])
@@ -208,30 +208,7 @@ def test_two_hundred_kills_change_no_byte(place: Path) -> None:
 
 def run_faulty(root: Path, output: str, fatal: int, how: str) -> None:
     """A start of the job whose `fatal`-th step on the disk kills it, or finds the disk full."""
-    steps = itertools.count()
-
-    def step() -> None:
-        if next(steps) != fatal:
-            return
-        if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    class FaultyFile(io.FileIO):
-        def write(self, data: Any) -> int:
-            if how == "kill":
-                super().write(bytes(data)[: len(data) // 2])  # torn
-                self.seek(-(len(data) // 2), os.SEEK_CUR)
-            step()
-            return super().write(data)
-
-    def faulty_open(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-        return FaultyFile(path, mode) if "x" in mode else open(path, mode, *args, **options)
-
-    for name in ("fsync", "replace", "link"):
-        real = getattr(os, name)
-        setattr(os, name, lambda *args, real=real, **options: (step(), real(*args, **options))[1])
-    files.open = storage.open = faulty_open  # type: ignore[attr-defined]
+    break_disk(fatal, how, ("fsync", "replace", "link"), openers=(files, storage))
     try:
         run(root, "one", output)
     except MgptError as error:
