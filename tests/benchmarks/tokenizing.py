@@ -10,7 +10,7 @@ sides run in turn, and the best of `--repeats` counts.
 
 A busy machine falsifies times by the clock, so both sides also run with one thread in one process,
 in CPU seconds: that ratio leaves out what a worker a core gains over torch's threads. Bad samples
-are cut JPEGs, one in a hundred, in pairs of runs with and without, likewise in CPU seconds.
+are cut JPEGs, one after each hundred, in pairs of runs with and without, likewise in CPU seconds.
 """
 
 import argparse
@@ -51,16 +51,16 @@ def write_raw(folder: Path, px: int, images: int, shards: int, bad_every: int = 
                 coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
                 levels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
                 grain = rng.integers(-12, 13, levels.shape, dtype=np.int16)
-                picture = Image.fromarray((levels + grain).clip(0, 255).astype(np.uint8))
+                noise = Image.fromarray((levels + grain).clip(0, 255).astype(np.uint8))
                 buffer = io.BytesIO()
-                picture.save(buffer, "JPEG", quality=90)
+                noise.save(buffer, "JPEG", quality=90)
                 data = buffer.getvalue()
+                members = {f"{number:06d}": data}
                 if bad_every and number % bad_every == 0:
-                    data = data[: len(data) // 2]
-                sample = RawSample(
-                    f"{number:06d}", {"image": Picture(data, "jpg")}, {"caption": "noise"}
-                )
-                writer.add(sample)
+                    members[f"{number:06d}-cut"] = data[: len(data) // 2]
+                for key, data in members.items():
+                    picture = Picture(data, "jpg")
+                    writer.add(RawSample(key, {"image": picture}, {"caption": "noise"}))
             writer.close()
 
 
@@ -144,8 +144,9 @@ def _agreement(theirs: dict[str, np.ndarray], folder: Path) -> float:
 def bad_samples(root: Path, px: int, images: int, vq: str, tracker: Tracker, repeats: int) -> dict:
     """What one bad sample in a hundred costs, in CPU time: pairs of runs side by side.
 
-    A run's start is in both of a pair, and small. The median of the pairs and its quartiles tell
-    what a cost of 3 % is to be seen against.
+    The bad ones come on top of the good ones: fewer good ones would fill other batches, and what
+    torch prepares for each new shape is more than 3 % of a short run. A run's start is in both of
+    a pair. The median of the pairs and its quartiles tell what a cost is to be seen against.
     """
     torch.set_num_threads(1)
     write_raw(root / "good", px, images, shards=1)
