@@ -10,8 +10,8 @@ from what it is known to hold:
 - fsdp2: the block at work and those on their way; the gradients that are being made, and the
   float32 ones of the group before, which stay until the next go out; the root's group all the time.
   With `reshard=never` all blocks from their forward pass on, with a number its part of each.
-- zero3: DeepSpeed's defaults, 1e9 gathered elements at stage 3 and a reduction bucket of 5e8, twice
-  while it is sent. At stage 1 every rank has the whole float32 gradient.
+- zero3: DeepSpeed's defaults, 1e9 gathered elements at stage 3 and a reduction bucket of 5e8, and
+  what is made of it to be sent. At stage 1 every rank has the whole float32 gradient.
 
 What is offloaded is counted apart: `Memory.offloaded_bytes` of a rank, in main memory or on a disk.
 
@@ -308,8 +308,13 @@ def _zero3(work: RankWork, left: int) -> list[Part]:
         2: _gradients(groups.shard, work.accumulates, made),
         3: Part.always("gradients, float32", _FP32 * groups.shard),
     }[stage]
-    # The bucket of stage 3 is float32 and always there.
-    sent = (_FP32 * bucket, 2 * _FP32 * bucket) if stage == 3 else (0, (size + _FP32) * bucket)
+    # Gradients, and in float32 as they are sent. Stage 2 joins them first; stage 3 does so too, in
+    # float32 from the start, in a bucket that is always there, and gloo makes a copy.
+    sent = {
+        1: (0, (size + _FP32) * bucket),
+        2: (0, (2 * size + _FP32) * bucket),
+        3: (_FP32 * bucket, (3 if work.on_cpu else 2) * _FP32 * bucket),
+    }[stage]
     return [
         Part.always(
             "weights in the pass's type", size * (groups.shard if stage == 3 else groups.whole)
