@@ -142,40 +142,49 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.long
-def test_whatever_else_stops_it_is_survived(
+def test_preempted_requeued_by_hand_and_hung_it_goes_on(
     slurm: Cluster, inputs: Inputs, undisturbed: Run, tmp_path: Path
 ) -> None:
-    words = ("tracking=offline", "guard.hang_s=30", "launcher.time=30")
-    run = Training(slurm, inputs, tmp_path / "run", *words)
+    run = Training(slurm, inputs, tmp_path / "run", "tracking=offline", "guard.hang_s=30")
     run.submit()
     run.reach(2)
     # Preempted: the ranks get SIGTERM, the script nothing.
-    slurm.submit(
-        "--partition=high", "--nodes=4", "--output=/dev/null", "--exclusive", "--wrap=true"
-    )
+    all_nodes = ("--partition=high", "--nodes=4", "--exclusive")
+    slurm.submit(*all_nodes, "--output=/dev/null", "--wrap=true")
     run.reach(5, start=2)
     slurm.run(*readme_command("scontrol", run.job))  # requeue, which does not wait for the ranks
     run.reach(8, start=3)
-    hung = slurm.processes(slurm.nodes_of(run.job)[1], RANKS)[0]
-    os.kill(hung, signal.SIGSTOP)
-    run.reach(11, start=4)
-    stacks = [log.read_text() for log in (run.output / "launch/logs/3").glob("rank_*.log")]
-    assert any("has not finished step" in text and "Thread" in text for text in stacks)
-    # Slurm's controller is restarted, and gives no answer while the script wants to requeue.
+    os.kill(slurm.processes(slurm.nodes_of(run.job)[1], RANKS)[0], signal.SIGSTOP)
+    run.finish()
+    logs = [log.read_text() for log in (run.output / "launch/logs/3").glob("rank_*.log")]
+    assert len(logs) == 4
+    assert all("(train.guard.hang_s); its stacks:" in text and "Thread" in text for text in logs)
+    assert any("was stopped; its stacks:" in text for text in logs)
+    assert_same(run, undisturbed)
+    assert_shown(run, starts=4)
+
+
+@pytest.mark.long
+def test_without_slurms_controller_and_then_without_a_nodes_power_it_goes_on(
+    slurm: Cluster, inputs: Inputs, undisturbed: Run, tmp_path: Path
+) -> None:
+    run = Training(slurm, inputs, tmp_path / "run", "tracking=offline")
+    run.submit()
+    run.reach(5)
     nodes = slurm.nodes_of(run.job)
     ranks = [pid for node in nodes for pid in slurm.processes(node, RANKS)]
-    slurm.stop_controller()
+    slurm.stop_controller()  # it gives no answer while the script wants to requeue
     os.kill(ranks[0], signal.SIGKILL)
     until("their end", lambda: not any(map(is_running, ranks)), PATIENCE_S)
     time.sleep(3)
     slurm.start_controller()
-    run.reach(14, start=5)
+    run.reach(9, start=2)
     lost = slurm.nodes_of(run.job)[-1]
-    slurm.kill_node(lost)  # without power
+    slurm.kill_node(lost)
     run.finish()
-    assert run.starts() == 6 and lost not in slurm.nodes_of(run.job)
+    assert lost not in slurm.nodes_of(run.job)
     assert_same(run, undisturbed)
-    assert_shown(run, starts=6)
+    assert_shown(run, starts=3)
 
 
 @pytest.mark.long
