@@ -42,6 +42,7 @@ except MgptError as error:
 """
 RANK_RUNS = Path(__file__).parents[1] / "parallel"
 PATIENCE_S = 200.0
+LONG_S = 3000.0
 HANG_S = 15.0
 
 
@@ -121,6 +122,7 @@ def test_a_signal_to_one_ends_all_in_order(corpus: str, tmp_path: Path, to: str,
     newest.verify(World())
 
 
+@pytest.mark.timeout(LONG_S + 60)
 @pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.long)])
 def test_signals_at_random_moments(corpus: str, tmp_path: Path, times: int) -> None:
     """Saves and validations take most of the time of these runs."""
@@ -134,7 +136,7 @@ def test_signals_at_random_moments(corpus: str, tmp_path: Path, times: int) -> N
         dataclasses.replace(often, signal_after=(rng.uniform(0.0, 0.5), rng.randrange(2)))
         for _ in range(times)
     ]
-    run_ranks([whole, *starts, often], 2)
+    run_ranks([whole, *starts, often], 2, timeout_s=LONG_S)
     ends = [json.loads(line) for line in (tmp_path / "often" / "ends.jsonl").open()]
     assert len(ends) == times + 1
     assert all(end["step"] == end["newest"] for end in ends)
@@ -160,6 +162,8 @@ def test_a_sleeping_rank_is_named(corpus: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(LONG_S + 60)
 def test_no_rank_is_named_without_a_reason(corpus: str, tmp_path: Path) -> None:
-    run_ranks([Run(corpus, str(tmp_path), "fsdp2", steps=1_000, save_every=1_000)], 2)
+    run = Run(corpus, str(tmp_path), "fsdp2", steps=1_000, save_every=1_000)
+    run_ranks([run], 2, timeout_s=LONG_S)
     assert set(slow_ranks(tmp_path)) == {None}
