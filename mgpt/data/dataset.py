@@ -76,9 +76,8 @@ class TokenisedDataset:
         assert 0 <= index < ends[-1], (index, len(self))
         number = bisect_right(ends, index)
         shard = self._open.get(number)
-        if (
-            shard is None or len(self._open) == OPEN_SHARDS
-        ):  # else none is closed, and no order kept
+        # While there is room none is to be closed, and it does not matter which was used last.
+        if shard is None or len(self._open) == OPEN_SHARDS:
             shard = self.shard(number)
         return shard, index - (ends[number - 1] if number else 0)
 
