@@ -9,6 +9,7 @@ chunk of logits and the attention kernel are set alike for plan and run on a CPU
 own choices are others than on the GPUs that plans are for.
 """
 
+import argparse
 import gc
 import json
 import sys
@@ -175,7 +176,7 @@ def main() -> None:
         show(rows, conditions(torch=torch.__version__, gpu=torch.cuda.get_device_name()))
         return
     with tempfile.TemporaryDirectory() as folder:
-        codes, logs = start_ranks([__file__, folder], RANKS, timeout_s=1500.0)
+        codes, logs = start_ranks([__file__, "--rank-of", folder], RANKS, timeout_s=1500.0)
         if any(codes):
             logs.append(f"the ranks ended with {codes}")
             sys.exit("\n".join(logs))
@@ -184,7 +185,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        one_rank(Path(sys.argv[1]))
-    else:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--rank-of", type=Path, help="used by the script itself")
+    folder_of_ranks = parser.parse_args().rank_of
+    if folder_of_ranks is None:
         main()
+    else:
+        one_rank(folder_of_ranks)
