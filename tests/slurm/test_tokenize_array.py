@@ -2,10 +2,12 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +50,32 @@ def holders(work: Path) -> set[int]:
     return found
 
 
-def kill_while_it_works(slurm: Cluster, job: str, pid_file: Path, work: Path) -> None:
-    """SIGKILL, through Slurm, to the element whose pid the file holds, once it has a claim."""
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while not (pid_file.exists() and int(pid_file.read_text() or 0) in holders(work)):
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    slurm.run("scancel", "--full", "--signal=KILL", job)
+
+
+def kill_one_at_work(slurm: Cluster, job: str, pids: Path, work: Path) -> None:
+    """SIGKILL, through Slurm, to the first element of the array that holds a claim."""
+
+    def signal_element(name: str, element: Path) -> None:
+        slurm.run("scancel", "--full", f"--signal={name}", f"{job}_{element.name}")
+
+    def is_killed() -> bool:
+        for element in pids.iterdir():
+            pid = int(element.read_text() or 0)
+            if pid in holders(work):
+                signal_element("STOP", element)  # what it holds now it holds when it is killed
+                time.sleep(0.5)
+                if pid in holders(work):
+                    signal_element("KILL", element)
+                    return True
+                signal_element("CONT", element)
+        return False
+
+    wait_for(is_killed)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +98,13 @@ def test_an_array_and_a_worker_by_hand_share_a_job_and_one_element_is_killed(
     # exec: the element's pid is that of its batch shell.
     line = f"#!/bin/bash\necho $$ > {pids}/$SLURM_ARRAY_TASK_ID\nexec {' '.join(words)}\n"
     script.write_text(line)
-    job = slurm.submit("--array=0-3", where, f"--output={tmp_path}/%a.out", str(script))
     by_hand = subprocess.Popen(slurm.command(*words), env=slurm.environment)
     try:
-        kill_while_it_works(slurm, f"{job}_2", pids / "2", output / WORK_FOLDER)
+        wait_for(lambda: by_hand.pid in holders(output / WORK_FOLDER))
+        by_hand.send_signal(signal.SIGSTOP)  # it would be done before the array has begun
+        job = slurm.submit("--array=0-3", where, f"--output={tmp_path}/%a.out", str(script))
+        kill_one_at_work(slurm, job, pids, output / WORK_FOLDER)
+        by_hand.send_signal(signal.SIGCONT)
         assert by_hand.wait(timeout=200) == 0
     finally:
         by_hand.kill()
