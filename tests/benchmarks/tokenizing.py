@@ -1,6 +1,6 @@
 """`mgpt tokenize` against a straightforward loop, and what bad samples cost.
 
-    python tests/benchmarks/tokenizing.py --px 64 256 512 --images 1500 100 30
+    python tests/benchmarks/tokenizing.py --px 64 256 512 --images 1600 800 240
 
 Both sides read the same raw shards, decode, crop to the same buckets and encode with the same
 VQGAN; the loop takes one picture after another, torch using every core, and writes one pickle a
@@ -174,7 +174,7 @@ def bad_samples(root: Path, px: int, images: int, vq: str, tracker: Tracker, rep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--px", type=int, nargs="*", default=[64, 256, 512])
-    parser.add_argument("--images", type=int, nargs="*", default=[1600, 96, 32])
+    parser.add_argument("--images", type=int, nargs="*", default=[1600, 800, 240])
     parser.add_argument("--vq", default="photos_f16", help="for both sides")
     parser.add_argument("--bad", type=int, default=1000, help="samples of the part with bad ones")
     parser.add_argument("--repeats", type=int, default=3)
