@@ -229,16 +229,24 @@ class Cluster:
             if name not in self._processes or not self._daemons(name, "slurmd"):
                 self.start_node(name)
         until("an empty queue", lambda: not self.run("squeue", "-h").stdout.strip(), 60, 0.2)
+        for name in self.names:  # one whose tasks took too long to end is drained; others refuse
+            self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
         self.wait_idle()
 
     def wait_idle(self, timeout_s: float = 60) -> None:
         """Returns once every node waits for work."""
 
-        def idle() -> bool:
-            shown = self.run("sinfo", "-h", "-p", "main", "-o", "%T %D", check=False).stdout
-            return shown.strip() == f"idle {len(self.names)}"
+        shown = ""
 
-        until("all nodes idle", idle, timeout_s, every_s=0.1)
+        def idle() -> bool:
+            nonlocal shown
+            shown = self.run("sinfo", "-h", "-p", "main", "-o", "%T %D %N %E", check=False).stdout
+            return shown.startswith(f"idle {len(self.names)} ")
+
+        try:
+            until("all nodes idle", idle, timeout_s, every_s=0.1)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {shown}\n{self.logs()}") from None
 
     def logs(self, lines: int = 15) -> str:
         """The last lines of each daemon's log."""
