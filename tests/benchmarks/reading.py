@@ -4,11 +4,11 @@
     python tests/benchmarks/reading.py --litdata path/to/its/python
 
 *Codes* is a picture's codes as an array; of pickled lists, the ids of the document as one. *Ids
-and labels* is the whole document, int64 arrays as a model takes them, as training makes them: the
-text's ids from the outlines beside the lengths, the picture laid out; pickles hold both as they
-were encoded before. *Encoded* is the same from the sample's JSON, without outlines. Times are CPU
-seconds of one process, the best of `--repeats` alternating passes, files in the page cache, so
-that a busy machine counts for little. LitData stands in an environment of its own (`pip install
+and labels* is the whole document written into a row of int64 that is there, as training fills its
+rows: the text's ids from the outlines beside the lengths, the picture laid out; pickles hold both
+as they were encoded before. *Encoded* is the same from the sample's JSON, without outlines. Times
+are CPU seconds of one process, the best of `--repeats` alternating passes, files in the page cache,
+so that a busy machine counts for little. LitData stands in an environment of its own (`pip install
 --no-deps litdata`); it stores the codes and the JSON, and this script runs again there to read
 them, drawn at random as ours and in order, which it is made for.
 """
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+ROW_TOKENS = 8192
 
 
 def best_us(reads: dict[str, Callable[[int], Any]], order: list[int], repeats: int) -> dict:
@@ -45,9 +47,12 @@ def pickle_readers(folder: Path) -> dict[str, Callable[[int], Any]]:
         with open(folder / f"{index:09d}.pkl", "rb") as stream:
             return pickle.load(stream)
 
-    def both(index: int) -> tuple[np.ndarray, np.ndarray]:
+    row_ids, row_labels = np.empty((2, ROW_TOKENS), np.int64)
+
+    def both(index: int) -> None:
         record = load(index)
-        return np.array(record["token"], np.int64), np.array(record["label"], np.int64)
+        tokens = len(record["token"])
+        row_ids[:tokens], row_labels[:tokens] = record["token"], record["label"]
 
     return {
         "pickle codes": lambda index: np.array(load(index)["token"], np.int64),
@@ -67,12 +72,13 @@ def shard_readers(dataset: Any, vocab: Any) -> dict[str, Callable[[int], Any]]:
     part = Component("measured", TASK, dataset, lengths, 1.0, None)
     tokens_N = lengths.counts_NVC[:, 0, TOKENS].tolist()
 
-    def both(index: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.empty(tokens_N[index], np.int64)
-        labels = np.empty(tokens_N[index], np.int64)
+    row_ids, row_labels = np.empty((2, ROW_TOKENS), np.int64)
+
+    def both(index: int) -> None:
+        tokens = tokens_N[index]
+        ids, labels = row_ids[:tokens], row_labels[:tokens]
         labels.fill(IGNORED)
         write_document(part, vocab, Drawn(index, 0, False), ids, labels)
-        return ids, labels
 
     def encoded(index: int) -> tuple[np.ndarray, np.ndarray]:
         tokens = document(dataset.sample(index), vocab)
