@@ -276,8 +276,8 @@ class RowLoader:
         ahead = {key: self._ahead.pop(key, None) for key in wanted}
         for stale in self._ahead.values():
             stale.cancel()
-        self._ahead = {key: future or self._submit(key) for key, future in ahead.items()}
         try:
+            self._ahead = {key: future or self._submit(key) for key, future in ahead.items()}
             return self._ahead.pop(wanted[0]).result()
         except BrokenProcessPool as error:
             raise MachineError(

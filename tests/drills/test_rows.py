@@ -154,6 +154,8 @@ def test_a_killed_process_that_makes_rows_is_named(corpus):
     config, vocab = corpus
     loader = RowLoader(DataConfig(**{**vars(config), "workers": 1}), vocab, seed=5)
     loader.read_step(0, 0, 1, 2)
+    for made in loader._ahead.values():
+        made.result()  # a process that is killed in the midst of its answer leaves all waiting
     (process,) = loader._background._processes.values()
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(MachineError, match=r"data\.workers"):
