@@ -71,8 +71,9 @@ def write_grid(
         )
     stop = start + grid_length(height, width)
     if stop <= len(ids):
+        assert ids.flags.c_contiguous, "the lines below would be a copy"
         ids[start], ids[start + 1], ids[start + 2] = header
-        lines = ids[start + _HEADER : stop - 1].reshape(height, width + 1)  # a view
+        lines = ids[start + _HEADER : stop - 1].reshape(height, width + 1)
         lines[:, :width] = codes_HW + image_start
         lines[:, width] = vocab.end_line
         ids[stop - 1] = vocab.end_image
