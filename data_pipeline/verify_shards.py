@@ -11,11 +11,8 @@ sheet shows them. Counted are identities (raw shard, key): one is `written` when
 resolution asked.
 """
 
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +22,9 @@ from data_pipeline.contact_sheet import Tile, contact_sheet, png
 from data_pipeline.job_settings import read_finished, read_settings
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.shard_audit import ShardAuditor, ShardReport, spread
+from mgpt.child_processes import ProcessExecutor
 from mgpt.data.dataset import NOT_MANIFESTS
 from mgpt.errors import DataError
-from mgpt.lifeline import die_with_parent
 from mgpt.storage import Location, locate, modified_times, write_whole
 from mgpt.tracking.tracker import Tracker
 
@@ -142,10 +139,9 @@ def _reports(
     if workers == 1 or len(tasks) < 2:
         yield from map(auditor.audit, names, raw_paths)
         return
-    # A forked child would inherit torch's threads in an unknown state.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, die_with_parent, (os.getpid(),)) as pool:
-        yield from pool.map(auditor.audit, names, raw_paths)
+    if_killed = "a process that verifies was killed; if memory is short, set fewer workers"
+    with ProcessExecutor(workers, if_killed) as processes:
+        yield from processes.map(auditor.audit, names, raw_paths)
 
 
 class _Summary:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from data_pipeline.claims import Claim, ClaimLost, Claims
 from mgpt import errors
-from mgpt.lifeline import die_with_parent
+from mgpt.child_processes import die_with_parent
 from mgpt.storage import Location, remove_tree
 
 WORK_FOLDER = ".work"

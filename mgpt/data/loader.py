@@ -12,24 +12,21 @@ steps in advance.
     loader.load_state(json.loads(text))      # of loader.state(13), in another run
 """
 
-import multiprocessing
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mgpt.child_processes import ProcessExecutor
 from mgpt.data.documents import IGNORED, Drawn, describe, write_document
 from mgpt.data.lengths import LENGTHS_FOLDER
 from mgpt.data.mixer import Mixer, Window
 from mgpt.data.source import DataConfig, open_components, weights_after
-from mgpt.errors import DataError, MachineError
-from mgpt.lifeline import die_with_parent
+from mgpt.errors import DataError
 from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary
 
@@ -135,10 +132,13 @@ class RowLoader:
     def _start_background(self) -> Executor:
         if not self.config.workers:
             return ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
-        settings = replace(self.config, workers=0), self.vocab, self.mixer.seed, os.getpid()
-        # A forked child would inherit torch's threads in an unknown state.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.config.workers, context, _start_worker, settings)
+        return ProcessExecutor(
+            self.config.workers,
+            "a background process that makes rows was killed; if memory is short, set fewer "
+            "data.workers, then resume",
+            _start_worker,
+            (replace(self.config, workers=0), self.vocab, self.mixer.seed),
+        )
 
     # -------------------------------------------------------------- order
 
@@ -276,14 +276,8 @@ class RowLoader:
         ahead = {key: self._ahead.pop(key, None) for key in wanted}
         for stale in self._ahead.values():
             stale.cancel()
-        try:
-            self._ahead = {key: future or self._submit(key) for key, future in ahead.items()}
-            return self._ahead.pop(wanted[0]).result()
-        except BrokenProcessPool as error:
-            raise MachineError(
-                "a background process that makes rows was killed; if memory is short, set fewer "
-                "data.workers, then resume"
-            ) from error
+        self._ahead = {key: future or self._submit(key) for key, future in ahead.items()}
+        return self._ahead.pop(wanted[0]).result()
 
     def _submit(self, key: tuple[int, int, int, int]) -> Future[StepRows]:
         if not self.config.workers:
@@ -428,9 +422,8 @@ _worker_loader: RowLoader | None = None
 """In a background process: the loader that it makes rows with."""
 
 
-def _start_worker(config: DataConfig, vocab: Vocabulary, seed: int, parent_pid: int) -> None:
+def _start_worker(config: DataConfig, vocab: Vocabulary, seed: int) -> None:
     global _worker_loader
-    die_with_parent(parent_pid)
     _worker_loader = RowLoader(config, vocab, seed)
 
 

@@ -4,6 +4,7 @@ The short form makes 40 draws, the long one (`-m long`) 500.
 """
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -150,15 +151,31 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_killed_process_that_makes_rows_is_named(corpus):
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.3])
+def test_a_killed_process_that_makes_rows_is_named(corpus, after_s):
     config, vocab = corpus
     loader = RowLoader(DataConfig(**{**vars(config), "workers": 1}), vocab, seed=5)
+    others = set(multiprocessing.active_children())
     loader.read_step(0, 0, 1, 2)
-    for made in loader._ahead.values():
-        made.result()  # a process that is killed in the midst of its answer leaves all waiting
-    (process,) = loader._background._processes.values()
-    os.kill(process.pid, signal.SIGKILL)
+    (process,) = set(multiprocessing.active_children()) - others
+    time.sleep(after_s)  # so that it is at work, or has done all that it was asked for
+    process.kill()
     with pytest.raises(MachineError, match=r"data\.workers"):
-        for step in range(1, 5):
+        for step in range(1, 6):
             loader.read_step(step, 0, 1, 2)
+    loader.close()
+
+
+def test_signals_to_the_whole_job_leave_the_processes_that_make_rows(corpus):
+    """A stopping run makes its last step yet, and writes it."""
+    config, vocab = corpus
+    loader = RowLoader(DataConfig(**{**vars(config), "workers": 2}), vocab, seed=5)
+    others = set(multiprocessing.active_children())
+    loader.read_step(0, 0, 1, 2)
+    for process in set(multiprocessing.active_children()) - others:
+        assert process.pid is not None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(process.pid, number)
+    for step in range(1, 6):
+        loader.read_step(step, 0, 1, 2)
     loader.close()

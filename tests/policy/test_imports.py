@@ -15,14 +15,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BASE = {"torch", "numpy", "safetensors", "PIL"}
-OPEN_TO_ALL = {"mgpt.errors", "mgpt.files", "mgpt.lifeline", "mgpt.storage", "mgpt.tracking"}
+OPEN_TO_ALL = {"mgpt.errors", "mgpt.files", "mgpt.child_processes", "mgpt.storage", "mgpt.tracking"}
 EVERYTHING = {"mgpt", "data_pipeline"}
 
 # room: (rooms of ours, third party at import, third party inside functions)
 ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.errors": (set(), set(), set()),
     "mgpt.files": (set(), set(), set()),
-    "mgpt.lifeline": (set(), set(), set()),
+    "mgpt.child_processes": (set(), set(), set()),
     "mgpt.remote": (set(), set(), {"fsspec", "aiohttp"}),
     "mgpt.storage": ({"mgpt.remote"}, set(), {"braceexpand"}),
     "mgpt.tracking": (set(), set(), {"wandb", "rich"}),
