@@ -8,7 +8,7 @@ goes through the functions here, so that no other module asks where a file is.
     with WholeFile(shard) as file:              # local: temporary name, fsync, rename
         file.write(block)                       # remote: one conditional PUT (If-None-Match: *)
         file.publish(claim.check)
-    read_at(shard).read(offset=512, num_bytes=97)
+    read_at(shard).read(97, 512)               # 97 bytes from byte 512 on
 
 http(s) is read only. Copies of small remote files stand in `cache_folder()`, by their hash.
 """
@@ -24,6 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -261,20 +262,20 @@ def content_stamp(path: Location, hashed_bytes: int) -> str:
 class RangeReader:
     """Reads at any place of one file; safe in several threads."""
 
+    read: Callable[[int, int], bytes]
+    """`read(num_bytes, offset)`: the bytes there, fewer at the end of the file. One request, or one
+    system call and nothing around it."""
+
     def __init__(self, path: Location) -> None:
-        self._remote = path if isinstance(path, RemotePath) else None
         if isinstance(path, RemotePath):
             self.num_bytes = path.stat().st_size
+            self.read = partial(self._request, path)
         else:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (lives as long as this)
-            self._descriptor = self._file.fileno()
-            self.num_bytes = os.fstat(self._descriptor).st_size
+            self.num_bytes = os.fstat(self._file.fileno()).st_size
+            self.read = partial(os.pread, self._file.fileno())
 
-    def read(self, offset: int, num_bytes: int) -> bytes:
-        """The bytes there, fewer at the end of the file. One request, or one system call."""
-        path = self._remote
-        if path is None:
-            return os.pread(self._descriptor, num_bytes, offset)
+    def _request(self, path: RemotePath, num_bytes: int, offset: int) -> bytes:
         stop = min(offset + num_bytes, self.num_bytes)
         if offset >= stop:
             return b""
@@ -315,7 +316,7 @@ class _BlockStream(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        data = self._reader.read(self._at, len(buffer))
+        data = self._reader.read(len(buffer), self._at)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

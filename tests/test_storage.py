@@ -41,7 +41,7 @@ def test_a_file_comes_back_by_every_way_of_reading(folder):
     with open_stream(folder / "a.tar") as stream:
         assert stream.read(17) == data[:17] and stream.read() == data[17:]
     reader = read_at(folder / "a.tar")
-    assert reader.read(512, 100) == data[512:612] and reader.read(9_990, 100) == data[9_990:]
+    assert reader.read(100, 512) == data[512:612] and reader.read(100, 9_990) == data[9_990:]
     assert digest(folder / "a.tar") == digest(storage.local_copy(folder / "a.tar"))
     assert read_all([folder / "a.tar", folder / "none", folder / "a.tar"]) == [data, None, data]
 

@@ -434,8 +434,9 @@ class Shard:
             if fields is not None and self._names[name] not in fields:
                 return {}
             first += _SAMPLE_ROW.unpack_from(self._sample_rows, index * _SAMPLE_ROW.size)[0]
-            block = self._read(index, first, NPY_HEADER_BYTES + 2 * height * width)
-            if block.startswith(_npy_header(height, width)):
+            num_bytes = NPY_HEADER_BYTES + 2 * height * width
+            block = self._tar.read(num_bytes, first)
+            if len(block) == num_bytes and block.startswith(_npy_header(height, width)):
                 codes_HW = np.ndarray((height, width), _CODE, block, NPY_HEADER_BYTES)
                 return {self._names[name]: codes_HW}
         rows = [row for row in self._fields_of(index) if fields is None or row[1] in fields]
@@ -482,7 +483,7 @@ class Shard:
         ]
 
     def _read(self, index: int, offset: int, num_bytes: int) -> bytes:
-        data = self._tar.read(offset, num_bytes)
+        data = self._tar.read(num_bytes, offset)
         if len(data) != num_bytes:
             raise DataError(
                 f"{self._path}: sample {self.key(index)!r} is cut short: {len(data)} of "

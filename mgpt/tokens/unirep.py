@@ -60,7 +60,7 @@ def write_grid(
     if kind not in "iu":
         raise _no_grid(codes_HW)
     height, width = codes_HW.shape
-    header, image_start = _header(height, width, vocab)
+    header, image_start, num_tokens = _header(height, width, vocab)
     largest = codes_HW.item(codes_HW.argmax())  # in two thirds of the time of max()
     if largest >= vocab.num_codes or (kind == "i" and codes_HW.min() < 0):
         outside = np.flatnonzero((codes_HW < 0) | (codes_HW >= vocab.num_codes))
@@ -69,7 +69,7 @@ def write_grid(
             f"image code {codes_HW[row, column]} at row {row}, column {column}: the vocabulary has "
             f"codes 0 to {vocab.num_codes - 1}; use the one that belongs to the shards' VQ model"
         )
-    stop = start + grid_length(height, width)
+    stop = start + num_tokens
     if stop <= len(ids):
         assert ids.flags.c_contiguous, "the lines below would be a copy"
         ids[start], ids[start + 1], ids[start + 2] = header
@@ -83,11 +83,11 @@ def write_grid(
 @functools.lru_cache(maxsize=4096)
 def _header(
     height: int, width: int, vocab: Vocabulary
-) -> tuple[tuple[int, int, int], npt.NDArray[np.uint16]]:
-    """The tokens before the rows of an image of this size; and the id of code 0, as an array: a
-    Python integer takes numpy twice as long to add."""
+) -> tuple[tuple[int, int, int], npt.NDArray[np.uint16], int]:
+    """The tokens before the rows of an image of this size; the id of code 0, as an array: a Python
+    integer takes numpy twice as long to add; and the number of all tokens."""
     header = vocab.begin_image, _side_token(height, vocab), _side_token(width, vocab)
-    return header, np.array(vocab.image_start, np.uint16)
+    return header, np.array(vocab.image_start, np.uint16), grid_length(height, width)
 
 
 def _no_grid(codes: npt.NDArray[Any]) -> DataError:

@@ -104,10 +104,12 @@ def test_storage_stays_near_the_two_bytes_of_a_token(tmp_path: Path, write, side
 def test_a_sample_costs_one_read(corpus, monkeypatch):
     import os
 
-    shard, calls, pread = Shard(corpus, "00000"), [], os.pread
+    calls, pread = [], os.pread
     monkeypatch.setattr(os, "pread", lambda *a: calls.append(a) or pread(*a))
-    shard.sample(17)
-    assert len(calls) == 1
+    shard = Shard(corpus, "00000")
+    for num_calls, read in enumerate((shard.sample, shard.codes), start=1):
+        read(17)
+        assert len(calls) == num_calls
 
 
 def test_nothing_appears_without_close(tmp_path: Path, sample):

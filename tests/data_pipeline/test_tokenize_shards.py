@@ -25,7 +25,7 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, read_manifest
 from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.images.pixels import MAX_PIXELS
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan
+from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
 
 
 @pytest.fixture
@@ -158,23 +158,14 @@ def test_a_worker_that_was_overtaken_publishes_nothing(tmp_path, config):
     assert not list((job.output / "16").iterdir())
 
 
-def test_other_settings_and_models_are_refused_by_name(tmp_path, config, tracker):
+def test_other_settings_and_models_are_refused_by_name(tmp_path, config, tracker, vq):
     tokenize(config("out"), tracker)
     with pytest.raises(ConfigError, match="seed=0 there, 1 here"):
         tokenize(config("out", seed=1), tracker)
     with pytest.raises(ConfigError, match=r"filters\.min_side_px=0 there, 8 here"):
         tokenize(config("out", filters=FilterConfig(min_side_px=8)), tracker)
     torch.manual_seed(1)
-    small = VqganConfig(
-        ch=8,
-        ch_mult=(1, 1, 1),
-        num_res_blocks=1,
-        z_channels=8,
-        embed_dim=8,
-        n_embed=64,
-        num_groups=4,
-    )
-    save_vqgan(Vqgan(small).eval(), tmp_path / "other")
+    save_vqgan(Vqgan(load_vqgan(vq).cfg).eval(), tmp_path / "other")
     with pytest.raises(ConfigError, match="vq_fingerprint"):
         tokenize(config("out", vq=str(tmp_path / "other")), tracker)
 
