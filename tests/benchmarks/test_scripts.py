@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parent
             "--batch-documents 2 --shorter 64 --threads 1 --repeats 1",
             "ratio_of_cpu_seconds",
         ),
+        ("scenes_vq.py scenes_f8 --scenes 12", "decoded"),
         ("saving.py --layers 1 --tokens 8 --rounds 1", "stalled ratio"),
     ],
 )
