@@ -374,8 +374,8 @@ def _gloss(
     bent_3M /= np.sqrt((bent_3M**2).sum(0))
     cosine_M = -(view_3M * bent_3M).sum(0)
     mirrored_3M = view_3M + 2 * cosine_M * bent_3M
-    highlight_M = np.maximum(towards @ mirrored_3M, 0) ** 12
+    highlight_M = np.maximum(towards @ mirrored_3M, 0) ** 7
     fresnel_M = 0.03 + 0.5 * (1 - np.clip(cosine_M, 0, 1)) ** 5
     sky_3M = _sky(mirrored_3M[2])
     mixed_3M = lit_3M + fresnel_M * (sky_3M - lit_3M)
-    return mixed_3M + 1.6 * highlight_M * (0.25 + 0.75 * sunlit_M)
+    return mixed_3M + 1.8 * highlight_M * (0.25 + 0.75 * sunlit_M)

@@ -28,7 +28,7 @@ Kind = Literal["objects", "mannequin", "views"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # Width on the ground that every aspect ratio shows, and the room kept between two objects.
-STAGE_WIDTH = 3.5
+STAGE_WIDTH = 3.15
 MIN_GAP = 0.2
 # A slot is as wide as the widest shape (a turned cube), so that any change of shape still fits.
 SLOT_RADII = 2.1
@@ -43,7 +43,7 @@ class Camera:
     """
 
     distance: float = 7.5
-    pitch_deg: float = 13.0
+    pitch_deg: float = 11.0
     target_z: float = 0.64
     view_width: float = scene_words.VIEW_SIZE[0]
     view_height: float = scene_words.VIEW_SIZE[1]
@@ -145,7 +145,7 @@ def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
         elevation_deg=rng.uniform(47, 53),
     )
     if kind == "objects":
-        camera = Camera(distance=rng.uniform(7.4, 7.6), pitch_deg=rng.uniform(12, 14))
+        camera = Camera(distance=rng.uniform(7.4, 7.6), pitch_deg=rng.uniform(10, 12))
         num_objects = int(rng.choice([1, 2, 3], p=[0.5, 0.42, 0.08]))
         return Scene(kind, camera, light, objects=_sample_objects(rng, split, num_objects))
     if kind == "mannequin":

@@ -31,14 +31,15 @@ COLOURS: dict[str, Rgb] = {
     "pink": (248, 132, 190),
 }
 
-# Radius in scene units; the ratio of 1.8 is what makes the two unmistakable in perspective.
-SIZES: dict[str, float] = {"small": 0.38, "large": 0.684}
+# Radius in scene units. The ratio of 1.6 makes the two unmistakable in perspective, and small ones
+# are two latents wide in pictures of 64 px at 8x: narrower, their material is hard to learn.
+SIZES: dict[str, float] = {"small": 0.43, "large": 0.684}
 
 MATERIALS: tuple[str, ...] = ("matte", "shiny")
 
 # Width and height in scene units that a picture of objects shows at the least, at any aspect
 # ratio; it ties pixels to scene units.
-VIEW_SIZE = (4.0, 3.2)
+VIEW_SIZE = (3.5, 3.1)
 
 # Camera-axis depth in scene units that is drawn white and black; see `depth_level`.
 DEPTH_NEAR = 4.6
@@ -126,7 +127,7 @@ def is_held_out(shape: str, colour: str, size: str, material: str) -> bool:
     """Whether this combination of attributes belongs to the held-out scenes.
 
     Each (shape, colour) pair holds out exactly one of its four (size, material) combinations,
-    so every word is learnt in training while a quarter of the 64 combinations is never seen.
+    so every word is learnt in training while a quarter of the 128 combinations is never seen.
     Shapes go in pairs so that a held-out scene can still be edited into a held-out scene.
     """
     index = SHAPES.index(shape) // 2 + list(COLOURS).index(colour)
