@@ -17,7 +17,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +46,15 @@ GUIDANCE = Guidance(scale=3.0)  # of the official text-to-image demo
 class EvaluateConfig:
     """What is measured and how answers are sampled.
 
-    `samples` and `text_to_image_samples` are held-out samples a task (a sample of several turns
-    gives a case a turn); `gallery` the cases a task that the report shows. Text is decoded with
-    `text_top_k`; pictures that follow from text alone with `image_top_k` and `guidance`, pictures
-    that follow from a picture with `conditioned_top_k` and no guidance.
+    `samples` are held-out samples a task, at most all there are (one of several turns gives a case a
+    turn), and `samples_of` those of single tasks; `gallery` the cases a task that the report shows.
+    Text is decoded with `text_top_k`; pictures that follow from text alone with `image_top_k` and
+    `guidance`, pictures that follow from a picture with `conditioned_top_k` and no guidance.
     """
 
     tasks: tuple[str, ...] = tuple(FIGURES)
     samples: int = 48
-    text_to_image_samples: int = 160
+    samples_of: dict[str, int] = field(default_factory=lambda: {"text_to_image": 160})
     gallery: int = 6
     batch_cases: int = 64
     text_top_k: int = 1
@@ -65,9 +65,11 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.tasks if name not in FIGURES]
-        if unknown:
-            raise ConfigError(f"evaluate.tasks: {unknown} unknown; there are {sorted(FIGURES)}")
+        for setting, names in (("tasks", self.tasks), ("samples_of", self.samples_of)):
+            if unknown := [name for name in names if name not in FIGURES]:
+                raise ConfigError(
+                    f"evaluate.{setting}: {unknown} unknown; there are {sorted(FIGURES)}"
+                )
 
 
 def evaluate(
@@ -91,7 +93,7 @@ def evaluate(
     for name in cfg.tasks:
         if name in measures:
             continue
-        num_samples = cfg.text_to_image_samples if name == "text_to_image" else cfg.samples
+        num_samples = cfg.samples_of.get(name, cfg.samples)
         cases = build_cases(dataset, name, num_samples, cfg.seed, truth_picture)
         replies = _answer(cfg, name, cases, pipeline, world)
         if world.is_main:
@@ -205,8 +207,8 @@ def _compare(figure: Figure, columns: dict[str, np.ndarray], seed: int) -> dict[
 def _through_vqgan(case: Case, vqgan: Vqgan) -> Reply:
     """The true answer as a perfect language model would give it: its codes, decoded."""
     images = []
-    for field in case.answer_fields:
-        codes_1HW = torch.from_numpy(case.codes[field].astype(np.int64))[None]
+    for name in case.answer_fields:
+        codes_1HW = torch.from_numpy(case.codes[name].astype(np.int64))[None]
         with torch.inference_mode():
             images.append(to_uint8(vqgan.decode(codes_1HW)[0].numpy()))
     return Reply(case.truth.text, tuple(images))

@@ -25,7 +25,9 @@ LEAST = [
     "omni_sft.pictures_every=2",
     "generate.n=1",
     "evaluate.samples=1",
-    "evaluate.text_to_image_samples=1",
+    "evaluate.samples_of.text_to_image=1",
+    "evaluate.samples_of.caption=1",
+    "evaluate.samples_of.vqa=1",
     "evaluate.gallery=1",
     "evaluate.max_new_tokens=100",
 ]
