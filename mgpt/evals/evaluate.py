@@ -46,10 +46,11 @@ GUIDANCE = Guidance(scale=3.0)  # of the official text-to-image demo
 class EvaluateConfig:
     """What is measured and how answers are sampled.
 
-    `samples` are held-out samples a task, at most all there are (one of several turns gives a case a
-    turn), and `samples_of` those of single tasks; `gallery` the cases a task that the report shows.
-    Text is decoded with `text_top_k`; pictures that follow from text alone with `image_top_k` and
-    `guidance`, pictures that follow from a picture with `conditioned_top_k` and no guidance.
+    `samples` are held-out samples a task, at most all there are (one of several turns gives a case
+    a turn), and `samples_of` those of single tasks; `gallery` the cases a task that the report
+    shows. Text is decoded with `text_top_k`; pictures that follow from text alone with
+    `image_top_k` and `guidance`, pictures that follow from a picture with `conditioned_top_k` and
+    no guidance.
     """
 
     tasks: tuple[str, ...] = tuple(FIGURES)
