@@ -94,6 +94,9 @@ class ProcessExecutor(ThreadPoolExecutor):
     def _pipe(self) -> Connection:
         """The pipe to this thread's process, which starts where there is none yet."""
         if not hasattr(self._of_thread, "pipe"):
+            # A child begins with the mask of the thread that starts it, so there is no instant at
+            # which a signal could end it; this thread needs none of them.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_US)
             # A forked child would inherit torch's threads in an unknown state.
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
@@ -111,8 +114,6 @@ def _serve(
     prepare_args: tuple[Any, ...],
 ) -> None:
     die_with_parent(parent_pid)
-    for number in _NOT_FOR_US:
-        signal.signal(number, signal.SIG_IGN)
     if prepare is not None:
         prepare(*prepare_args)
     answer: tuple[Any, Exception | None, str]

@@ -1,6 +1,8 @@
 """Calls in other processes: answers, errors, and a death at any moment."""
 
+import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -50,3 +52,15 @@ def test_a_process_that_is_killed_is_named_and_nothing_waits_for_it(die):
         with pytest.raises(MachineError, match=KILLED):
             waiting[0].result(timeout=30)
         assert waiting[1].result(timeout=30) != os.getpid()
+
+
+def test_signals_to_the_whole_job_end_none_from_the_first_instant_on():
+    with ProcessExecutor(1, KILLED) as processes:
+        others = set(multiprocessing.active_children())
+        answer = processes.submit(pid_after)
+        while not (started := set(multiprocessing.active_children()) - others):
+            assert not answer.done()
+        (process,) = started
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(process.pid, number)
+        assert answer.result(timeout=60) == process.pid
