@@ -429,15 +429,14 @@ class Shard:
         """
         row = self._first_fields[index]
         if self._first_fields[index + 1] == row + 1:  # one picture takes half the time so
-            place = row * _FIELD_ROW.size
-            first, name, height, width = _FIELD_ROW.unpack_from(self._field_rows, place)
+            at, name, high, wide = _FIELD_ROW.unpack_from(self._field_rows, row * _FIELD_ROW.size)
             if fields is not None and self._names[name] not in fields:
                 return {}
-            first += _SAMPLE_ROW.unpack_from(self._sample_rows, index * _SAMPLE_ROW.size)[0]
-            num_bytes = NPY_HEADER_BYTES + 2 * height * width
-            block = self._tar.read(num_bytes, first)
-            if len(block) == num_bytes and block.startswith(_npy_header(height, width)):
-                codes_HW = np.ndarray((height, width), _CODE, block, NPY_HEADER_BYTES)
+            at += _SAMPLE_ROW.unpack_from(self._sample_rows, index * _SAMPLE_ROW.size)[0]
+            num_bytes = NPY_HEADER_BYTES + 2 * high * wide
+            block = self._tar.read(num_bytes, at)
+            if len(block) == num_bytes and block.startswith(_npy_header(high, wide)):
+                codes_HW = np.ndarray((high, wide), _CODE, block, NPY_HEADER_BYTES)
                 return {self._names[name]: codes_HW}
         rows = [row for row in self._fields_of(index) if fields is None or row[1] in fields]
         if not rows:
