@@ -71,7 +71,7 @@ class ProcessExecutor(ThreadPoolExecutor):
         prepare: Callable[..., None] | None = None,
         prepare_args: tuple[Any, ...] = (),
     ) -> None:
-        super().__init__(workers, thread_name_prefix="process of")
+        super().__init__(workers, thread_name_prefix="caller")
         self._if_killed = if_killed
         self._serve_args = os.getpid(), prepare, prepare_args
         self._of_thread = threading.local()

@@ -84,8 +84,10 @@ def test_boxes_of_seen_objects_are_the_true_ones():
     for sample in _samples("objects"):
         pairs = zip(read_scene(sample.images["image"]), sample.json["truth"]["objects"])
         for seen, one in pairs:
-            # The underside of a shiny thing mirrors the ground, and some of it has no hue left.
-            assert np.abs(np.array(seen.box) - 64 * np.array(one["box"])).max() <= 2.5
+            # Right and below, away from the light, a shiny thing that mirrors has little hue left.
+            shaded = 2.5 if one["material"] == "shiny" else 2
+            most = [2, 2, shaded, shaded]
+            assert (np.abs(np.array(seen.box) - 64 * np.array(one["box"])) <= most).all()
 
 
 def test_nothing_is_seen_where_nothing_is():
