@@ -28,6 +28,7 @@ from data_pipeline.scenes.pictures import (
 from data_pipeline.scenes.render import Frame, project, render
 from data_pipeline.scenes.scene import KINDS, Kind, Scene, Split, draws, sample_scene
 from data_pipeline.scenes.solids import Array
+from mgpt.errors import ConfigError
 
 OBJECT_TASKS = (
     "text_dialog",
@@ -45,7 +46,11 @@ OBJECT_TASKS = (
     "normals_to_image",
 )
 MANNEQUIN_TASKS = ("text_to_image", "caption", "vqa", "pose", "pose_to_image")
+# What words and one picture are enough for.
+PICTURE_TASKS = ("text_dialog", "text_to_image", "caption", "vqa")
 VIEWS_TASKS = ("multi_view",)
+
+_PICTURE_QUESTIONS = 8
 
 # Added to a sample's index for its second picture, so that no sample shows another's scene.
 _OTHER_SCENE = 1 << 32
@@ -59,7 +64,8 @@ class CorpusConfig:
 
     `area_px` is the side in pixels of the square whose area each picture has; `view_area_px`
     the same for turntable views (None: like `area_px`). `kind_weights` and `aspect_weights`
-    (keys `width:height`) are relative frequencies.
+    (keys `width:height`) are relative frequencies. Without `targets` a sample is one picture with
+    caption and questions, for `PICTURE_TASKS`: a fifth of the work.
     """
 
     num_scenes: int
@@ -69,6 +75,7 @@ class CorpusConfig:
     view_area_px: int | None = None
     num_views: int = 4
     num_edits: int = 2
+    targets: bool = True
     kind_weights: dict[Kind, float] = field(
         default_factory=lambda: {"objects": 0.8, "mannequin": 0.1, "views": 0.1}
     )
@@ -77,9 +84,19 @@ class CorpusConfig:
     )
 
     def __post_init__(self) -> None:
-        assert 16 <= self.area_px <= 2048, f"area_px is the side of a square, got {self.area_px}"
-        assert self.num_views >= 1 and self.num_edits >= 1
-        assert set(self.kind_weights) <= set(KINDS)
+        problems = []
+        if not 16 <= self.area_px <= 2048:
+            problems.append(f"area_px={self.area_px} is the side of a square, 16 to 2048")
+        if self.num_views < 1 or self.num_edits < 1:
+            problems.append(
+                f"num_views={self.num_views} and num_edits={self.num_edits}: at least 1 each"
+            )
+        if unknown := set(self.kind_weights) - set(KINDS):
+            problems.append(f"kind_weights: {sorted(unknown)} unknown; there are {KINDS}")
+        if not self.targets and self.kind_weights.get("views"):
+            problems.append("targets=false leaves nothing of views; give kind_weights.views=0")
+        if problems:
+            raise ConfigError("; ".join(problems))
 
 
 class Sample(NamedTuple):
@@ -104,7 +121,9 @@ def make_sample(cfg: CorpusConfig, index: int) -> Sample:
     area_px = (cfg.view_area_px if kind == "views" else None) or cfg.area_px
     height, width = picture_size(area_px, aspect if kind != "views" else "1:1")
     scene = sample_scene(cfg.seed, cfg.split, kind, index)
-    if kind == "objects":
+    if not cfg.targets:
+        json, images = _picture_sample(cfg.split, scene, rng, height, width)
+    elif kind == "objects":
         json, images = _objects_sample(cfg, scene, rng, index, height, width)
     elif kind == "mannequin":
         json, images = _mannequin_sample(scene, rng, height, width)
@@ -191,31 +210,61 @@ def _objects_sample(
     return json, images
 
 
-def _mannequin_sample(
-    scene: Scene, rng: np.random.Generator, height: int, width: int
-) -> tuple[dict[str, Any], dict[str, Array]]:
+def _mannequin_truth(scene: Scene, frame: Frame, joints: dict[str, Any]) -> dict[str, Any]:
     assert scene.mannequin is not None
-    frame = _render(scene, height, width)
-    joints = {
+    return {
+        "objects": [],
+        "mannequin": {
+            "pose": scene.mannequin.pose,
+            "shirt_colour": scene.mannequin.shirt_colour,
+            "box": list(frame.owner_box(0) or ()),
+            "joints": {name: list(place) for name, place in joints.items()},
+        },
+    }
+
+
+def _joints(scene: Scene, height: int, width: int) -> dict[str, Any]:
+    """The places of a mannequin's joints in the picture, in pixels."""
+    assert scene.mannequin is not None
+    return {
         name: project(scene.camera, place, height, width)
         for name, place in joint_positions(scene.mannequin).items()
     }
+
+
+def _mannequin_sample(
+    scene: Scene, rng: np.random.Generator, height: int, width: int
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    frame = _render(scene, height, width)
+    joints = _joints(scene, height, width)
     questions = truth.questions(scene, rng, 3)
     json = {
         "tasks": list(MANNEQUIN_TASKS),
         "qa": _pairs(questions),
         "truth": {
-            "objects": [],
-            "mannequin": {
-                "pose": scene.mannequin.pose,
-                "shirt_colour": scene.mannequin.shirt_colour,
-                "box": list(frame.owner_box(0) or ()),
-                "joints": {name: list(place) for name, place in joints.items()},
-            },
+            **_mannequin_truth(scene, frame, joints),
             "qa_kinds": [one.kind for one in questions],
         },
     }
     return json, {"image": frame.colour_HW3, "pose": skeleton_picture(joints, height, width)}
+
+
+def _picture_sample(
+    split: Split, scene: Scene, rng: np.random.Generator, height: int, width: int
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    frame = _render(scene, height, width)
+    questions = truth.any_questions(scene, rng, _PICTURE_QUESTIONS)
+    if scene.mannequin:
+        seen = _mannequin_truth(scene, frame, _joints(scene, height, width))
+    else:
+        seen = {"objects": _objects_truth(scene, frame)}
+    json = {
+        "tasks": list(PICTURE_TASKS),
+        "qa": _pairs(questions),
+        "dialog": [list(turn) for turn in truth.dialog(split, rng, 2)],
+        "truth": {**seen, "qa_kinds": [one.kind for one in questions]},
+    }
+    return json, {"image": frame.colour_HW3}
 
 
 def _views_sample(

@@ -32,9 +32,11 @@ from mgpt.evals.measures import FIGURES, MEASURES, Figure, score
 from mgpt.files import atomic_write
 from mgpt.images.pixels import to_uint8
 from mgpt.infer.pipeline import Pipeline
+from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import NO_GUIDANCE, Guidance, SamplingConfig
 from mgpt.models.vqgan import Vqgan
 from mgpt.parallel.dist import World
+from mgpt.tasks.registry import caption_reading
 
 NUM_RESAMPLES = 1000
 FREE_PICTURE_TASKS = frozenset({"text_to_image", "multi_view"})
@@ -50,7 +52,8 @@ class EvaluateConfig:
     a turn), and `samples_of` those of single tasks; `gallery` the cases a task that the report
     shows. Text is decoded with `text_top_k`; pictures that follow from text alone with
     `image_top_k` and `guidance`, pictures that follow from a picture with `conditioned_top_k` and
-    no guidance.
+    no guidance. For a caption `image_candidates` pictures are drawn, and the one from which the
+    model reads the caption best is its answer (`mgpt.infer.rerank`).
     """
 
     tasks: tuple[str, ...] = tuple(FIGURES)
@@ -60,12 +63,17 @@ class EvaluateConfig:
     batch_cases: int = 64
     text_top_k: int = 1
     image_top_k: int = 2000
+    image_candidates: int = 1
     conditioned_top_k: int = 200
     guidance: Guidance = GUIDANCE
     max_new_tokens: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.image_candidates < 1:
+            raise ConfigError(
+                f"evaluate.image_candidates={self.image_candidates} must be at least 1"
+            )
         for setting, names in (("tasks", self.tasks), ("samples_of", self.samples_of)):
             if unknown := [name for name in names if name not in FIGURES]:
                 raise ConfigError(
@@ -120,12 +128,17 @@ def _answer(
     replies: list[Reply] = []
     for start in range(0, len(mine), cfg.batch_cases):
         batch = mine[start : start + cfg.batch_cases]
-        answers = pipeline.answer(
+        asked = (
             [case.conversation for case in batch],
             [case.codes for case in batch],
             _sampling(cfg, name, batch),
             [case.key for case in batch],
         )
+        if name == "text_to_image" and cfg.image_candidates > 1:
+            readings = [caption_reading(str(case.meta["caption"])) for case in batch]
+            answers = best_answers(pipeline, cfg.image_candidates, *asked, readings)
+        else:
+            answers = pipeline.answer(*asked)
         replies += [Reply(answer.text, tuple(answer.images)) for answer in answers]
     shares = world.gather_objects([_packed(reply) for reply in replies])
     return [

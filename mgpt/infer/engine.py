@@ -20,6 +20,7 @@ Shape suffixes: N sequences of one draw, R rows of the cache, D hidden, V candid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,9 @@ from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.infer.branches import Branch, BranchTable
 from mgpt.infer.grammar import AnswerGrammar, Choice
 from mgpt.infer.sampling import SamplingConfig, draw, guided, keyed_uniform
+from mgpt.models.head_loss import IGNORED
 from mgpt.models.transformer import Transformer
+from mgpt.tokens.chat import Tokens
 from mgpt.tokens.unirep import Allowed, allowed_mask
 from mgpt.tokens.vocab import Vocabulary
 
@@ -123,6 +126,23 @@ class Engine:
                 self._take(sequence, token, table)
             active = [sequence for sequence in active if not sequence.grammar.finished]
         return [sequence.ids[sequence.num_prompt :] for sequence in sequences]
+
+    @torch.inference_mode()
+    def log_likelihood(self, sequence: Tokens) -> float:
+        """Log-probability, in nats, of the trained tokens of one sequence, each after all before.
+
+        Raises DataError where the sequence is longer than the model takes.
+        """
+        num_tokens, longest = len(sequence.ids), self._model.cfg.max_positions
+        if num_tokens > longest:
+            raise DataError(f"a sequence of {num_tokens} tokens; the model takes {longest}")
+        device = self._model.embed.weight.device
+        ids_1T = torch.from_numpy(sequence.ids.astype(np.int64))[None].to(device)
+        trained_1T = torch.from_numpy(sequence.trained)[None].to(device)
+        labels_1T = torch.full_like(ids_1T, IGNORED)
+        labels_1T[:, :-1] = ids_1T[:, 1:].masked_fill(~trained_1T[:, 1:], IGNORED)
+        positions_1T = torch.arange(num_tokens, device=device)[None]
+        return -float(self._model.training_sums(ids_1T, positions_1T, labels_1T).nll_sum)
 
     def _sequences(
         self,

@@ -23,10 +23,11 @@ from mgpt.errors import ConfigError
 from mgpt.files import atomic_write
 from mgpt.images.pixels import open_image
 from mgpt.infer.pipeline import Answer, Pipeline
+from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import Modality, SamplingConfig
 from mgpt.stages.build import build_pipeline, open_tracker, pick_device, vq_input
 from mgpt.stages.folder import StageFolder, input_fingerprints
-from mgpt.tasks.registry import TASKS, SampleView
+from mgpt.tasks.registry import TASKS, SampleView, caption_reading
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, split_parts
 from mgpt.tokens.unirep import LATENTS_PER_GRID
 from mgpt.tracking.tracker import TrackingConfig
@@ -62,6 +63,9 @@ class Config(SamplingConfig):
     """Pictures of a multi_view answer."""
     n: int = 1
     """Answers to each prompt."""
+    candidates: int = 1
+    """Pictures drawn for each answer to a caption; that which the model itself captions so is
+    kept."""
     device: str = "auto"
     """auto, cpu, cuda."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -72,8 +76,17 @@ class Config(SamplingConfig):
         super().__post_init__()
         if self.task not in (*TASKS, FREE):
             raise ValueError(f"task={self.task!r} is none of {', '.join(TASKS)}, {FREE}")
-        if self.n < 1 or self.views < 1:
-            raise ValueError(f"n={self.n} and views={self.views} must be at least 1")
+        if min(self.n, self.views, self.candidates) < 1:
+            raise ValueError(
+                f"n={self.n}, views={self.views}, candidates={self.candidates}: at least 1 each"
+            )
+        if not self.prompts:
+            raise ValueError("prompt=[] asks nothing; give at least one")
+        if self.candidates > 1 and self.task != "text_to_image":
+            raise ValueError(
+                f"candidates={self.candidates} with task={self.task}: only pictures drawn from a "
+                "caption (text_to_image) are chosen by it"
+            )
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -105,13 +118,7 @@ def main(cfg: Config) -> None:
         encoded = [pipeline.encode_image(open_image(path), target_px) for path in cfg.images]
         asked = [question(cfg, prompt, encoded, grids, pipeline) for prompt in cfg.prompts]
         jobs = [(number, sample) for number in range(len(asked)) for sample in range(cfg.n)]
-        answers = pipeline.answer(
-            [asked[number].conversation for number, _ in jobs],
-            [asked[number].codes for number, _ in jobs],
-            [asked[number].sampling for number, _ in jobs],
-            [f"{number}/{sample}" for number, sample in jobs],
-            [grids if asked[number].draws else None for number, _ in jobs],
-        )
+        answers = _answers(cfg, pipeline, asked, jobs, grids)
         records = []
         for (number, sample), answer in zip(jobs, answers):
             record = {
@@ -175,6 +182,28 @@ def question(
             f"{len(encoded)}; give image=FILE, or image=[A,B] for two"
         )
     return Question(conversation, dict(zip(shown, encoded)), sampling, draws)
+
+
+def _answers(
+    cfg: Config,
+    pipeline: Pipeline,
+    asked: list[Question],
+    jobs: list[tuple[int, int]],
+    grids: tuple[int, int],
+) -> list[Answer]:
+    """The answer to each job, a question's number and which of its answers."""
+    given = (
+        [asked[number].conversation for number, _ in jobs],
+        [asked[number].codes for number, _ in jobs],
+        # The same for all: the task decides it.
+        asked[0].sampling,
+        [f"{number}/{sample}" for number, sample in jobs],
+    )
+    sizes = [grids if asked[number].draws else None for number, _ in jobs]
+    if cfg.candidates == 1:
+        return pipeline.answer(*given, sizes)
+    readings = [caption_reading(cfg.prompts[number]) for number, _ in jobs]
+    return best_answers(pipeline, cfg.candidates, *given, readings, sizes)
 
 
 def _task_item(cfg: Config, prompt: str, drawn: tuple[int, int], latent_px: int) -> Conversation:

@@ -124,6 +124,13 @@ def task(name: str) -> Task:
     return found
 
 
+def caption_reading(words: str) -> Conversation:
+    """The picture of field "image" with those words as its caption: how a drawn one is judged."""
+    item = task("caption").build(SampleView({"caption": words}, {}, latent_px=1), 0)
+    assert isinstance(item, Conversation)
+    return item
+
+
 def can_serve(name: str, meta: Mapping[str, Any], shapes: Shapes) -> bool:
     """Whether a sample has all that the task `name` needs, its answer included."""
     wanted = task(name)

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LEAST = [
+    "pictures_raw.scenes.num_scenes=120",
     "scenes_raw.scenes.num_scenes=120",
     "held_out_raw.scenes.num_scenes=100",
     "photos_tokens.resolution=[512]",

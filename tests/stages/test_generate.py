@@ -40,6 +40,16 @@ def test_sampling_is_said_without_a_prefix():
         config("image_top_k=0")
 
 
+def test_only_pictures_of_captions_are_chosen_among_candidates():
+    assert config("candidates=4").candidates == 4
+    with pytest.raises(ConfigError, match="candidates=4 with task=depth"):
+        config("candidates=4", "task=depth")
+    with pytest.raises(ConfigError, match="candidates=0: at least 1"):
+        config("candidates=0")
+    with pytest.raises(ConfigError, match="asks nothing"):
+        config("prompt=[]")
+
+
 def test_evaluate_says_guidance_alike():
     given = ("ckpt=m", "vq=v", "input=i", "raw=r", "resolution_px=64", "output=o")
     module = load_stage("evaluate")

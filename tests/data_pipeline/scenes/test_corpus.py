@@ -8,6 +8,7 @@ import pytest
 
 from data_pipeline.scenes import corpus, scene, solids
 from data_pipeline.scenes.corpus import CorpusConfig, iter_samples, make_sample, picture_size
+from mgpt.errors import ConfigError
 from mgpt.tasks.scene_words import (
     BOX_COLOUR,
     DEPTH_FAR,
@@ -63,6 +64,25 @@ def test_samples_are_whole(samples):
                 assert picture.dtype == np.uint8 and picture.shape == (64, 64, 3)
             assert sample.json["caption"] and sample.json["tasks"]
     assert len({sample.key for sample in samples["objects"]}) == 12
+
+
+@pytest.mark.parametrize("kind", ["objects", "mannequin"])
+def test_without_targets_the_picture_and_its_words_stay(kind, samples):
+    for index, whole in enumerate(samples[kind]):
+        sample = make_sample(_config(kind, aspect_weights={"1:1": 1.0}, targets=False), index)
+        assert sample.json["caption"] == whole.json["caption"]
+        assert list(sample.images) == ["image"]
+        assert (sample.images["image"] == whole.images["image"]).all()
+        assert set(sample.json["tasks"]) == {"text_dialog", "text_to_image", "caption", "vqa"}
+        assert len(sample.json["qa"]) == len(sample.json["truth"]["qa_kinds"]) >= 5
+        assert sample.json["truth"]["objects"] == whole.json["truth"]["objects"]
+
+
+def test_mistakes_of_a_corpus_are_said_together():
+    with pytest.raises(ConfigError) as caught:
+        _config("views", area_px=8, num_views=0, targets=False)
+    for part in ("area_px=8", "num_views=0", "kind_weights.views=0"):
+        assert part in str(caught.value)
 
 
 def test_every_task_but_none_other_is_served(samples):
