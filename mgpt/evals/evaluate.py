@@ -195,7 +195,10 @@ def _measure(
         }
         if len(columns["model"]):
             figures[figure.name] = _compare(figure, columns, cfg.seed)
-    return {"cases": len(cases), "figures": figures}
+    measured: dict[str, object] = {"cases": len(cases), "figures": figures}
+    if cases[0].task == "text_to_image":
+        measured["candidates"] = cfg.image_candidates
+    return measured
 
 
 def _compare(figure: Figure, columns: dict[str, np.ndarray], seed: int) -> dict[str, object]:

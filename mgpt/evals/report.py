@@ -132,11 +132,15 @@ def _measures_note(tasks: Mapping[str, dict]) -> str:
 
 def _galleries(evaluation: Path, tasks: Mapping[str, dict]) -> list[Section]:
     sections = []
-    for task in tasks:
+    for task, measured in tasks.items():
         folder = evaluation / task
         entries = json.loads((folder / "gallery.json").read_text())
         body = cards(gallery_card(entry, folder) for entry in entries)
-        sections.append(Section(task.replace("_", " ").capitalize(), body))
+        drawn = measured.get("candidates", 1)
+        note = f"Of {drawn} pictures drawn, the one from which the model reads the caption best."
+        sections.append(
+            Section(task.replace("_", " ").capitalize(), body, note if drawn > 1 else "")
+        )
     return sections
 
 

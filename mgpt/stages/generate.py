@@ -6,6 +6,7 @@ instruction for edit. `task=free` takes it word for word, with `<|image|>` where
     mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a large red matte sphere" output=pictures
     mgpt generate ckpt=omni_sft vq=scenes_f8 task=depth image=cube.png output=depth
     mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a blue cone" size=80x56 n=4 output=four
+    mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a red cone" candidates=8 output=best
     mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a red cube" output=cube seed=7 \
         image_top_k=4000 guidance.scale=2 guidance.form=paper
 """
@@ -64,8 +65,8 @@ class Config(SamplingConfig):
     n: int = 1
     """Answers to each prompt."""
     candidates: int = 1
-    """Pictures drawn for each answer to a caption; that which the model itself captions so is
-    kept."""
+    """Pictures drawn for each answer to text_to_image; kept is the one from which the model itself
+    most likely reads the prompt."""
     device: str = "auto"
     """auto, cpu, cuda."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

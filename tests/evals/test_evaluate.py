@@ -30,8 +30,9 @@ from mgpt.tokens.vocab import scratch_vocabulary
 NUM_CODES = 64
 TASKS = ("caption", "text_to_image", "depth")
 CFG = EvaluateConfig(
-    TASKS, samples=3, samples_of={"text_to_image": 5}, gallery=2, max_new_tokens=24
-)
+    TASKS, samples=3, samples_of={"text_to_image": 5}, gallery=2, max_new_tokens=24,
+    image_candidates=2,
+)  # fmt: skip
 
 
 def make_held_out(folder: Path) -> None:
