@@ -14,8 +14,7 @@ several batches or ranks are joined.
     >>> (sums.loss_sum / global_trained_tokens).backward()
 
 The loss of a trained token is nll + z_loss * logsumexp(logits)^2 (z-loss of PaLM, arXiv 2204.02311;
-Chameleon's coefficient is 1e-5), times the weight of its label, where one was given. Sums run over
-trained tokens; dividing is the caller's part.
+Chameleon's coefficient is 1e-5). Sums run over trained tokens; dividing is the caller's part.
 
 Shape suffixes: B rows, T positions, N trained tokens, C tokens of a chunk, D hidden, V vocabulary.
 """
@@ -42,8 +41,7 @@ class LossSums(NamedTuple):
     """Sums over the trained tokens of one batch; only `loss_sum` carries a gradient.
 
     Attributes:
-        loss_sum: scalar fp32, nll_sum + z_loss * z_sum, each token times its label's weight; the
-            other sums know no weights.
+        loss_sum: scalar fp32, nll_sum + z_loss * z_sum.
         nll_sum: scalar fp64, sum of negative log-likelihoods in nats.
         z_sum: scalar fp64, sum of squared logsumexps.
         token_nll: fp32 in the shape of the labels, 0 where ignored.
@@ -60,16 +58,13 @@ class LossSums(NamedTuple):
 class HeadLoss(nn.Module):
     """`weight` [V, D], without bias, and the loss over its logits.
 
-    `trained_rows` (start, stop) leaves the gradient of every other row at exactly 0;
-    `weighed_labels` (start, stop, weight) lets the labels from start to stop - 1 count that much in
-    the loss, and all others 1.
+    `trained_rows` (start, stop) leaves the gradient of every other row at exactly 0.
     """
 
     def __init__(self, hidden: int, vocab_size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden))
         self.trained_rows: tuple[int, int] | None = None
-        self.weighed_labels: tuple[int, int, float] | None = None
 
     def forward(self, hidden_BTD: Tensor, labels_BT: Tensor, z_loss: float = 0.0) -> LossSums:
         """Loss sums of `labels_BT` [B, T] (int64, -100 ignored) given `hidden_BTD` [B, T, D].
@@ -100,15 +95,8 @@ class HeadLoss(nn.Module):
 
         Its work depends on shapes alone, so that its memory can be known from the meta device.
         """
-        weights_N = None
-        if self.weighed_labels is not None:
-            start, stop, weight = self.weighed_labels
-            wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-            weights_N = torch.ones(labels_N.shape, dtype=wide, device=labels_N.device)
-            weights_N.masked_fill_((labels_N >= start) & (labels_N < stop), weight)
-        needs_grad = torch.is_grad_enabled()
         return _ChunkedLoss.apply(
-            hidden_ND, self.weight, labels_N, weights_N, z_loss, needs_grad, self.trained_rows
+            hidden_ND, self.weight, labels_N, z_loss, torch.is_grad_enabled(), self.trained_rows
         )
 
     def logits(self, hidden_ND: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -125,7 +113,6 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         labels_N: Tensor,
-        weights_N: Tensor | None,
         z_loss: float,
         need_grad: bool,
         trained_rows: tuple[int, int] | None,
@@ -150,39 +137,33 @@ class _ChunkedLoss(torch.autograd.Function):
             logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: len(hidden_CD)])
             losses = _fused_losses() if hidden_ND.is_cuda else _losses
             losses(logits_CV, labels_N[part], nll_N[part], lse_N[part], z_loss, need_grad)
-            if need_grad and weights_N is not None:
-                _scale(logits_CV, weights_N[part, None])
             if need_grad:
                 torch.mm(logits_CV, weight_VD, out=grad_hidden[part])
                 grad_weight[rows].addmm_(logits_CV[:, rows].T, hidden_CD)
-        z_N = lse_N.double().square()
-        z_sum = z_N.sum()
-        if weights_N is None:
-            loss_sum = (nll_N.double().sum() + z_loss * z_sum).to(wide)
-        else:
-            loss_sum = (weights_N * (nll_N.double() + z_loss * z_N)).sum().to(wide)
+        z_sum = lse_N.double().square().sum()
+        loss_sum = (nll_N.double().sum() + z_loss * z_sum).to(wide)
         ctx.mark_non_differentiable(nll_N, z_sum)
         return loss_sum, nll_N, z_sum
 
     @staticmethod
     def backward(
         ctx: Any, grad_loss: Tensor, *_: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None, None, None]:
+    ) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         # In place: autograd refuses to go through a graph twice after that.
         for grad in (grad_hidden, grad_weight):
-            # A number without dimensions would be rounded to bf16 before it multiplies on a GPU.
-            _scale(grad, grad_loss.view(1, 1))
-        return grad_hidden, grad_weight, None, None, None, None, None
+            _scale(grad, grad_loss)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
-def _scale(grad_ND: Tensor, scale_N1: Tensor) -> None:
-    """Multiplies in fp32, by one number or one a row, and rounds once."""
+def _scale(grad_ND: Tensor, scale: Tensor) -> None:
+    """Multiplies in fp32 and rounds once."""
+    # A number without dimensions would be rounded to bf16 before it multiplies on a GPU.
+    scale_11 = scale.view(1, 1)
     # On a CPU the wide values are a copy: of a block that fits a cache, not of all.
     rows = max(1, _BLOCK_NUMEL[_device_type(grad_ND)] // grad_ND.shape[1])
-    scales = scale_N1.expand(len(grad_ND), 1).split(rows)
-    for part_BD, scale_B1 in zip(grad_ND.split(rows), scales, strict=True):
-        part_BD.mul_(scale_B1)
+    for part_BD in grad_ND.split(rows):
+        part_BD.mul_(scale_11)
 
 
 def _losses(

@@ -190,12 +190,6 @@ class Transformer(nn.Module):
         self.lm_head.trained_rows = (start, stop)
         return self
 
-    def weigh_labels(self, start: int, stop: int, weight: float) -> "Transformer":
-        """Lets labels start..stop-1 count `weight` in the loss, others 1; returns the model."""
-        assert 0 <= start < stop <= self.cfg.vocab_size
-        self.lm_head.weighed_labels = (start, stop, weight)
-        return self
-
     @property
     def trained_rows(self) -> tuple[str, int, int] | None:
         """The one parameter that trains, by name, and its rows; None where all of them train."""

@@ -74,10 +74,6 @@ class TrainingConfig(TrainConfig):
     released head was never trained to draw."""
     train: Literal["all", "image_head"] = "all"
     """image_head: the head's rows of image codes alone; every other weight stays as it is."""
-    image_loss_weight: float = 1.0
-    """What the loss of an image code counts beside 1 of any other token (Emu3, arXiv 2409.18869,
-    takes 0.5). An answer in words has few tokens and a picture thousands, so that words are learned
-    late where both are mixed. Losses are logged without it."""
     vocabulary: str | None = None
     """Output of mgpt train_text, or a tokenizer.json of Chameleon, for a start from nothing or from
     weights without one; others bring their own."""
@@ -103,8 +99,6 @@ class TrainingConfig(TrainConfig):
             )
         if self.image_rows == "zero" and self.init_from is None:
             raise ValueError("image_rows=zero is a start from weights; give init_from")
-        if not self.image_loss_weight > 0:
-            raise ValueError(f"image_loss_weight={self.image_loss_weight} must be above 0")
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
         if self.pictures_every and self.samples.vq is None:
@@ -241,10 +235,10 @@ def _initial_weights(
 
 
 def _model(cfg: TrainingConfig, shape: TransformerConfig, vocabulary: Vocabulary) -> Transformer:
-    model, rows = Transformer(shape), _image_rows(vocabulary)
-    if cfg.image_loss_weight != 1.0:
-        model.weigh_labels(*rows, cfg.image_loss_weight)
-    return model if cfg.train == "all" else model.train_head_rows(*rows)
+    model = Transformer(shape)
+    if cfg.train == "all":
+        return model
+    return model.train_head_rows(*_image_rows(vocabulary))
 
 
 def _image_rows(vocabulary: Vocabulary) -> tuple[int, int]:

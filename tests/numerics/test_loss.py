@@ -47,27 +47,6 @@ def test_sums_and_gradients_equal_plain_ones(chunk_logits: int):
     torch.testing.assert_close(ours[1], head.weight.grad, rtol=1e-11, atol=1e-13)
 
 
-def test_weighed_labels_count_their_weight_in_the_loss_alone(chunk_logits: int):
-    head, hidden_BTD, labels_BT = _case()
-    plain = head(hidden_BTD, labels_BT, z_loss=0.1)
-    head.weighed_labels = (5, 25, 0.125)
-    sums = head(hidden_BTD, labels_BT, z_loss=0.1)
-    (0.25 * sums.loss_sum).backward()
-    ours = hidden_BTD.grad.clone(), head.weight.grad.clone()
-    hidden_BTD.grad = head.weight.grad = None
-    light_BT = (labels_BT >= 5) & (labels_BT < 25)
-    light = _plain(head, hidden_BTD, labels_BT.where(light_BT, -100), 0.1)[0]
-    others = _plain(head, hidden_BTD, labels_BT.masked_fill(light_BT, -100), 0.1)[0]
-    assert light > 0 and others > 0
-    loss = 0.125 * light + others
-    (0.25 * loss).backward()
-    torch.testing.assert_close(sums.loss_sum, loss, rtol=1e-13, atol=0)
-    torch.testing.assert_close(ours[0], hidden_BTD.grad, rtol=1e-11, atol=1e-13)
-    torch.testing.assert_close(ours[1], head.weight.grad, rtol=1e-11, atol=1e-13)
-    for name in ("nll_sum", "z_sum", "token_nll", "num_trained"):
-        assert torch.equal(getattr(sums, name), getattr(plain, name))
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     # fp32: sums of 40 products. bf16: logits and their gradients are rounded, then the products.

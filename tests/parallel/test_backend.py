@@ -26,14 +26,12 @@ SIZE = TransformerConfig(
 )
 
 
-def build(
-    name: str = "single",
-    seed: int = 0,
-    model: Callable[[], Transformer] = lambda: Transformer(SIZE),
-    **settings: object,
-) -> Backend:
+def build(name: str = "single", seed: int = 0, **settings: object) -> Backend:
     cfg = ParallelConfig(name=name, **settings)
-    return build_backend(cfg, model, OptimConfig(), World(), 0, seed, sharding_plan)
+    world = World()
+    return build_backend(
+        cfg, lambda: Transformer(SIZE), OptimConfig(), world, 0, seed, sharding_plan
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +63,6 @@ def test_every_backend_runs_in_one_process(backend: Backend) -> None:
     after = backend.evaluate(batch())
     assert float(after.nll_sum) < float(before.nll_sum) - 1
     assert float(after.token_nll_BT.sum()) == pytest.approx(float(after.nll_sum), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_every_backend_weighs_labels(name: str, group: None) -> None:
-    norms = []
-    for weight in (1.0, 0.25):
-        weighed = build(name, model=lambda: Transformer(SIZE).weigh_labels(0, 50, weight))  # noqa: B023
-        weighed.forward_backward(batch(), 1 / 24, last=True)
-        norms.append(weighed.step(lr=1e-2, max_norm=1.0)[0])
-    assert norms[1] == pytest.approx(norms[0] / 4, rel=1e-5)
 
 
 def test_an_update_above_the_limit_is_not_made(backend: Backend) -> None:

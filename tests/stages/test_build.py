@@ -1,19 +1,15 @@
 """Weights and the vocabulary that lies beside them go together, or both are named."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mgpt.data.source import DataConfig, SourceConfig
 from mgpt.errors import VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.stages import training
 from mgpt.stages.build import VOCABULARY, Weights, load_vocabulary, write_model_folder
-from mgpt.stages.training import TrainingConfig
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 
@@ -63,20 +59,3 @@ def test_a_vocabulary_of_another_size_is_named_before_an_id_is_looked_up(
 def test_a_missing_vocabulary_says_where_it_was_looked_for(tmp_path: Path):
     with pytest.raises(VocabularyError, match=r"no vocabulary\.json in any of"):
         load_vocabulary(tmp_path)
-
-
-def test_the_weight_of_image_codes_in_the_loss_reaches_the_head(tmp_path: Path):
-    own = vocabulary(tmp_path, 16, 4)
-    source = {"mine": SourceConfig(path="tokens", tasks={"caption": 1.0})}
-    cfg = TrainingConfig(
-        steps=1,
-        output="run",
-        vocabulary="text",
-        data=DataConfig(sources=source),
-        image_loss_weight=0.125,
-    )
-    sizes = {"hidden": 16, "ffn": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 16}
-    model = training._model(cfg, TransformerConfig(**sizes, vocab_size=own.size), own)
-    assert model.head.weighed_labels == (own.image_start, own.image_start + 16, 0.125)
-    with pytest.raises(ValueError, match="image_loss_weight=0"):
-        replace(cfg, image_loss_weight=0.0)
