@@ -50,8 +50,6 @@ MANNEQUIN_TASKS = ("text_to_image", "caption", "vqa", "pose", "pose_to_image")
 PICTURE_TASKS = ("text_dialog", "text_to_image", "caption", "vqa")
 VIEWS_TASKS = ("multi_view",)
 
-_PICTURE_QUESTIONS = 8
-
 # Added to a sample's index for its second picture, so that no sample shows another's scene.
 _OTHER_SCENE = 1 << 32
 # Widths and heights are multiples of this, so that few distinct sizes occur.
@@ -253,7 +251,7 @@ def _picture_sample(
     split: Split, scene: Scene, rng: np.random.Generator, height: int, width: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     frame = _render(scene, height, width)
-    questions = truth.any_questions(scene, rng, _PICTURE_QUESTIONS)
+    questions = truth.questions(scene, rng, 4)
     if scene.mannequin:
         seen = _mannequin_truth(scene, frame, _joints(scene, height, width))
     else:

@@ -73,23 +73,6 @@ def questions(scene: Scene, rng: np.random.Generator, num: int) -> list[Question
     return chosen[:num]
 
 
-def any_questions(scene: Scene, rng: np.random.Generator, num: int) -> list[Question]:
-    """`num` different questions of whatever kind; whether a shape is there is asked of each one.
-
-    That needs the shape asked for and the shapes seen together, so it is learned late where few
-    examples are.
-    """
-    if scene.mannequin:
-        pool = _mannequin_questions(scene)
-    else:
-        shapes = {one.shape for one in scene.objects}
-        pool = [one for one in _object_questions(scene, rng) if one.kind != "presence"]
-        pool += [
-            Question("presence", f"Is there a {shape}?", _yes(shape in shapes)) for shape in SHAPES
-        ]
-    return [pool[place] for place in rng.permutation(len(pool))[:num]]
-
-
 def _object_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     objects = scene.objects
     pool = [Question("count", "How many objects are there?", _NUMBERS[len(objects)])]

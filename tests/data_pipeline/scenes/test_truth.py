@@ -77,11 +77,10 @@ def test_captions_of_mannequins_and_turntables():
         assert f"{scene.ball.colour} ball" in truth.caption(scene)
 
 
-@pytest.mark.parametrize("draw", [truth.questions, truth.any_questions])
-def test_answers_are_right_and_every_kind_is_asked(draw):
+def test_answers_are_right_and_every_kind_is_asked():
     kinds = set()
     for index, scene in enumerate(_scenes()):
-        questions = draw(scene, np.random.default_rng(index), 5)
+        questions = truth.questions(scene, np.random.default_rng(index), 5)
         assert len({one.question for one in questions}) == len(questions)
         for one in questions:
             kinds.add(one.kind)
@@ -89,13 +88,6 @@ def test_answers_are_right_and_every_kind_is_asked(draw):
     assert kinds == {
         "colour", "count", "material", "place", "presence", "relation", "shape", "size"
     }  # fmt: skip
-
-
-def test_of_all_questions_each_shape_is_asked_for_once():
-    for index, scene in enumerate(_scenes()):
-        every = truth.any_questions(scene, np.random.default_rng(index), 100)
-        asked = [one.question for one in every if one.kind == "presence"]
-        assert sorted(asked) == sorted(f"Is there a {shape}?" for shape in SHAPES)
 
 
 def test_yes_and_no_are_about_as_frequent():
@@ -111,7 +103,7 @@ def test_yes_and_no_are_about_as_frequent():
 def test_answers_about_the_mannequin():
     for index, scene in enumerate(_scenes("mannequin")):
         pose = scene.mannequin.pose
-        for one in truth.any_questions(scene, np.random.default_rng(index), 5):
+        for one in truth.questions(scene, np.random.default_rng(index), 3):
             if found := re.fullmatch(r"Where is the (left|right) arm\?", one.question):
                 if "hips" in pose:
                     state = "on the hip"
