@@ -1,6 +1,7 @@
 """UniRep: round trips, a strict parser that names the position, and the grammar's equality."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from mgpt.errors import DataError
 from mgpt.images.buckets import bucket_sizes
+from mgpt.tokens import unirep
 from mgpt.tokens.unirep import (
     Allowed,
     ImageGrammar,
@@ -78,6 +80,22 @@ def test_every_size_of_every_bucket(
 def ladder(scratch: Vocabulary) -> Vocabulary:
     """The small ladder's: the longest side is 128 px, 8 grids of 16."""
     return scratch_vocabulary(scratch.text, num_codes=32, max_grids=8)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "u8", "i1", "i4", "i8"])
+def test_codes_of_any_integer_type(scratch: Vocabulary, dtype: str) -> None:
+    codes_HW = np.arange(8).reshape(2, 4)
+    np.testing.assert_array_equal(
+        encode_grid(codes_HW.astype(dtype), scratch), encode_grid(codes_HW, scratch)
+    )
+
+
+def test_each_thread_fills_frames_of_its_own(scratch: Vocabulary) -> None:
+    mine = unirep._FRAMES.of(4, 4, scratch)[0]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: unirep._FRAMES.of(4, 4, scratch)).result()[0]
+    again = unirep._FRAMES.of(4, 4, scratch)[0]
+    assert np.shares_memory(mine, again) and not np.shares_memory(mine, other)
 
 
 def test_the_published_form(chameleon: Vocabulary) -> None:
