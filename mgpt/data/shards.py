@@ -387,9 +387,9 @@ class Shard:
         self._names = self.manifest.fields
         self._sample_rows = self._samples.view(np.uint8).data
         self._field_rows = self._fields.view(np.uint8).data
-        self._first_fields = np.append(
-            self._samples["first_field"], np.uint32(len(self._fields))
-        ).data
+        self._offsets = np.ascontiguousarray(self._samples["offset"]).data
+        first_fields = self._samples["first_field"]
+        self._first_fields = np.append(first_fields, np.uint32(len(self._fields))).data
         try:
             self._tar = read_at(self._path)
         except OSError as error:
@@ -432,7 +432,7 @@ class Shard:
             at, name, high, wide = _FIELD_ROW.unpack_from(self._field_rows, row * _FIELD_ROW.size)
             if fields is not None and self._names[name] not in fields:
                 return {}
-            at += _SAMPLE_ROW.unpack_from(self._sample_rows, index * _SAMPLE_ROW.size)[0]
+            at += self._offsets[index]
             num_bytes = NPY_HEADER_BYTES + 2 * high * wide
             block = self._tar.read(num_bytes, at)
             if len(block) == num_bytes and block.startswith(_npy_header(high, wide)):

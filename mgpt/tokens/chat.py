@@ -182,7 +182,7 @@ class Outline:
                 if stop > num_tokens:
                     break
                 if num_text == 1:  # mostly the end of a turn: in half the time of a slice
-                    ids[start] = text_ids[text_start]
+                    ids[start] = text_ids.item(text_start)
                 else:
                     ids[start:stop] = text_ids[text_start : text_start + num_text]
                 text_start += num_text
@@ -321,9 +321,12 @@ def _encoded(part: Part, vocab: Vocabulary) -> ImageSlot | list[int]:
 
 
 def _of(values: Mapping[str, _Value], field: str) -> _Value:
-    if field not in values:
-        raise DataError(f"no picture field {field!r} in the sample, which has {sorted(values)}")
-    return values[field]
+    try:
+        return values[field]
+    except KeyError:
+        raise DataError(
+            f"no picture field {field!r} in the sample, which has {sorted(values)}"
+        ) from None
 
 
 def _official_values(turns: object) -> list[str]:
