@@ -116,7 +116,7 @@ def _measures_table(tasks: Mapping[str, dict]) -> str:
 def _measures_note(tasks: Mapping[str, dict]) -> str:
     """Says in words what fell short, and by how much; silence would be read as success."""
     shortfalls = [
-        f"{task}: {name} {figure['model']:.2f} of {figure['goal']:.2f}"
+        f"{task}: {name} {figure['model']:.3f} of {figure['goal']:.3f}"
         for task, measured in tasks.items()
         for name, figure in measured["figures"].items()
         if not figure.get("goal_reached", True)

@@ -40,7 +40,7 @@ def write_inputs(root: Path) -> ReportInputs:
 
 def test_page_names_shortfalls_and_is_self_contained(tmp_path: Path) -> None:
     page = build_report(write_inputs(tmp_path), tmp_path).read_text()
-    assert "Fell short: caption: attributes_right 0.50 of 0.70" in page
+    assert "Fell short: caption: attributes_right 0.500 of 0.700" in page
     assert "data:image/png;base64," in page
     assert "Describe &lt;b&gt;this&lt;/b&gt;" in page, "text of samples must be escaped"
     assert "<polyline" in page
