@@ -136,11 +136,12 @@ def _galleries(evaluation: Path, tasks: Mapping[str, dict]) -> list[Section]:
         folder = evaluation / task
         entries = json.loads((folder / "gallery.json").read_text())
         body = cards(gallery_card(entry, folder) for entry in entries)
-        drawn = measured.get("candidates", 1)
-        note = f"Of {drawn} pictures drawn, the one from which the model reads the caption best."
-        sections.append(
-            Section(task.replace("_", " ").capitalize(), body, note if drawn > 1 else "")
-        )
+        note = ""
+        if (drawn := measured.get("candidates", 1)) > 1:
+            note = (
+                f"Of {drawn} pictures drawn, the one from which the model reads the caption best."
+            )
+        sections.append(Section(task.replace("_", " ").capitalize(), body, note))
     return sections
 
 
