@@ -40,35 +40,35 @@ RIGHT = "share of answers"
 
 FIGURES: dict[str, tuple[Figure, ...]] = {
     "text_to_image": (
-        Figure("one_object_right", RIGHT, True, goal=0.70),
-        Figure("two_objects_right", RIGHT, True, goal=0.40),
+        Figure("one_object_right", RIGHT, True, goal=0.85),
+        Figure("two_objects_right", RIGHT, True, goal=0.65),
     ),
-    "caption": (Figure("attributes_right", RIGHT, True, goal=0.70),),
-    "vqa": (Figure("answer_right", RIGHT, True, goal=0.80),),
-    "text_dialog": (Figure("answer_right", RIGHT, True),),
-    "multi_image_dialog": (Figure("answer_right", RIGHT, True),),
-    "edit": (Figure("objects_right", RIGHT, True),),
-    "segmentation": (Figure("mean_iou", "IoU", True),),
-    "depth": (Figure("depth_error", "share of the depth range", False),),
-    "normals": (Figure("angle_error", "degrees", False),),
-    "pose": (Figure("joints_found", "share of joints", True),),
-    "detection": (Figure("box_iou", "IoU", True),),
+    "caption": (Figure("attributes_right", RIGHT, True, goal=0.85),),
+    "vqa": (Figure("answer_right", RIGHT, True, goal=0.88),),
+    "text_dialog": (Figure("answer_right", RIGHT, True, goal=0.85),),
+    "multi_image_dialog": (Figure("answer_right", RIGHT, True, goal=0.85),),
+    "edit": (Figure("objects_right", RIGHT, True, goal=0.5),),
+    "segmentation": (Figure("mean_iou", "IoU", True, goal=0.85),),
+    "depth": (Figure("depth_error", "share of the depth range", False, goal=0.014),),
+    "normals": (Figure("angle_error", "degrees", False, goal=5.0),),
+    "pose": (Figure("joints_found", "share of joints", True, goal=0.98),),
+    "detection": (Figure("box_iou", "IoU", True, goal=0.7),),
     "depth_to_image": (
         Figure("pixel_error", "share of full scale", False),
-        Figure("objects_right", RIGHT, True),
+        Figure("objects_right", RIGHT, True, goal=0.5),
     ),
     "segmentation_to_image": (
         Figure("pixel_error", "share of full scale", False),
-        Figure("objects_right", RIGHT, True),
+        Figure("objects_right", RIGHT, True, goal=0.5),
     ),
     "normals_to_image": (
         Figure("pixel_error", "share of full scale", False),
-        Figure("objects_right", RIGHT, True),
+        Figure("objects_right", RIGHT, True, goal=0.5),
     ),
     "pose_to_image": (Figure("pixel_error", "share of full scale", False),),
     "multi_view": (
         Figure("pixel_error", "share of full scale", False),
-        Figure("views_right", "share of views", True),
+        Figure("views_right", "share of views", True, goal=0.4),
     ),
 }
 
