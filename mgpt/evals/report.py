@@ -11,6 +11,7 @@ interrupted run on one machine; times, versions and machine stand apart under `c
 from __future__ import annotations
 
 import html
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ from pathlib import Path
 
 from mgpt.evals.measures import FIGURES, MEASURES
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
+from mgpt.evals.sheet import answer_sheet
 from mgpt.files import atomic_write
 
+SHEET = "answers.png"
 LEAD = (
     "Every picture and answer below comes from the model that this run trained, on held-out "
     "samples whose combinations of attributes it has never seen, read back by a checker that "
@@ -44,7 +47,7 @@ class ReportInputs:
 
 
 def build_report(inputs: ReportInputs, output: Path) -> Path:
-    """Write report.html and report.json into `output`; returns the page's path."""
+    """Write report.html, report.json and answers.png into `output`; returns the page's path."""
     evaluated = {name: inputs.evaluation / name / MEASURES for name in FIGURES}
     tasks = {
         name: json.loads(file.read_text()) for name, file in evaluated.items() if file.exists()
@@ -58,8 +61,13 @@ def build_report(inputs: ReportInputs, output: Path) -> Path:
     }
     report = {"measures": measures, "conditions": inputs.conditions}
     atomic_write(output / "report.json", json.dumps(report, indent=1).encode())
+    if tasks:
+        stream = io.BytesIO()
+        answer_sheet(inputs.evaluation, tasks).save(stream, format="PNG")
+        atomic_write(output / SHEET, stream.getvalue())
     sections = [
         Section("What it learned", _measures_table(tasks), _measures_note(tasks)),
+        *([Section("One answer per task", picture(output / SHEET))] if tasks else []),
         *_galleries(inputs.evaluation, tasks),
         Section("How it learned", f"<div class='curves'>{_curves(curves)}</div>"),
         *_photograph_section(inputs.photographs, photographs),

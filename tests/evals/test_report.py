@@ -30,6 +30,7 @@ def write_inputs(root: Path) -> ReportInputs:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(task / "00_question_0.png")
     images = {"question": ["00_question_0.png"], "model": [], "truth": []}
     entry = {"question": "Describe <b>this</b>", "model": "a", "truth": "b", "images": images}
+    entry["figures"] = {"attributes_right": 0.0}
     (task / "gallery.json").write_text(json.dumps([entry]))
     record = root / "metrics.jsonl"
     rows = [{"step": step, "loss": 5.0 / step, "loss/task/caption": 1.0} for step in range(1, 9)]
