@@ -212,7 +212,7 @@ def _offloaded(
     """The memory of a rank without what it keeps elsewhere."""
     names: frozenset[str] = frozenset()
     if parallel.offload != "none":
-        names = frozenset({"master weights, float32", "gradients, float32", "Adam's moments"})
+        names = frozenset({"master weights, float32", "gradients, float32", "optimizer state"})
     if parallel.offload == "all":
         names |= {"weights, float32", "weights in the pass's type"}
     here = tuple(part for part in (*of_backend, *of_run) if part.name not in names)
@@ -230,7 +230,7 @@ def _single(work: RankWork, left: int) -> list[Part]:
     return [
         Part.always("weights, float32", _FP32 * groups.whole),
         _gradients(work.trained(groups), work.accumulates, made),
-        Part.always("Adam's moments", 2 * _FP32 * groups.whole),
+        Part.always("optimizer state", 2 * _FP32 * groups.whole),
         Part("weights in the pass's type", copies, copies),
     ]
 
@@ -254,7 +254,7 @@ def _fsdp2(work: RankWork, left: int) -> list[Part]:
     return [
         Part.always("weights, float32", _FP32 * groups.shard),
         _gradients(shard, work.accumulates and not adds_whole, made),
-        Part.always("Adam's moments", 2 * _FP32 * groups.shard),
+        Part.always("optimizer state", 2 * _FP32 * groups.shard),
         Part("gathered weights", *gathered),
         Part("gradients on their way", 0, sent),
         Part(
@@ -321,7 +321,7 @@ def _zero3(work: RankWork, left: int) -> list[Part]:
         ),
         Part.always("master weights, float32", _FP32 * groups.shard),
         gradients,
-        Part.always("Adam's moments", 2 * _FP32 * groups.shard),
+        Part.always("optimizer state", 2 * _FP32 * groups.shard),
         Part("gathered weights", live, live),
         Part("gradients on their way", *sent, sent[0]),
     ]

@@ -22,7 +22,7 @@ from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
 from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
-from mgpt.parallel.backend import Backend, ParallelConfig, build_backend
+from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.settings import to_plain
 from mgpt.stages.build import (
@@ -99,6 +99,9 @@ class TrainingConfig(TrainConfig):
             )
         if self.image_rows == "zero" and self.init_from is None:
             raise ValueError("image_rows=zero is a start from weights; give init_from")
+        problem = optimizer_problem(self.parallel, self.optim)
+        if problem:
+            raise ValueError(problem)
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
         if self.pictures_every and self.samples.vq is None:

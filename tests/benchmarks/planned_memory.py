@@ -27,11 +27,11 @@ from rank_runs import start_ranks
 from mgpt.models import attention, head_loss
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import MicroBatch, ParallelConfig, build_backend
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.plan.live_bytes import LiveBytes
 from mgpt.plan.memory import RankWork, plan_memory
-from mgpt.train.optim import OptimConfig
 
 RANKS = 2
 SMALL = TransformerConfig(

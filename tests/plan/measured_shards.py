@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import MicroBatch, ParallelConfig, build_backend
 from mgpt.parallel.dist import init_distributed
-from mgpt.train.optim import OptimConfig
 
 MODEL = TransformerConfig(
     hidden=96, ffn=250, layers=3, heads=4, kv_heads=2, head_dim=24, vocab_size=513
@@ -41,9 +41,7 @@ def measure(folder: Path) -> None:
     held = {
         "weights, float32": local_bytes(parameters),
         "gradients, float32": local_bytes(p.grad for p in parameters),
-        "Adam's moments": local_bytes(
-            tensor for state in states for tensor in state.values() if tensor.ndim
-        ),
+        "optimizer state": local_bytes(tensor for state in states for tensor in state.values()),
     }
     if world.is_main:
         (folder / "held.json").write_text(json.dumps(held))
