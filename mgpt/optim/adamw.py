@@ -24,6 +24,7 @@ class AdamW:
 
     state: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     by: ClassVar[Literal["rows", "matrix"]] = "rows"
+    scratch: ClassVar[int] = 0
 
     def __init__(self, cfg: OptimConfig) -> None:
         self._betas, self._eps = cfg.betas, cfg.eps

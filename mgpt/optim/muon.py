@@ -40,6 +40,7 @@ class Muon:
 
     state: ClassVar[tuple[str, ...]] = ("momentum",)
     by: ClassVar[Literal["rows", "matrix"]] = "matrix"
+    scratch: ClassVar[int] = 6
 
     def __init__(self, cfg: OptimConfig) -> None:
         self._momentum, self._nesterov = cfg.momentum, cfg.nesterov
@@ -95,9 +96,9 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def _newton_schulz(x_NRC: Tensor, steps: int) -> Tensor:
-    """X <- a X + b (X X^T) X + c (X X^T)^2 X, from X of Frobenius norm 1."""
+    """X <- a X + b (X X^T) X + c (X X^T)^2 X, from X of Frobenius norm 1; overwrites its input."""
     norm_N11 = torch.linalg.vector_norm(x_NRC, dim=(-2, -1), keepdim=True)
-    x_NRC = x_NRC / norm_N11.clamp(min=_LEAST_NORM)
+    x_NRC.div_(norm_N11.clamp(min=_LEAST_NORM))
     num_rows, num_columns = x_NRC.shape[-2:]
     if x_NRC.dtype is torch.float32 and 2 * num_columns > 3 * num_rows:
         return _by_gram(x_NRC, steps)

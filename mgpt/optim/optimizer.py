@@ -70,7 +70,7 @@ class Optimizer:
                 continue
             rows = Rows(
                 shapes=[parameter.shape for _, parameter, _ in trained],
-                weights=[_local(parameter.detach()) for _, parameter, _ in trained],
+                weights=[_local(parameter).detach() for _, parameter, _ in trained],
                 grads=[_local(grad) for _, _, grad in trained],
                 state={
                     key: [_local(self.state[name][key]) for name, _, _ in trained]
@@ -93,7 +93,7 @@ class Optimizer:
     def _averages(self) -> tuple[list[Tensor], list[Tensor]]:
         """Averaged weights and weights, of all parameters."""
         pairs = [
-            (_local(self.state[name][AVERAGE]), _local(parameter.detach()))
+            (_local(self.state[name][AVERAGE]), _local(parameter).detach())
             for group in self.groups
             for name, parameter in zip(group.names, group.parameters, strict=True)
         ]

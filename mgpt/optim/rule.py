@@ -7,6 +7,7 @@ one class with these members in a file of its own and give it a row in `mgpt.opt
     class Sgd:
         state = ("momentum",)
         by = "rows"
+        scratch = 0
 
         def __init__(self, cfg: OptimConfig) -> None:
             self._momentum = cfg.momentum
@@ -35,12 +36,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mgpt.optim.config import OptimConfig
 
-__all__ = ["LocalMatrices", "Rows", "Rule", "WholeMatrices"]
+__all__ = ["WHOLE_NUMEL", "LocalMatrices", "Rows", "Rule", "WholeMatrices", "buckets_of"]
 
 MatrixFunction = Callable[[Sequence[Tensor]], list[Tensor]]
 """From whole matrices to results of the same shapes."""
-
-_BUCKET_NUMEL = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,10 @@ class Rows:
     lr: float
     weight_decay: float
     """Times lr; 0 for parameters that do not decay."""
+
+
+WHOLE_NUMEL = 1 << 26
+"""Elements of the matrices that a rank makes whole at once, if one matrix has fewer."""
 
 
 class WholeMatrices(Protocol):
@@ -89,6 +92,9 @@ class Rule(Protocol):
     by: ClassVar[Literal["rows", "matrix"]]
     """rows: any rows of a parameter can be updated without the others; matrix: an update needs the
     whole matrix."""
+    scratch: ClassVar[int]
+    """Elements that an update needs for each element of the matrices that are whole at the time, in
+    memory that is free again afterwards; 0 for rules that work in place."""
 
     def __init__(self, cfg: OptimConfig) -> None: ...
 
@@ -109,7 +115,7 @@ class LocalMatrices:
         self.device = device
 
     def buckets(self, shapes: Sequence[torch.Size]) -> list[list[int]]:
-        return buckets_of(shapes, _BUCKET_NUMEL)
+        return buckets_of(shapes, WHOLE_NUMEL)
 
     def map(
         self, rows: Sequence[Tensor], shapes: Sequence[torch.Size], function: MatrixFunction

@@ -15,12 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mgpt.optim.rule import MatrixFunction, buckets_of
+from mgpt.optim.rule import WHOLE_NUMEL, MatrixFunction, buckets_of
 
-__all__ = ["OWNED_NUMEL", "ShardedMatrices"]
-
-OWNED_NUMEL = 1 << 25
-"""Elements that a rank makes whole at once, as long as one matrix has fewer."""
+__all__ = ["ShardedMatrices"]
 
 
 class ShardedMatrices:
@@ -32,7 +29,7 @@ class ShardedMatrices:
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
 
     def buckets(self, shapes: Sequence[torch.Size]) -> list[list[int]]:
-        return buckets_of(shapes, OWNED_NUMEL, self._size)
+        return buckets_of(shapes, WHOLE_NUMEL, self._size)
 
     def map(
         self, rows: Sequence[Tensor], shapes: Sequence[torch.Size], function: MatrixFunction
@@ -40,34 +37,61 @@ class ShardedMatrices:
         if self._size == 1:
             return function(rows)
         numels = [[self._numel(shape, rank) for shape in shapes] for rank in range(self._size)]
-        owned = [range(rank, len(shapes), self._size) for rank in range(self._size)]
-        to_owners = [sum(numels[self._rank][i] for i in indices) for indices in owned]
-        to_me = [sum(of_rank[i] for i in owned[self._rank]) for of_rank in numels]
+        whole = self._gather(rows, shapes, numels)
+        return self._scatter(function(whole), rows, numels)
 
-        sent = torch.cat([rows[i].reshape(-1) for indices in owned for i in indices])
-        received = self._exchange(sent.to(self.device), to_owners, to_me)
-        of_ranks = received.split(to_me)
+    def _owned(self, rank: int, num_matrices: int) -> range:
+        return range(rank, num_matrices, self._size)
+
+    def _gather(
+        self, rows: Sequence[Tensor], shapes: Sequence[torch.Size], numels: list[list[int]]
+    ) -> list[Tensor]:
+        """The matrices that this rank owns, whole. `numels`: elements by rank and matrix."""
+        mine = self._owned(self._rank, len(shapes))
+        to_owners, to_me = self._splits(numels)
+        sent = torch.cat([rows[i].reshape(-1) for i in self._by_owner(len(shapes))])
+        received = self._exchange(sent.to(self.device), to_owners, to_me).split(to_me)
         pieces = [
-            part.split([numels[rank][i] for i in owned[self._rank]])
-            for rank, part in enumerate(of_ranks)
+            of_rank.split([numels[rank][i] for i in mine]) for rank, of_rank in enumerate(received)
         ]
-        whole = [
-            torch.cat([piece[place] for piece in pieces]).view(shapes[i])
-            for place, i in enumerate(owned[self._rank])
+        return [
+            torch.cat([of_rank[place] for of_rank in pieces]).view(shapes[i])
+            for place, i in enumerate(mine)
         ]
-        made = [matrix.contiguous().view(-1) for matrix in function(whole)]
+
+    def _scatter(
+        self, whole: Sequence[Tensor], rows: Sequence[Tensor], numels: list[list[int]]
+    ) -> list[Tensor]:
+        """This rank's rows of all matrices, each given whole on its owner."""
+        mine = self._owned(self._rank, len(rows))
+        to_owners, to_me = self._splits(numels)
         cut = [
-            matrix.split([of_rank[i] for of_rank in numels])
-            for i, matrix in zip(owned[self._rank], made, strict=True)
+            matrix.contiguous().view(-1).split([of_rank[i] for of_rank in numels])
+            for i, matrix in zip(mine, whole, strict=True)
         ]
-        sent = torch.cat([parts[rank] for rank in range(self._size) for parts in cut] or [sent[:0]])
-        returned = self._exchange(sent, to_me, to_owners).to(rows[0].device)
+        nothing = torch.empty(0, dtype=rows[0].dtype, device=self.device)
+        sent = torch.cat([nothing, *(of[rank] for rank in range(self._size) for of in cut)])
+        received = self._exchange(sent, to_me, to_owners).to(rows[0].device)
+        order = self._by_owner(len(rows))
+        parts = received.split([numels[self._rank][i] for i in order])
         results = list(rows)
-        order = [i for indices in owned for i in indices]
-        parts = returned.split([numels[self._rank][i] for i in order])
         for i, part in zip(order, parts, strict=True):
             results[i] = part.view(rows[i].shape)
         return results
+
+    def _by_owner(self, num_matrices: int) -> list[int]:
+        """All matrices, those of the first owner first."""
+        return [i for rank in range(self._size) for i in self._owned(rank, num_matrices)]
+
+    def _splits(self, numels: list[list[int]]) -> tuple[list[int], list[int]]:
+        """Elements that this rank sends to each owner, and gets from each rank as an owner."""
+        count = len(numels[0])
+        to_owners = [
+            sum(numels[self._rank][i] for i in self._owned(rank, count))
+            for rank in range(self._size)
+        ]
+        mine = self._owned(self._rank, count)
+        return to_owners, [sum(of_rank[i] for i in mine) for of_rank in numels]
 
     def _exchange(self, sent: Tensor, out_splits: list[int], in_splits: list[int]) -> Tensor:
         received = sent.new_empty(sum(in_splits))

@@ -104,7 +104,7 @@ def test_buckets_hold_every_matrix_once_and_bound_memory() -> None:
 
 def test_small_buckets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(max_numel: int) -> list[Tensor]:
-        monkeypatch.setattr("mgpt.optim.rule._BUCKET_NUMEL", max_numel)
+        monkeypatch.setattr("mgpt.optim.rule.WHOLE_NUMEL", max_numel)
         parameters = [nn.Parameter(drawn(16, 24, seed=i)) for i in range(5)]
         named = [(f"layers.{i}.up_proj.weight", p) for i, p in enumerate(parameters)]
         optimizer = OptimConfig(kind="muon").build(named)
