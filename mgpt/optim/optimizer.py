@@ -90,6 +90,14 @@ class Optimizer:
         if self._ema_decay:
             torch._foreach_copy_(*self._averages())
 
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchanges the averaged weights with the weights."""
+        for average, weight in zip(*self._averages(), strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
     def _averages(self) -> tuple[list[Tensor], list[Tensor]]:
         """Averaged weights and weights, of all parameters."""
         pairs = [

@@ -20,6 +20,7 @@ Shape suffixes: B rows of the micro-batch, T tokens of a row.
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -226,6 +227,8 @@ class Backend(Protocol):
     """Of the whole model."""
     checkpoint_bytes: int
     """Of all weights and optimizer state, float32, on all ranks together."""
+    has_averages: bool
+    """Whether averaged weights are kept."""
     own_time: OwnTime
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
@@ -243,6 +246,10 @@ class Backend(Protocol):
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         """The sums without gradients and without dropout."""
+        ...
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within it the weights are the averaged ones. Only where they are kept."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

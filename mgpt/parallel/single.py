@@ -8,7 +8,8 @@ class over such parameters; see there.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -93,6 +94,7 @@ class SingleBackend:
         self._initialise(module.model, seed)
         self._trained_rows = module.model.trained_rows
         self._optim_cfg = optim_cfg
+        self.has_averages = optim_cfg.ema_decay > 0
         self._optimizer = optim_cfg.build(
             self._named, decays=self._trained_rows is None, matrices=self._matrices()
         )
@@ -169,6 +171,14 @@ class SingleBackend:
         self._module.eval()
         with torch.no_grad():
             return detached_sums(self._run(batch, None))
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        self._optimizer.swap_average()
+        try:
+            yield
+        finally:
+            self._optimizer.swap_average()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         targets = dict(self._named)

@@ -45,6 +45,7 @@ __all__ = [
     "StoredWeight",
     "checkpoint_bytes",
     "full_tensor",
+    "has_averages",
     "is_first_copy",
     "local_part",
     "local_rows",
@@ -129,16 +130,27 @@ class StoredWeight(NamedTuple):
     read: Callable[[], Tensor]
 
 
-def stored_weights(folder: Path) -> dict[str, StoredWeight]:
-    """The full weights of a state folder by name, in one process without a group."""
+def stored_weights(folder: Path, averaged: bool = False) -> dict[str, StoredWeight]:
+    """The full weights of a state folder by name, in one process without a group.
+
+    Args:
+        averaged: takes the averaged weights, which must be there (`has_averages`).
+    """
     metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    kind = AVERAGE if averaged else WEIGHTS
     return {
-        name.removeprefix(f"{WEIGHTS}."): StoredWeight(
+        name.removeprefix(f"{kind}."): StoredWeight(
             entry.size, entry.properties.dtype, functools.partial(_whole, metadata, name, entry)
         )
         for name, entry in _tensors(metadata).items()
-        if name.startswith(f"{WEIGHTS}.")
+        if name.startswith(f"{kind}.")
     }
+
+
+def has_averages(folder: Path) -> bool:
+    """Whether a state folder holds averaged weights."""
+    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    return any(map(_is_average, _tensors(metadata)))
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:

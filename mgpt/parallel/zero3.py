@@ -16,6 +16,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -83,6 +84,7 @@ class Zero3Backend:
         self._trained_rows = module.model.trained_rows
         self.checkpoint_bytes = checkpoint_bytes(module.named_weights(), optim_cfg)
         self._optim_cfg, self._decay_lr = optim_cfg, 0.0
+        self.has_averages = optim_cfg.ema_decay > 0
         optimizer = ZeroOptimizer(
             optim_cfg, module.named_weights(), decays=self._trained_rows is None
         )
@@ -148,6 +150,21 @@ class Zero3Backend:
         self._engine.eval()
         with torch.no_grad():
             return detached_sums(self._engine(batch.to(self.device)))
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        for name in self._shapes:
+            weights, averages = self._pieces.read(name), self._pieces.read(name, AVERAGE)
+            self._pieces.write(name, averages)
+            self._pieces.write(name, weights, AVERAGE)
+        self._pieces.refresh()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         for name, value in check_weights(weights, self._shapes):

@@ -36,7 +36,7 @@ from mgpt.train.guard import GuardConfig, SlowRanks, StopSignals
 from mgpt.train.hang import HangWatch, find_peers
 from mgpt.train.metrics import LossTally, MetricsRecord, VocabularyLike, memory_mb
 from mgpt.train.reports import RankReport, StepReport, meet
-from mgpt.train.run_state import RunState
+from mgpt.train.run_state import RunState, check_optimizer
 from mgpt.train.step_folder import StepFolder
 from mgpt.train.validate import HeldOut
 
@@ -226,6 +226,7 @@ class Trainer:
                 f"{saved.path} was trained with vocabulary {state['vocabulary']}, this run has "
                 f"{self.vocab.fingerprint}; give another output folder or the same vocabulary"
             )
+        check_optimizer(saved, self.cfg.optim.kind)
         if saved.step > self.cfg.steps:
             raise TrainingError(
                 f"{saved.path}: this run has {saved.step} steps behind it and steps="
@@ -311,6 +312,7 @@ class Trainer:
             "step": step,
             "seed": self._seed,
             "vocabulary": self.vocab.fingerprint,
+            "optimizer": self.cfg.optim.kind,
             **self._state.state(),
         }
         loader_state = self.loader.state(self._state.loader_step(step))
