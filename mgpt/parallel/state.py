@@ -148,8 +148,12 @@ def stored_weights(folder: Path, averaged: bool = False) -> dict[str, StoredWeig
 
 
 def has_averages(folder: Path) -> bool:
-    """Whether a state folder holds averaged weights."""
-    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    """Whether a state folder holds averaged weights; False if it cannot be read, which whoever
+    reads the weights is told."""
+    try:
+        metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    except Exception:  # safetensors raises its own kinds for a damaged header
+        return False
     return any(map(_is_average, _tensors(metadata)))
 
 
