@@ -269,7 +269,7 @@ def _single(work: RankWork, left: int) -> list[Part]:
         _gradients(work.trained(groups), work.accumulates, made),
         Part.always("optimizer state", _FP32 * groups.state),
         Part("weights in the pass's type", copies, copies),
-        _update(work, groups),
+        *_update(work, groups),
     ]
 
 
@@ -293,7 +293,7 @@ def _fsdp2(work: RankWork, left: int) -> list[Part]:
         Part.always("weights, float32", _FP32 * groups.shard),
         _gradients(shard, work.accumulates and not adds_whole, made),
         Part.always("optimizer state", _FP32 * groups.state),
-        _update(work, groups),
+        *_update(work, groups),
         Part("gathered weights", *gathered),
         Part("gradients on their way", 0, sent),
         Part(
@@ -366,10 +366,12 @@ def _zero3(work: RankWork, left: int) -> list[Part]:
     ]
 
 
-def _update(work: RankWork, groups: Groups) -> Part:
+def _update(work: RankWork, groups: Groups) -> list[Part]:
     """What rules that need whole matrices work in: bfloat16 on a GPU, float32 on a CPU."""
-    trained = 0 if work.head_only else groups.scratch
-    return Part("at work in the update", 0, 0, (_FP32 if work.on_cpu else 2) * trained)
+    if work.head_only or not groups.scratch:
+        return []
+    size = _FP32 if work.on_cpu else 2
+    return [Part("at work in the update", 0, 0, size * groups.scratch)]
 
 
 def _gradients(elements: int, accumulates: bool, made: int) -> Part:
