@@ -20,6 +20,7 @@ Shape suffixes: B rows of the micro-batch, T tokens of a row.
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -28,6 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
+from mgpt.optim.config import OptimConfig
+from mgpt.optim.table import OPTIMIZERS
 from mgpt.parallel.dist import World
 from mgpt.parallel.meta import on_meta
 from mgpt.parallel.own_time import OwnTime
@@ -44,6 +47,7 @@ __all__ = [
     "build_backend",
     "check_weights",
     "detached_sums",
+    "optimizer_problem",
 ]
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -193,17 +197,6 @@ class TrainableModel(Protocol):
         """The one parameter that trains and its rows, start to stop; None where all train."""
 
 
-class OptimizerRecipe(Protocol):
-    """Builds the optimiser over named parameters (mgpt.train.optim.OptimConfig)."""
-
-    @property
-    def weight_decay(self) -> float: ...
-
-    def build(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], decays: bool = True
-    ) -> torch.optim.AdamW: ...
-
-
 class TrainingModule(nn.Module):
     """A model with its loss as `forward`, which is where every sharding library puts its hooks."""
 
@@ -232,6 +225,10 @@ class Backend(Protocol):
     device: torch.device
     num_parameters: int
     """Of the whole model."""
+    checkpoint_bytes: int
+    """Of all weights and optimizer state, float32, on all ranks together."""
+    has_averages: bool
+    """Whether averaged weights are kept."""
     own_time: OwnTime
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
@@ -249,6 +246,10 @@ class Backend(Protocol):
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         """The sums without gradients and without dropout."""
+        ...
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within it the weights are the averaged ones. Only where they are kept."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -289,7 +290,7 @@ BACKENDS: dict[str, str] = {
 def build_backend(
     cfg: ParallelConfig,
     model_fn: Callable[[], Any],
-    optim_cfg: OptimizerRecipe,
+    optim_cfg: OptimConfig,
     world: World,
     z_loss: float,
     seed: int,
@@ -308,6 +309,9 @@ def build_backend(
     """
     if cfg.name not in BACKENDS:
         raise ConfigError(f"parallel={cfg.name}: unknown; it is one of {', '.join(BACKENDS)}")
+    problem = optimizer_problem(cfg, optim_cfg)
+    if problem:
+        raise ConfigError(problem)
     if world.device.type == "cpu":
         torch.set_num_threads(cfg.threads)
     model: TrainableModel = on_meta(model_fn)
@@ -319,6 +323,16 @@ def build_backend(
     backend = backend_class(cfg, TrainingModule(model, z_loss), optim_cfg, world, plan, seed)
     backend.own_time = own_time
     return backend
+
+
+def optimizer_problem(cfg: ParallelConfig, optim_cfg: OptimConfig) -> str | None:
+    """Why the backend cannot update with the optimizer; None if it can."""
+    if cfg.name == "zero3" and OPTIMIZERS[optim_cfg.kind].by == "matrix":
+        return (
+            f"optim.kind={optim_cfg.kind} updates whole matrices, which parallel=zero3 splits flat "
+            "over the ranks; take parallel=fsdp2 or optim.kind=adamw"
+        )
+    return None
 
 
 def check_weights(

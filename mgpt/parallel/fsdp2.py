@@ -31,9 +31,9 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.optim.adamw import adamw
 
 from mgpt.errors import ConfigError
+from mgpt.optim.rule import WholeMatrices
 from mgpt.parallel.backend import (
     DTYPES,
     LossSums,
@@ -43,8 +43,8 @@ from mgpt.parallel.backend import (
     TrainingModule,
 )
 from mgpt.parallel.dist import World
+from mgpt.parallel.sharded_matrices import ShardedMatrices
 from mgpt.parallel.single import SingleBackend
-from mgpt.parallel.state import local_part
 
 __all__ = ["Fsdp2Backend", "shard_ranks"]
 
@@ -105,6 +105,9 @@ class Fsdp2Backend(SingleBackend):
             group.set_force_sum_reduction_for_comms(True)
         return module.to_empty(device="cpu" if on_cpu else self.device)
 
+    def _matrices(self) -> WholeMatrices:
+        return ShardedMatrices(self._shard_group, self.device)
+
     def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
         return self._pass(batch.to(self.device), loss_scale)
 
@@ -118,34 +121,12 @@ class Fsdp2Backend(SingleBackend):
             root.set_reshard_after_backward(last)
         return super().forward_backward(batch, loss_scale, last)
 
-    # Norm and update work on this rank's rows as plain tensors: the bits are those of DTensors,
-    # without a look through hundreds of them, in every call, for how they are split.
-
     def _total_norm(self, grads: list[Tensor]) -> Tensor:
+        # Of this rank's rows as plain tensors: the bits are those of DTensors, without a look
+        # through hundreds of them, in every call, for how they are split.
         squares = torch.stack(torch._foreach_norm(grads)).square()
         dist.all_reduce(squares, group=self._shard_group)
         return torch.linalg.vector_norm(squares.sqrt())
-
-    def _update(self) -> None:
-        for group in self._optimizer.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            states = [self._optimizer.state[p] for p in trained]
-            adamw(
-                [local_part(p) for p in trained],
-                [local_part(p.grad) for p in trained],
-                [local_part(state["exp_avg"]) for state in states],
-                [local_part(state["exp_avg_sq"]) for state in states],
-                [],
-                [state["step"] for state in states],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         sums = super().evaluate(batch)

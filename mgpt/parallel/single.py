@@ -8,7 +8,8 @@ class over such parameters; see there.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
 from mgpt.errors import ConfigError
+from mgpt.optim.config import OptimConfig
+from mgpt.optim.rule import LocalMatrices, WholeMatrices
 from mgpt.parallel.backend import (
     DTYPES,
     LossSums,
     MicroBatch,
     MicroSums,
-    OptimizerRecipe,
     ParallelConfig,
     TrainableModel,
     TrainingModule,
@@ -34,14 +36,12 @@ from mgpt.parallel.own_time import OwnTime
 from mgpt.parallel.recompute import compile_blocks, recompute_blocks
 from mgpt.parallel.snapshot import Snapshot
 from mgpt.parallel.state import (
-    adam_state,
+    checkpoint_bytes,
     full_tensor,
     local_part,
     local_rows,
-    num_updates,
-    prepare_adam,
     read_state,
-    set_num_updates,
+    training_state,
     weights_checksum,
 )
 
@@ -72,7 +72,7 @@ class SingleBackend:
         self,
         cfg: ParallelConfig,
         module: TrainingModule,
-        optim_cfg: OptimizerRecipe,
+        optim_cfg: OptimConfig,
         world: World,
         plan: Sequence[str],
         seed: int,
@@ -90,11 +90,14 @@ class SingleBackend:
         self._named = self._module.named_weights()
         self._parameters = [parameter for _, parameter in self._named]
         self.num_parameters = sum(parameter.numel() for parameter in self._parameters)
+        self.checkpoint_bytes = checkpoint_bytes(self._named, optim_cfg)
         self._initialise(module.model, seed)
         self._trained_rows = module.model.trained_rows
-        self._weight_decay = optim_cfg.weight_decay
-        self._optimizer = optim_cfg.build(self._named, decays=self._trained_rows is None)
-        prepare_adam(self._optimizer, self._parameters)
+        self._optim_cfg = optim_cfg
+        self.has_averages = optim_cfg.ema_decay > 0
+        self._optimizer = optim_cfg.build(
+            self._named, decays=self._trained_rows is None, matrices=self._matrices()
+        )
 
     def _place(
         self, cfg: ParallelConfig, module: TrainingModule, plan: Sequence[str]
@@ -105,6 +108,10 @@ class SingleBackend:
                 "take parallel=fsdp2 or parallel=zero3"
             )
         return module.to_empty(device=self.device)
+
+    def _matrices(self) -> WholeMatrices:
+        """What makes matrices whole for optimizers that ask for them."""
+        return LocalMatrices(self.device)
 
     @torch.no_grad()
     def _initialise(self, model: TrainableModel, seed: int) -> None:
@@ -140,31 +147,38 @@ class SingleBackend:
             if max_norm > 0:
                 factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # as torch's own clipping
                 torch._foreach_mul_(grads, factor.to(grads[0].device))
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
             self._decay_trained_rows(lr)
-            self._update()
-        self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.step(lr)
+        for parameter in self._parameters:
+            parameter.grad = None
         return grad_norm, updates
 
     def _total_norm(self, grads: list[Tensor]) -> Tensor:
         return get_total_norm(grads)
 
-    def _update(self) -> None:
-        self._optimizer.step()
-
     def _decay_trained_rows(self, lr: float) -> None:
-        """Weight decay where only some rows train; AdamW would decay the whole tensor."""
+        """Weight decay if only some rows train; an optimizer would decay the whole tensor."""
         if self._trained_rows is None:
             return
         name, start, stop = self._trained_rows
-        local, first = local_rows(dict(self._named)[name].detach())
-        local[max(0, start - first) : max(0, stop - first)].mul_(1.0 - lr * self._weight_decay)
+        parameter = dict(self._named)[name]
+        lr *= self._optim_cfg.lr_ratio(self._optim_cfg.rule_of(name, parameter.shape))
+        local, first = local_rows(parameter.detach())
+        own = local[max(0, start - first) : max(0, stop - first)]
+        own.mul_(1.0 - lr * self._optim_cfg.weight_decay)
 
     def evaluate(self, batch: MicroBatch) -> MicroSums:
         self._module.eval()
         with torch.no_grad():
             return detached_sums(self._run(batch, None))
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        self._optimizer.swap_average()
+        try:
+            yield
+        finally:
+            self._optimizer.swap_average()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         targets = dict(self._named)
@@ -174,12 +188,15 @@ class SingleBackend:
                 local.copy_(value[first : first + local.shape[0]])
 
     def snapshot(self, copy: bool) -> Snapshot:
-        tensors = adam_state(self._named, self._optimizer)
-        return Snapshot.take(tensors.items(), num_updates(self._optimizer), self._world, copy)
+        tensors = training_state(self._named, self._optimizer)
+        return Snapshot.take(tensors.items(), self._optimizer.num_updates, self._world, copy)
 
     def load(self, folder: Path) -> None:
-        tensors = adam_state(self._named, self._optimizer)
-        set_num_updates(self._optimizer, read_state(folder, tensors, self._world))
+        tensors = training_state(self._named, self._optimizer)
+        saved = read_state(folder, tensors, self._world)
+        self._optimizer.num_updates = saved.num_updates
+        if not saved.has_averages:
+            self._optimizer.restart_average()
 
     def full_weights(self) -> dict[str, Tensor]:
         weights = {}

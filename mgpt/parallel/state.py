@@ -2,14 +2,15 @@
 
 The folder holds safetensors files, each with the pieces that one rank owned, as PyTorch's
 Distributed Checkpoint writes them, and `updates.json`; `mgpt.parallel.snapshot` makes it. Names are
-`model.<name>`, `exp_avg.<name>` and `exp_avg_sq.<name>`, float32, where <name> is the parameter's
-name in the model. A sharded parameter is a DTensor split along its first dimension; a plain tensor
-is the whole. Reading asks for whatever split the reader has.
+`model.<name>` for weights and `<tensor>.<name>` for each state tensor that the optimizer declares
+(AdamW's are exp_avg and exp_avg_sq; `ema` are averaged weights), float32, where <name> is the
+parameter's name in the model. A sharded parameter is a DTensor split along its first dimension; a
+plain tensor is the whole. Reading asks for whatever split the reader has.
 
     >>> Snapshot.take([("model.norm.weight", torch.ones(8))], 3, World(), copy=False).write(folder)
     >>> target = {"model.norm.weight": torch.empty(8)}
     >>> read_state(folder, target, World())
-    3
+    SavedState(num_updates=3, has_averages=True)
     >>> dict(read_weights(folder))
     {'norm.weight': tensor([1., 1., ...])}
 """
@@ -34,75 +35,79 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.tensor import DTensor
 
 from mgpt.errors import CheckpointError
+from mgpt.optim.config import OptimConfig
+from mgpt.optim.optimizer import AVERAGE, Optimizer
 from mgpt.parallel.dist import World
 from mgpt.parallel.snapshot import UPDATES_FILE
 
 __all__ = [
-    "MOMENTS",
+    "SavedState",
     "StoredWeight",
-    "adam_state",
+    "checkpoint_bytes",
     "full_tensor",
+    "has_averages",
     "is_first_copy",
     "local_part",
     "local_rows",
-    "num_updates",
-    "prepare_adam",
     "read_state",
     "read_weights",
-    "set_num_updates",
     "stored_weights",
+    "training_state",
     "weights_checksum",
 ]
 
 WEIGHTS = "model"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+_ITEMSIZE = 4  # float32
 
 
-def prepare_adam(optimizer: torch.optim.AdamW, parameters: Iterable[Tensor]) -> None:
-    """Gives every parameter the zero state that Adam itself makes only at its first update."""
-    fused = bool(optimizer.defaults["fused"])
-    for parameter in parameters:
-        step_device = parameter.device if fused else torch.device("cpu")
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=step_device),
-            **{key: torch.zeros_like(parameter.detach()) for key in MOMENTS},
-        }
-
-
-def num_updates(optimizer: torch.optim.AdamW) -> int:
-    """Updates made so far; Adam counts them by parameter, and leaves out those that never train."""
-    return max(int(state["step"]) for state in optimizer.state.values())
-
-
-def set_num_updates(optimizer: torch.optim.AdamW, count: int) -> None:
-    for state in optimizer.state.values():
-        state["step"].fill_(count)
-
-
-def adam_state(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.AdamW
+def training_state(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer
 ) -> dict[str, Tensor]:
-    """The live tensors of weights and moments under the names of the layout."""
+    """The live tensors of weights and optimizer state under the names of the layout."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in named_parameters:
         tensors[f"{WEIGHTS}.{name}"] = parameter.detach()
-        for key in MOMENTS:
-            tensors[f"{key}.{name}"] = optimizer.state[parameter][key]
+        for key, tensor in optimizer.state[name].items():
+            tensors[f"{key}.{name}"] = tensor
     return tensors
 
 
-def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int:
+def checkpoint_bytes(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optim_cfg: OptimConfig
+) -> int:
+    """Bytes of all weights and optimizer state of these parameters, whole."""
+    shapes = [(name, parameter.shape) for name, parameter in named_parameters]
+    weights = sum(shape.numel() for _, shape in shapes)
+    return _ITEMSIZE * (weights + optim_cfg.state_numel(shapes))
+
+
+class SavedState(NamedTuple):
+    """What a state folder holds beside its tensors."""
+
+    num_updates: int
+    """Updates that the state had seen."""
+    has_averages: bool
+    """Whether the averaged weights that were asked for, if any, were there."""
+
+
+def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> SavedState:
     """Fills the targets in place, each rank its own pieces; collective.
 
-    Returns the number of updates that the state had seen.
+    Averaged weights may be missing, and are then left as they are, or be there unasked.
 
     Raises:
-        CheckpointError: a name is missing or unknown, a shape differs, or a file is not readable.
+        CheckpointError: a name is missing or unknown, a shape differs, another optimizer's state is
+            there, or a file is not readable.
     """
-    error, count = None, 0
+    error, count, has_averages = None, 0, True
     try:
         reader = dcp.HuggingFaceStorageReader(str(folder))
         found = {name: entry.size for name, entry in _tensors(reader.read_metadata()).items()}
+        asked, saved = (any(map(_is_average, names)) for names in (targets, found))
+        has_averages = saved or not asked
+        if asked != saved:
+            found = {name: size for name, size in found.items() if not _is_average(name)}
+            targets = {name: t for name, t in targets.items() if not _is_average(name)}
         _check_same_shapes(folder, found, {name: t.shape for name, t in targets.items()})
         count = int(json.loads((folder / UPDATES_FILE).read_text())["num_updates"])
     except CheckpointError as mismatch:
@@ -114,7 +119,7 @@ def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> int
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
         dcp.load(dict(targets), storage_reader=reader, no_dist=world.size == 1)
-    return count
+    return SavedState(count, has_averages)
 
 
 class StoredWeight(NamedTuple):
@@ -125,22 +130,41 @@ class StoredWeight(NamedTuple):
     read: Callable[[], Tensor]
 
 
-def stored_weights(folder: Path) -> dict[str, StoredWeight]:
-    """The full weights of a state folder by name, in one process without a group."""
+def stored_weights(folder: Path, averaged: bool = False) -> dict[str, StoredWeight]:
+    """The full weights of a state folder by name, in one process without a group.
+
+    Args:
+        averaged: takes the averaged weights, which must be there (`has_averages`).
+    """
     metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    kind = AVERAGE if averaged else WEIGHTS
     return {
-        name.removeprefix(f"{WEIGHTS}."): StoredWeight(
+        name.removeprefix(f"{kind}."): StoredWeight(
             entry.size, entry.properties.dtype, functools.partial(_whole, metadata, name, entry)
         )
         for name, entry in _tensors(metadata).items()
-        if name.startswith(f"{WEIGHTS}.")
+        if name.startswith(f"{kind}.")
     }
+
+
+def has_averages(folder: Path) -> bool:
+    """Whether a state folder holds averaged weights; False if it cannot be read, which whoever
+    reads the weights is told."""
+    try:
+        metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    except Exception:  # safetensors raises its own kinds for a damaged header
+        return False
+    return any(map(_is_average, _tensors(metadata)))
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The full weights of a state folder one by one, in float32, in one process without a group."""
     for name, stored in stored_weights(folder).items():
         yield name, stored.read()
+
+
+def _is_average(name: str) -> bool:
+    return name.startswith(f"{AVERAGE}.")
 
 
 def _whole(metadata: Metadata, name: str, entry: TensorStorageMetadata) -> Tensor:
@@ -211,7 +235,19 @@ def weights_checksum(named_tensors: Iterable[tuple[str, Tensor]], world: World) 
 def _check_same_shapes(
     folder: Path, found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size]
 ) -> None:
-    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems = []
+    kinds, of_run = ({name.partition(".")[0] for name in names} for names in (found, wanted))
+    if kinds != of_run:
+        problems.append(
+            f"it holds the optimizer state {_listed(kinds)}, this run's optimizer keeps "
+            f"{_listed(of_run)} (give the optim.kind that it was trained with, or start another "
+            "run from its weights with init_from)"
+        )
+        found, wanted = (
+            {name: shape for name, shape in shapes.items() if name.startswith(f"{WEIGHTS}.")}
+            for shapes in (found, wanted)
+        )
+    problems += [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is not in this model" for name in found if name not in wanted]
     problems += [
         f"{name} is {list(found[name])}, the model has {list(shape)}"
@@ -221,3 +257,7 @@ def _check_same_shapes(
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
         raise CheckpointError(f"{folder} does not fit this model: {shown}")
+
+
+def _listed(kinds: set[str]) -> str:
+    return ", ".join(sorted(kinds - {WEIGHTS})) or "none"

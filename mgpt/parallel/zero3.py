@@ -16,6 +16,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -26,11 +27,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 
 from mgpt.errors import MachineError
+from mgpt.optim.config import OptimConfig
+from mgpt.optim.optimizer import AVERAGE
 from mgpt.parallel.backend import (
     DTYPES,
     MicroBatch,
     MicroSums,
-    OptimizerRecipe,
     ParallelConfig,
     TrainingModule,
     check_weights,
@@ -41,13 +43,12 @@ from mgpt.parallel.own_time import OwnTime
 from mgpt.parallel.recompute import recompute_blocks
 from mgpt.parallel.snapshot import Snapshot
 from mgpt.parallel.state import (
-    MOMENTS,
     WEIGHTS,
-    num_updates,
+    checkpoint_bytes,
     read_state,
-    set_num_updates,
     weights_checksum,
 )
+from mgpt.parallel.zero_optimizer import ZeroOptimizer
 from mgpt.parallel.zero_pieces import stage_pieces
 
 __all__ = ["REDUCE_BUCKET_NUMEL", "Zero3Backend", "engine_config"]
@@ -65,7 +66,7 @@ class Zero3Backend:
         self,
         cfg: ParallelConfig,
         module: TrainingModule,
-        optim_cfg: OptimizerRecipe,
+        optim_cfg: OptimConfig,
         world: World,
         plan: Sequence[str],
         seed: int,
@@ -81,8 +82,12 @@ class Zero3Backend:
         self._shapes = {name: p.shape for name, p in module.named_weights()}
         self.num_parameters = sum(shape.numel() for shape in self._shapes.values())
         self._trained_rows = module.model.trained_rows
-        self._weight_decay, self._decay_lr = optim_cfg.weight_decay, 0.0
-        optimizer = optim_cfg.build(module.named_weights(), decays=self._trained_rows is None)
+        self.checkpoint_bytes = checkpoint_bytes(module.named_weights(), optim_cfg)
+        self._optim_cfg, self._decay_lr = optim_cfg, 0.0
+        self.has_averages = optim_cfg.ema_decay > 0
+        optimizer = ZeroOptimizer(
+            optim_cfg, module.named_weights(), decays=self._trained_rows is None
+        )
         config = engine_config(cfg, self.num_parameters)
         _place(deepspeed, module, optimizer, config, self.device, DTYPES[cfg.dtype])
         self._engine, *_ = deepspeed.initialize(
@@ -90,13 +95,13 @@ class Zero3Backend:
         )
         self._pieces = stage_pieces(self._engine, dict(module.named_weights()), self._shapes)
         self._spans = world.gather_objects([self._pieces.span(name) for name in self._shapes])
-        self._adam: torch.optim.AdamW = self._engine.optimizer.optimizer
-        self._pieces.prepare(self._adam)
+        self._optimizer: ZeroOptimizer = self._engine.optimizer.optimizer
+        self._pieces.prepare(self._optimizer)
         self._norm, self._limit = math.nan, math.inf
         self._pieces.judge_norms(self._within_limit)
         if self._trained_rows is not None:
             # DeepSpeed looks for values that are not finite first, and then calls the optimiser.
-            self._adam.register_step_pre_hook(lambda *_: self._decay_trained_rows())
+            self._optimizer.register_step_pre_hook(lambda *_: self._decay_trained_rows())
         for name, shape in self._shapes.items():
             rows = self._rows_here(name)
             self._write(name, module.model.initial_rows(name, tuple(shape), rows, seed))
@@ -115,8 +120,7 @@ class Zero3Backend:
 
     def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
         self._engine.optimizer.clip_grad, self._limit, self._norm = max_norm, limit, math.nan
-        for group in self._adam.param_groups:
-            group["lr"] = lr
+        self._optimizer.set_lr(lr)
         self._decay_lr = lr
         self._engine.step()
         return self._norm, not self._engine.optimizer.overflow
@@ -126,7 +130,8 @@ class Zero3Backend:
         return norm <= self._limit
 
     def _decay_trained_rows(self) -> None:
-        """Weight decay where only some rows train, once a step: Adam is called for each group."""
+        """Weight decay if only some rows train, once a step: the optimizer is called for each
+        group."""
         assert self._trained_rows is not None
         if self._decay_lr == 0.0:
             return
@@ -134,7 +139,10 @@ class Zero3Backend:
         piece, width = self._pieces.read(name), self._shapes[name][1]
         first, _ = self._pieces.span(name)
         own = piece[max(0, start * width - first) : max(0, stop * width - first)]
-        own.mul_(1.0 - self._decay_lr * self._weight_decay)
+        lr = self._decay_lr * self._optim_cfg.lr_ratio(
+            self._optim_cfg.rule_of(name, self._shapes[name])
+        )
+        own.mul_(1.0 - lr * self._optim_cfg.weight_decay)
         self._pieces.write(name, piece)
         self._decay_lr = 0.0
 
@@ -143,6 +151,21 @@ class Zero3Backend:
         with torch.no_grad():
             return detached_sums(self._engine(batch.to(self.device)))
 
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        for name in self._shapes:
+            weights, averages = self._pieces.read(name), self._pieces.read(name, AVERAGE)
+            self._pieces.write(name, averages)
+            self._pieces.write(name, weights, AVERAGE)
+        self._pieces.refresh()
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         for name, value in check_weights(weights, self._shapes):
             self._write(name, value[slice(*self._rows_here(name))])
@@ -150,20 +173,26 @@ class Zero3Backend:
 
     def snapshot(self, copy: bool) -> Snapshot:
         # Made parameter by parameter, and copied in any case: whole they would fill the GPU.
-        return Snapshot.take(self._sharded_state(), num_updates(self._adam), self._world, copy=True)
+        return Snapshot.take(
+            self._sharded_state(), self._optimizer.num_updates, self._world, copy=True
+        )
 
     def load(self, folder: Path) -> None:
         tensors = {
             f"{kind}.{name}": self._empty(shape)
             for name, shape in self._shapes.items()
-            for kind in (WEIGHTS, *MOMENTS)
+            for kind in (WEIGHTS, *self._state_names(name))
         }
-        set_num_updates(self._adam, read_state(folder, tensors, self._world))
+        saved = read_state(folder, tensors, self._world)
+        self._optimizer.num_updates = saved.num_updates
         for name in self._shapes:
-            for kind in (WEIGHTS, *MOMENTS):
-                whole = tensors.pop(f"{kind}.{name}").full_tensor()
+            for kind in (WEIGHTS, *self._state_names(name)):
+                starts_average = kind == AVERAGE and not saved.has_averages
+                whole = tensors[f"{WEIGHTS if starts_average else kind}.{name}"].full_tensor()
                 rows = whole[slice(*self._rows_here(name))]
                 self._write(name, rows, None if kind == WEIGHTS else kind)
+            for kind in (WEIGHTS, *self._state_names(name)):
+                del tensors[f"{kind}.{name}"]
         self._pieces.refresh()
 
     def full_weights(self) -> dict[str, Tensor]:
@@ -181,8 +210,11 @@ class Zero3Backend:
     def _sharded_state(self) -> Iterator[tuple[str, DTensor]]:
         for name in self._shapes:
             yield f"{WEIGHTS}.{name}", self._rows(name, self._pieces.read(name))
-            for key in MOMENTS:
+            for key in self._state_names(name):
                 yield f"{key}.{name}", self._rows(name, self._pieces.read(name, key))
+
+    def _state_names(self, name: str) -> tuple[str, ...]:
+        return self._optim_cfg.state_names(name, self._shapes[name])
 
     def _join(self, name: str, piece: Tensor) -> Tensor:
         """The whole parameter from the elements that each rank holds."""
@@ -211,12 +243,12 @@ class Zero3Backend:
         (first, numel), width = self._pieces.span(name), self._shapes[name][1:].numel()
         return first // width, -(-(first + numel) // width)
 
-    def _write(self, name: str, rows: Tensor, moment: str | None = None) -> None:
+    def _write(self, name: str, rows: Tensor, state: str | None = None) -> None:
         """Sets this rank's elements from the rows that they lie in."""
         first, numel = self._pieces.span(name)
         skipped = first % self._shapes[name][1:].numel()
         values = rows.detach().flatten()[skipped : skipped + numel]
-        self._pieces.write(name, values.to(self.device, torch.float32), moment)
+        self._pieces.write(name, values.to(self.device, torch.float32), state)
 
 
 def engine_config(cfg: ParallelConfig, num_parameters: int) -> dict[str, object]:
@@ -229,7 +261,7 @@ def engine_config(cfg: ParallelConfig, num_parameters: int) -> dict[str, object]
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
-        # Our AdamW updates offloaded tensors on the CPU as well, with the same bits.
+        # Our rules update offloaded tensors on the CPU as well, with the same bits.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": DTYPES[cfg.dtype] is torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},

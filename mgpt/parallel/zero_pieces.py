@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps a parameter's float32 weight and moments on this rank, at every stage.
+"""Where DeepSpeed keeps a parameter's float32 weight and state on this rank, at every stage.
 
 DeepSpeed splits flattened parameters; a rank's part of one is a run of its elements, from `start`
 on, none or all of them. Stage 3 cuts each parameter into equal runs and pads the last one. Stages 1
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mgpt.parallel.state import prepare_adam
+from mgpt.parallel.zero_optimizer import ZeroOptimizer
 
 __all__ = ["Pieces", "stage_pieces"]
 
@@ -28,20 +28,20 @@ __all__ = ["Pieces", "stage_pieces"]
 class Pieces(Protocol):
     """This rank's elements of every parameter. Names are those of the model."""
 
-    def prepare(self, adam: torch.optim.AdamW) -> None:
-        """Gives Adam its zero state; comes before all else."""
+    def prepare(self, optimizer: ZeroOptimizer) -> None:
+        """Gives the optimizer its zero state; comes before all else."""
         ...
 
     def span(self, name: str) -> tuple[int, int]:
         """First element of the flattened parameter that is here, and the number of them."""
         ...
 
-    def read(self, name: str, moment: str | None = None) -> Tensor:
-        """A copy of them, or of one of Adam's moments."""
+    def read(self, name: str, state: str | None = None) -> Tensor:
+        """A copy of them, or of one of their state tensors."""
         ...
 
-    def write(self, name: str, values: Tensor, moment: str | None = None) -> None:
-        """Sets them, or one of Adam's moments."""
+    def write(self, name: str, values: Tensor, state: str | None = None) -> None:
+        """Sets them, or one of their state tensors."""
         ...
 
     def judge_norms(self, judge: Callable[[float], bool]) -> None:
@@ -76,12 +76,12 @@ class _Stage3Pieces:
     ) -> None:
         self._optimizer, self._parameters, self._shapes = optimizer, parameters, shapes
 
-    def prepare(self, adam: torch.optim.AdamW) -> None:
+    def prepare(self, optimizer: ZeroOptimizer) -> None:
         for index, master in enumerate(self._optimizer.fp32_partitioned_groups_flat):
             on_disk = self._optimizer._swappable_optimizer_subgroup(index)
             if on_disk:
                 self._optimizer._optimizer_states_and_gradient_swap_in(index)
-            prepare_adam(adam, [master])
+            optimizer.prepare(master, self._optimizer.sub_group_to_group_id[index])
             if on_disk:
                 self._optimizer._optimizer_states_and_gradient_swap_out(index)
 
@@ -91,26 +91,26 @@ class _Stage3Pieces:
         start = min(padded * dist.get_rank(), whole)
         return start, min(padded, whole - start)
 
-    def read(self, name: str, moment: str | None = None) -> Tensor:
+    def read(self, name: str, state: str | None = None) -> Tensor:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         parameter: Any = self._parameters[name]
-        if moment is None:
+        if state is None:
             padded = safe_get_local_fp32_param(parameter)
         else:
-            padded = safe_get_local_optimizer_state(parameter, moment)
+            padded = safe_get_local_optimizer_state(parameter, state)
         return padded.detach()[: self.span(name)[1]].clone()
 
-    def write(self, name: str, values: Tensor, moment: str | None = None) -> None:
+    def write(self, name: str, values: Tensor, state: str | None = None) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         parameter: Any = self._parameters[name]
         padded = torch.zeros(parameter.ds_tensor.ds_numel, device=values.device)
         padded[: values.numel()] = values
-        if moment is None:
+        if state is None:
             safe_set_local_fp32_param(parameter, padded)
         else:
-            safe_set_local_optimizer_state(parameter, padded, moment)
+            safe_set_local_optimizer_state(parameter, padded, state)
 
     def judge_norms(self, judge: Callable[[float], bool]) -> None:
         measure = self._optimizer._get_norm_groups
@@ -140,11 +140,12 @@ class _FlatPieces:
     def __init__(self, optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> None:
         self._optimizer, self._parameters = optimizer, parameters
 
-    def prepare(self, adam: torch.optim.AdamW) -> None:
+    def prepare(self, optimizer: ZeroOptimizer) -> None:
         # Stage 1 in bfloat16 is a class of its own in DeepSpeed.
         is_plain = hasattr(self._optimizer, "single_partition_of_fp32_groups")
         name = "single_partition_of_fp32_groups" if is_plain else "fp32_groups_flat_partition"
-        prepare_adam(adam, getattr(self._optimizer, name))
+        for group, master in enumerate(getattr(self._optimizer, name)):
+            optimizer.prepare(master, group)
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _mapping(self, name: str) -> Any:
@@ -156,17 +157,17 @@ class _FlatPieces:
             return 0, 0
         return mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
 
-    def read(self, name: str, moment: str | None = None) -> Tensor:
+    def read(self, name: str, state: str | None = None) -> Tensor:
         mapping = self._mapping(name)
         if mapping is None:
             return torch.empty(0, device=self._parameters[name].device)
-        held: Tensor = mapping.get_hp_fragment(moment)
+        held: Tensor = mapping.get_hp_fragment(state)
         return held.detach().clone().to(self._parameters[name].device)
 
-    def write(self, name: str, values: Tensor, moment: str | None = None) -> None:
+    def write(self, name: str, values: Tensor, state: str | None = None) -> None:
         mapping = self._mapping(name)
         if mapping is not None:
-            mapping.get_hp_fragment(moment).data.copy_(values)
+            mapping.get_hp_fragment(state).data.copy_(values)
 
     def judge_norms(self, judge: Callable[[float], bool]) -> None:
         if hasattr(self._optimizer, "scaled_global_norm"):

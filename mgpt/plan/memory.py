@@ -2,10 +2,10 @@
 
 Three moments can be the tightest: *loss*, with all activations kept and the head at work;
 *backward*, where the head or the first block goes back, or one of the last two, by when gradients
-may outweigh activations; *update*, with gradients and moments. A run needs the largest of them.
-Weights, gradients and moments are exact; activations and the loss come from the model's own passes
-on the meta device (`activations`); what a sharding library gathers and reduces at a time is counted
-from what it is known to hold:
+may outweigh activations; *update*, with gradients and the optimizer's state and scratch memory. A
+run needs the largest of them. Weights, gradients and optimizer state are exact; activations and the
+loss come from the model's own passes on the meta device (`activations`); what a sharding library
+gathers and reduces at a time is counted from what it is known to hold:
 
 - fsdp2: the block at work and those on their way; the gradients that are being made, and the
   float32 ones of the group before, which stay until the next go out; the root's group all the time.
@@ -22,10 +22,15 @@ What is offloaded is counted apart: `Memory.offloaded_bytes` of a rank, in main 
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
 
 from mgpt.models.transformer import TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
+from mgpt.optim.rule import WHOLE_NUMEL
 from mgpt.parallel.backend import DTYPES, ParallelConfig
 from mgpt.parallel.fsdp2 import shard_ranks
 from mgpt.parallel.zero3 import REDUCE_BUCKET_NUMEL
@@ -56,6 +61,7 @@ class RankWork:
     head_only: only the head's image rows train.
     of_a_node: ranks of one machine.
     on_cpu: the ranks compute on CPUs.
+    optim: the optimizer, which declares its state.
     """
 
     transformer: TransformerConfig
@@ -66,6 +72,7 @@ class RankWork:
     head_only: bool = False
     of_a_node: int = 8
     on_cpu: bool = False
+    optim: OptimConfig = field(default_factory=OptimConfig)
 
     @property
     def accumulates(self) -> bool:
@@ -149,6 +156,10 @@ class Groups:
     """What no other group holds: the embedding and the last norm."""
     shard: int
     """What one rank holds of every parameter, padding included."""
+    state: int
+    """What one rank holds of the optimizer's state, padding included."""
+    scratch: int
+    """What an update takes beside it on one rank."""
 
 
 def shard_numel(shape: Iterable[int], ranks: int) -> int:
@@ -157,12 +168,16 @@ def shard_numel(shape: Iterable[int], ranks: int) -> int:
     return -(-first // ranks) * math.prod(rest)
 
 
-def parameter_groups(cfg: TransformerConfig, ranks: int, flat: bool = False) -> Groups:
+def parameter_groups(
+    cfg: TransformerConfig, ranks: int, flat: bool = False, optim: OptimConfig | None = None
+) -> Groups:
     """Sizes of the groups of the model's own sharding plan.
 
     Args:
         flat: parameters are split flat, DeepSpeed's way, not along their first dimension.
+        optim: the optimizer; None: the default one.
     """
+    optim = optim or OptimConfig()
     model = meta_model(cfg)
     sizes = {
         name: sum(p.numel() for p in model.get_submodule(name).parameters())
@@ -170,12 +185,34 @@ def parameter_groups(cfg: TransformerConfig, ranks: int, flat: bool = False) -> 
     }
     head = sizes.pop("lm_head")
     whole = model.num_parameters
-    shard = sum(
-        -(-p.numel() // ranks) if flat else shard_numel(p.shape, ranks) for p in model.parameters()
-    )
+    shards = {
+        name: -(-p.numel() // ranks) if flat else shard_numel(p.shape, ranks)
+        for name, p in model.named_parameters()
+    }
+    shapes = {name: p.shape for name, p in model.named_parameters()}
     block = max(sizes.values())
     blocks = sum(sizes.values())
-    return Groups(whole, blocks, block, head, whole - head - blocks, shard)
+    return Groups(
+        whole,
+        blocks,
+        block,
+        head,
+        whole - head - blocks,
+        sum(shards.values()),
+        sum(len(optim.state_names(name, shapes[name])) * shards[name] for name in shards),
+        _scratch(optim, shapes, ranks),
+    )
+
+
+def _scratch(optim: OptimConfig, shapes: Mapping[str, torch.Size], ranks: int) -> int:
+    """Elements that one rank needs for the matrices that it makes whole at once."""
+    numels: dict[int, list[int]] = defaultdict(list)
+    for name, shape in shapes.items():
+        numels[optim.rule_of(name, shape).scratch].append(shape.numel())
+    return max(
+        scratch * max(max(found), min(-(-sum(found) // ranks), WHOLE_NUMEL))
+        for scratch, found in numels.items()
+    )
 
 
 def plan_memory(work: RankWork) -> Memory:
@@ -212,7 +249,7 @@ def _offloaded(
     """The memory of a rank without what it keeps elsewhere."""
     names: frozenset[str] = frozenset()
     if parallel.offload != "none":
-        names = frozenset({"master weights, float32", "gradients, float32", "Adam's moments"})
+        names = frozenset({"master weights, float32", "gradients, float32", "optimizer state"})
     if parallel.offload == "all":
         names |= {"weights, float32", "weights in the pass's type"}
     here = tuple(part for part in (*of_backend, *of_run) if part.name not in names)
@@ -224,20 +261,21 @@ def _offloaded(
 
 
 def _single(work: RankWork, left: int) -> list[Part]:
-    groups = parameter_groups(work.transformer, 1)
+    groups = parameter_groups(work.transformer, 1, optim=work.optim)
     copies = 0 if work.parallel.dtype == "float32" else work.itemsize * groups.whole
     made = groups.head + work.gone_back(left) * groups.block if left else groups.whole
     return [
         Part.always("weights, float32", _FP32 * groups.whole),
         _gradients(work.trained(groups), work.accumulates, made),
-        Part.always("Adam's moments", 2 * _FP32 * groups.whole),
+        Part.always("optimizer state", _FP32 * groups.state),
         Part("weights in the pass's type", copies, copies),
+        *_update(work, groups),
     ]
 
 
 def _fsdp2(work: RankWork, left: int) -> list[Part]:
     parallel, size, ranks = work.parallel, work.itemsize, work.sharing
-    groups = parameter_groups(work.transformer, ranks)
+    groups = parameter_groups(work.transformer, ranks, optim=work.optim)
     trained, layers = work.trained(groups), work.transformer.layers
     head = shard_numel((work.transformer.vocab_size, work.transformer.hidden), ranks)
     shard = head if work.head_only else groups.shard
@@ -254,7 +292,8 @@ def _fsdp2(work: RankWork, left: int) -> list[Part]:
     return [
         Part.always("weights, float32", _FP32 * groups.shard),
         _gradients(shard, work.accumulates and not adds_whole, made),
-        Part.always("Adam's moments", 2 * _FP32 * groups.shard),
+        Part.always("optimizer state", _FP32 * groups.state),
+        *_update(work, groups),
         Part("gathered weights", *gathered),
         Part("gradients on their way", 0, sent),
         Part(
@@ -296,7 +335,7 @@ def _gathered(groups: Groups, work: RankWork, left: int) -> tuple[int, int]:
 
 
 def _zero3(work: RankWork, left: int) -> list[Part]:
-    groups = parameter_groups(work.transformer, work.ranks, flat=True)
+    groups = parameter_groups(work.transformer, work.ranks, flat=True, optim=work.optim)
     stage, size = work.parallel.zero_stage, work.itemsize
     live = size * min(groups.whole, _LIVE_ELEMENTS + _PREFETCH_ELEMENTS) if stage == 3 else 0
     bucket = min(groups.whole, REDUCE_BUCKET_NUMEL)
@@ -321,10 +360,18 @@ def _zero3(work: RankWork, left: int) -> list[Part]:
         ),
         Part.always("master weights, float32", _FP32 * groups.shard),
         gradients,
-        Part.always("Adam's moments", 2 * _FP32 * groups.shard),
+        Part.always("optimizer state", _FP32 * groups.state),
         Part("gathered weights", live, live),
         Part("gradients on their way", *sent, sent[0]),
     ]
+
+
+def _update(work: RankWork, groups: Groups) -> list[Part]:
+    """What rules that need whole matrices work in: bfloat16 on a GPU, float32 on a CPU."""
+    if work.head_only or not groups.scratch:
+        return []
+    size = _FP32 if work.on_cpu else 2
+    return [Part("at work in the update", 0, 0, size * groups.scratch)]
 
 
 def _gradients(elements: int, accumulates: bool, made: int) -> Part:

@@ -13,16 +13,17 @@ not fit, the changes that would make it fit are tried one by one, and named with
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mgpt.models.transformer import TransformerConfig
-from mgpt.parallel.backend import ParallelConfig
+from mgpt.optim.config import OptimConfig
+from mgpt.parallel.backend import ParallelConfig, optimizer_problem
 from mgpt.plan.devices import DEVICES
 from mgpt.plan.memory import Groups, Memory, RankWork, parameter_groups, plan_memory
 
 __all__ = ["Machine", "Plan", "RunSize", "flops_per_token", "plan_run"]
 
-_BYTES_A_PARAMETER = 12  # of a checkpoint: float32 weight and two moments
+_FP32 = 4
 _MOST_RANKS = 4096
 
 
@@ -72,6 +73,7 @@ class RunSize:
     longest_tokens: of one document; rows cannot be shorter.
     head_only: only the head's image rows train.
     keep: checkpoints that stay.
+    optim: the optimizer, which declares its state.
     """
 
     transformer: TransformerConfig
@@ -83,6 +85,7 @@ class RunSize:
     longest_tokens: int = 1
     head_only: bool = False
     keep: int = 2
+    optim: OptimConfig = field(default_factory=OptimConfig)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def plan_run(run: RunSize, machine: Machine) -> Plan:
     cfg, ranks = run.transformer, machine.ranks
     micro_batches = _micro_batches(run, ranks)
     memory = _memory(run, machine)
-    groups = parameter_groups(cfg, _rank_work(run, machine).sharing)
+    groups = parameter_groups(cfg, _rank_work(run, machine).sharing, optim=run.optim)
+    whole = parameter_groups(cfg, 1, optim=run.optim)
     per_token = flops_per_token(cfg, run.document_tokens, run.head_only)
     rank_tokens = micro_batches * run.parallel.micro_rows * run.row_tokens
     executed = per_token + _recomputed_flops(run, groups.whole)
@@ -144,7 +148,7 @@ def plan_run(run: RunSize, machine: Machine) -> Plan:
         memory=memory,
         micro_batches=micro_batches,
         host_bytes=_host_bytes(run, machine, groups, memory),
-        checkpoint_bytes=_BYTES_A_PARAMETER * groups.whole,
+        checkpoint_bytes=_FP32 * (groups.whole + whole.state),
         flops_per_token=per_token,
         step_s=rank_tokens * executed / machine.flops(run.parallel.dtype),
         problems=[],
@@ -171,6 +175,7 @@ def _rank_work(run: RunSize, machine: Machine) -> RankWork:
         _micro_batches(run, machine.ranks),
         run.head_only,
         machine.procs,
+        optim=run.optim,
     )
 
 
@@ -186,7 +191,7 @@ def _recomputed_flops(run: RunSize, num_parameters: int) -> float:
 def _host_bytes(run: RunSize, machine: Machine, groups: Groups, memory: Memory) -> dict[str, int]:
     in_memory = run.parallel.offload_folder is None
     offloaded = memory.offloaded_bytes * machine.procs if in_memory else 0
-    saved = _BYTES_A_PARAMETER * groups.shard * machine.procs
+    saved = _FP32 * (groups.shard + groups.state) * machine.procs
     return {
         "start: the largest tensor, in each rank": offloaded + 4 * groups.head * machine.procs,
         "save: a copy of each rank's part": offloaded + saved,
@@ -215,6 +220,9 @@ def _notes(run: RunSize, ranks: int, micro_batches: int) -> list[str]:
 def _problems(plan: Plan) -> list[str]:
     run, machine = plan.run, plan.machine
     problems = []
+    refused = optimizer_problem(run.parallel, run.optim)
+    if refused:
+        problems.append(refused)
     if run.longest_tokens > run.row_tokens:
         problems.append(
             f"row_tokens={run.row_tokens} is shorter than the longest document, "

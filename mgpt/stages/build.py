@@ -10,7 +10,7 @@ complete checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from mgpt.storage import Location, locate, record_folder
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.tracking.tracker import Tracker
-from mgpt.train.step_folder import newest_complete, stored_weights
+from mgpt.train.step_folder import has_averages, newest_complete, stored_weights
 
 MODEL, VOCABULARY = "model", "vocabulary"
 TOKENIZER_FILES = ("tokenizer.json", "text_tokenizer.json")  # transformers' name, and Meta's
@@ -112,24 +112,42 @@ class Weights:
 
     folder: Path
     is_checkpoint: bool
+    is_averaged: bool = False
+    """Whether these are a checkpoint's averaged weights."""
 
     @classmethod
-    def find(cls, path: str | Path) -> Weights:
-        """The weights that a path stands for. Raises CheckpointError that says what is there."""
+    def find(cls, path: str | Path, averaged: bool = True) -> Weights:
+        """The weights that a path stands for. Raises CheckpointError that says what is there.
+
+        Args:
+            averaged: takes a checkpoint's averaged weights if it has some; False: its raw weights,
+                and those of a run folder's newest checkpoint even if it has a model folder.
+        """
         path = Path(path)
+        newest = newest_complete(path) if path.is_dir() else None
         for folder in (path, path / MODEL):
-            if (folder / "config.json").exists():
+            if (folder / "config.json").exists() and (averaged or newest is None):
                 return cls(folder, is_checkpoint=False)
         if (path / "COMPLETE").exists():
-            return cls(path, is_checkpoint=True)
-        newest = newest_complete(path) if path.is_dir() else None
+            return cls.of_checkpoint(path, averaged)
         if newest is not None:
-            return cls(newest.path, is_checkpoint=True)
+            return cls.of_checkpoint(newest.path, averaged)
         there = "does not exist" if not path.exists() else "holds no weights"
         raise CheckpointError(
             f"{path} {there}; give a model folder (config.json; mgpt import makes one of released "
             "weights), a complete step folder, or the output folder of a training stage"
         )
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path, averaged: bool) -> Weights:
+        """Those of a complete step folder, averaged if it has averages and they are asked for."""
+        return cls(folder, True, is_averaged=averaged and has_averages(folder / "state"))
+
+    def notes(self) -> list[str]:
+        """What to tell whoever asked for them."""
+        if not self.is_averaged:
+            return []
+        return [f"the averaged weights of {self.folder}; averaged=false takes the raw ones"]
 
     def vocabulary(self) -> Vocabulary:
         """The vocabulary that the weights were trained with.
@@ -174,7 +192,7 @@ class Weights:
             return list(model_tensors(self.folder).values())
         return [
             LazyTensor(name, tuple(weight.shape), weight.dtype, weight.read)
-            for name, weight in stored_weights(self.folder, verify).items()
+            for name, weight in stored_weights(self.folder, verify, self.is_averaged).items()
         ]
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -242,9 +260,17 @@ def vq_input(vq: str | None) -> dict[str, str]:
     return {} if vq is None else {vq: f"vq:{vqgan_fingerprint(load_vqgan(vq))}"}
 
 
-def build_pipeline(ckpt: str, vq: str, device: torch.device) -> Pipeline:
-    """A model for inference with the VQGAN that draws its pictures."""
-    weights = Weights.find(ckpt)
+def build_pipeline(
+    ckpt: str, vq: str, device: torch.device, averaged: bool, report: Callable[[str], None]
+) -> Pipeline:
+    """A model for inference with the VQGAN that draws its pictures.
+
+    Args:
+        averaged: as for `Weights.find`; which weights were taken is told to `report`.
+    """
+    weights = Weights.find(ckpt, averaged)
+    for note in weights.notes():
+        report(note)
     vocabulary = weights.vocabulary()
     engine = Engine(weights.load(device), vocabulary)
     return Pipeline(engine, load_vqgan(vq).to(device).eval(), vocabulary)

@@ -34,6 +34,8 @@ class Config(EvaluateConfig):
 
     ckpt: str
     """Weights: a model folder, a step folder, or the output of a training stage."""
+    averaged: bool = True
+    """Take a checkpoint's averaged weights (optim.ema_decay) if it has any; false: the raw ones."""
     vq: str
     """The VQGAN that tokenised the pictures."""
     input: str
@@ -80,7 +82,7 @@ def main(cfg: Config) -> None:
 
 def _evaluate_here(cfg: Config, folder: Path, world: World, tracker: Tracker) -> dict[str, Any]:
     dataset = open_dataset(Path(cfg.input) / str(cfg.resolution_px))
-    pipeline = build_pipeline(cfg.ckpt, cfg.vq, world.device)
+    pipeline = build_pipeline(cfg.ckpt, cfg.vq, world.device, cfg.averaged, tracker.print)
     if vqgan_fingerprint(pipeline.vqgan) != dataset.vq_fingerprint:
         raise DataError(
             f"vq={cfg.vq} has fingerprint {vqgan_fingerprint(pipeline.vqgan)}, {cfg.input} was "

@@ -34,6 +34,8 @@ class Config:
 
     ckpt: str
     """Weights: a model folder, a step folder, or the output of a training stage."""
+    averaged: bool = True
+    """Take a checkpoint's averaged weights (optim.ema_decay) if it has any; false: the raw ones."""
     output: str
     """Folder for transformers' files."""
     vq: str | None = None
@@ -57,7 +59,7 @@ def main(cfg: Config) -> None:
     if not is_complete("export", cfg, made_from):
         check_output(cfg.output)
         # Before the output is touched: most of what can be wrong shows here.
-        planned = plan_export(cfg.ckpt, cfg.vq, cfg.with_vq, DTYPES[cfg.dtype])
+        planned = plan_export(cfg.ckpt, cfg.vq, cfg.with_vq, DTYPES[cfg.dtype], cfg.averaged)
     folder = StageFolder.open("export", cfg, made_from)
     if planned is None:
         return

@@ -48,6 +48,8 @@ class Config(SamplingConfig):
 
     ckpt: str
     """Weights: a model folder, a step folder, or the output of a training stage."""
+    averaged: bool = True
+    """Take a checkpoint's averaged weights (optim.ema_decay) if it has any; false: the raw ones."""
     vq: str
     """The VQGAN that tokenised their training pictures: a folder, or a shipped name."""
     output: str
@@ -112,7 +114,9 @@ def main(cfg: Config) -> None:
     if folder.is_complete:
         return
     with open_tracker(cfg, "generate") as tracker:
-        pipeline = build_pipeline(cfg.ckpt, cfg.vq, pick_device(cfg.device))
+        pipeline = build_pipeline(
+            cfg.ckpt, cfg.vq, pick_device(cfg.device), cfg.averaged, tracker.print
+        )
         width_px, height_px = picture_size(cfg.size, pipeline)
         grids = pipeline.grids(width_px, height_px)
         target_px = round((width_px * height_px) ** 0.5)

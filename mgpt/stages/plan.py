@@ -140,6 +140,7 @@ def plan_stage(cfg: Config, run: TrainingConfig) -> tuple[Plan, DocumentLengths]
         longest_tokens=lengths.longest_tokens,
         head_only=run.train == "image_head",
         keep=run.keep,
+        optim=run.optim,
     )
     given = run.parallel.procs
     usual = 1 if run.parallel.name == "single" else 8

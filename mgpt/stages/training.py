@@ -9,7 +9,7 @@ that `init_from=` and `ckpt=` take.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
 from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
-from mgpt.parallel.backend import Backend, ParallelConfig, build_backend
+from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.settings import to_plain
 from mgpt.stages.build import (
@@ -69,6 +69,9 @@ class TrainingConfig(TrainConfig):
     init_from: str | None = None
     """Weights to start from: a model folder, a step folder, the output of a training stage, or a
     released folder as mgpt import takes it, which is imported into init_from/ of the output."""
+    averaged: bool = True
+    """Take averaged weights (optim.ema_decay) where there are some, from init_from and for model/;
+    false: the raw ones."""
     image_rows: Literal["keep", "zero"] = "keep"
     """zero: the head's rows of image codes start at 0, Lumina-mGPT's start from Chameleon, whose
     released head was never trained to draw."""
@@ -99,6 +102,9 @@ class TrainingConfig(TrainConfig):
             )
         if self.image_rows == "zero" and self.init_from is None:
             raise ValueError("image_rows=zero is a start from weights; give init_from")
+        problem = optimizer_problem(self.parallel, self.optim)
+        if problem:
+            raise ValueError(problem)
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
         if self.pictures_every and self.samples.vq is None:
@@ -171,22 +177,30 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
                 f"{stage}: stopped by {outcome.signal} at step {outcome.step} of {cfg.steps}, "
                 "which is saved; the same command goes on from there"
             )
-        _write_model(folder, outcome.step, shape, vocabulary, world)
+        last = StepFolder(folder / step_name(outcome.step), outcome.step)
+        _write_model(last, shape, vocabulary, cfg.averaged, world, tracker.print)
         tracker.finish(_figures(outcome.metrics))
     return outcome.metrics
 
 
 def _write_model(
-    folder: Path, step: int, shape: TransformerConfig, vocabulary: Vocabulary, world: World
+    last: StepFolder,
+    shape: TransformerConfig,
+    vocabulary: Vocabulary,
+    averaged: bool,
+    world: World,
+    report: Callable[[str], None],
 ) -> None:
     """`<output>/model` from the last checkpoint, tensor by tensor: nobody holds it whole."""
-    last = StepFolder(folder / step_name(step), step)
     last.verify(world)
     error = None
     try:
         if world.is_main:
-            tensors = Weights(last.path, is_checkpoint=True).stored(verify=False)
-            write_model_folder(folder / MODEL, shape, tensors, vocabulary)
+            weights = Weights.of_checkpoint(last.path, averaged)
+            for note in weights.notes():
+                report(f"{MODEL}/ has {note}")
+            tensors = weights.stored(verify=False)
+            write_model_folder(last.path.parent / MODEL, shape, tensors, vocabulary)
     except MgptError as cause:
         error = cause
     world.raise_together(error)
@@ -199,7 +213,10 @@ def _start_weights(
     if cfg.init_from is None:
         return None
     if not is_released(cfg.init_from):
-        return Weights.find(cfg.init_from)
+        weights = Weights.find(cfg.init_from, cfg.averaged)
+        for note in weights.notes():
+            tracker.print(note)
+        return weights
     imported, error = folder / INIT_FROM, None
     if world.is_main and not (imported / "config.json").exists():
         try:

@@ -72,6 +72,7 @@ def plan_export(
     vq: str | None = None,
     with_vq: bool = True,
     dtype: torch.dtype | None = None,
+    averaged: bool = True,
 ) -> Export:
     """The transformers folder of some weights.
 
@@ -80,12 +81,13 @@ def plan_export(
         vq: the VQGAN that goes with them; None takes the model folder's own, where it has one.
         with_vq: whether its encoder goes into the transformers weights.
         dtype: what the transformer's tensors are cast to; None keeps them.
+        averaged: takes a checkpoint's averaged weights if it has some.
 
     Raises:
         CheckpointError: no weights there, or a file that cannot be read.
         ConfigError: a model that transformers' Chameleon cannot be.
     """
-    weights = Weights.find(ckpt)
+    weights = Weights.find(ckpt, averaged)
     cfg = replace(weights.config(), dropout=0.0)
     vocabulary = weights.own_vocabulary()
     model = vqgan_beside(weights.folder, vq)
@@ -106,7 +108,7 @@ def plan_export(
     config = transformers_config(
         cfg, encoder.cfg if encoder else None, stored[0].dtype, special, names
     )
-    notes = []
+    notes = weights.notes()
     if encoder is None:
         notes.append(
             "no VQ encoder: transformers will make up a fresh one and say so; give vq=DIR where "

@@ -35,7 +35,6 @@ from mgpt.train.step_folder import StepFolder, complete_folders, step_name
 __all__ = ["CheckpointStore"]
 
 FENCE_EVERY_S = 30.0
-_BYTES_A_PARAMETER = 12  # float32 weight and two moments
 
 T = TypeVar("T")
 
@@ -120,15 +119,15 @@ class CheckpointStore:
             )
         return None
 
-    def require_space(self, num_parameters: int, steps: int = 0) -> None:
-        """Raises MachineError where the disk cannot hold the checkpoints of `steps` steps."""
+    def require_space(self, checkpoint_bytes: int, steps: int = 0) -> None:
+        """Raises MachineError if the disk cannot hold the checkpoints of `steps` steps."""
         there = self._complete()
         for_ever = 0
         if self._keep_every:
             newest = there[-1].step if there else 0
             for_ever = max(0, steps // self._keep_every - newest // self._keep_every)
         most = max(1, self._keep + 1 - len(there)) + for_ever
-        need = num_parameters * _BYTES_A_PARAMETER * most
+        need = checkpoint_bytes * most
         free = shutil.disk_usage(self.run_folder).free
         if free < need:
             ever = f", {for_ever} for ever" if for_ever else ""

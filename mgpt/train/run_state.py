@@ -12,12 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.data.loader import StepRows
-from mgpt.errors import TrainingError
+from mgpt.errors import CheckpointError, TrainingError
 from mgpt.parallel.dist import World
 from mgpt.train.guard import GuardConfig, UpdateGuard
 from mgpt.train.rollback import Rollbacks
+from mgpt.train.step_folder import StepFolder
 
-__all__ = ["RunState"]
+__all__ = ["RunState", "check_optimizer"]
+
+
+def check_optimizer(saved: StepFolder, kind: str) -> None:
+    """Raises CheckpointError if a checkpoint's state is another optimizer's.
+
+    Those without a name for it are AdamW's.
+    """
+    found = saved.trainer_state().get("optimizer", "adamw")
+    if found != kind:
+        raise CheckpointError(
+            f"{saved.path} was trained with optim.kind={found}, this run has {kind}; give "
+            f"optim.kind={found}, or another output= with init_from={saved.path} to start from its "
+            "weights"
+        )
 
 
 class RunState:

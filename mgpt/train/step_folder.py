@@ -1,8 +1,8 @@
 """A checkpoint as a folder: what stands in it, whether it is whole, and its weights.
 
-    run/step_00001000/state/       weights, moments, count of updates (mgpt.parallel.state)
+    run/step_00001000/state/       weights, optimizer state, count of updates (mgpt.parallel.state)
                      /loader.json  position in the data
-                     /trainer.json step, seed, vocabulary, counters
+                     /trainer.json step, seed, vocabulary, optimizer, counters
                      /config.yaml  the resolved configuration
                      /vocab/       the vocabulary's own files
                      /COMPLETE     sha256 and size of every file above, and of itself; written last
@@ -28,13 +28,14 @@ from mgpt.errors import CheckpointError
 from mgpt.files import file_sha256
 from mgpt.parallel import state
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import StoredWeight
+from mgpt.parallel.state import StoredWeight, has_averages
 
 __all__ = [
     "COMPLETE",
     "StepFolder",
     "complete_folders",
     "export_weights",
+    "has_averages",
     "newest_complete",
     "seal",
     "step_name",
@@ -134,11 +135,14 @@ def newest_complete(run_folder: Path) -> StepFolder | None:
     return folders[-1] if folders else None
 
 
-def stored_weights(step_folder: StepFolder | Path, verify: bool = True) -> dict[str, StoredWeight]:
+def stored_weights(
+    step_folder: StepFolder | Path, verify: bool = True, averaged: bool = False
+) -> dict[str, StoredWeight]:
     """All weights of a checkpoint under their names in the model, not read yet; one process.
 
     Args:
-        verify: whether every file is compared with its hash first, moments too.
+        verify: whether every file is compared with its hash first, optimizer state too.
+        averaged: takes the averaged weights, which the checkpoint must have.
 
     Raises CheckpointError where the folder is no complete checkpoint or a file was altered.
     """
@@ -151,7 +155,7 @@ def stored_weights(step_folder: StepFolder | Path, verify: bool = True) -> dict[
         )
     if verify:
         StepFolder(path, int(match[1])).verify(World())
-    return state.stored_weights(path / "state")
+    return state.stored_weights(path / "state", averaged)
 
 
 def export_weights(step_folder: StepFolder | Path) -> dict[str, Tensor]:

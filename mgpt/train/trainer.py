@@ -25,6 +25,8 @@ from torch import Tensor
 
 from mgpt.data.loader import RowLoader, StepRows
 from mgpt.errors import TrainingError, VocabularyError
+from mgpt.optim.config import OptimConfig
+from mgpt.optim.schedule import ScheduleConfig, learning_rate
 from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
 from mgpt.tracking.tracker import Tracker
@@ -33,10 +35,8 @@ from mgpt.train.gradients import accumulate
 from mgpt.train.guard import GuardConfig, SlowRanks, StopSignals
 from mgpt.train.hang import HangWatch, find_peers
 from mgpt.train.metrics import LossTally, MetricsRecord, VocabularyLike, memory_mb
-from mgpt.train.optim import OptimConfig
 from mgpt.train.reports import RankReport, StepReport, meet
-from mgpt.train.run_state import RunState
-from mgpt.train.schedule import ScheduleConfig, learning_rate
+from mgpt.train.run_state import RunState, check_optimizer
 from mgpt.train.step_folder import StepFolder
 from mgpt.train.validate import HeldOut
 
@@ -203,7 +203,7 @@ class Trainer:
 
     def _start(self) -> int:
         """The first step: after the newest checkpoint, or 0 with the given or the fresh weights."""
-        self.store.require_space(self.backend.num_parameters, self.cfg.steps)
+        self.store.require_space(self.backend.checkpoint_bytes, self.cfg.steps)
         newest = self.store.newest_whole(self.tracker.print)
         if newest is not None:
             self._restore(newest)
@@ -226,6 +226,7 @@ class Trainer:
                 f"{saved.path} was trained with vocabulary {state['vocabulary']}, this run has "
                 f"{self.vocab.fingerprint}; give another output folder or the same vocabulary"
             )
+        check_optimizer(saved, self.cfg.optim.kind)
         if saved.step > self.cfg.steps:
             raise TrainingError(
                 f"{saved.path}: this run has {saved.step} steps behind it and steps="
@@ -311,6 +312,7 @@ class Trainer:
             "step": step,
             "seed": self._seed,
             "vocabulary": self.vocab.fingerprint,
+            "optimizer": self.cfg.optim.kind,
             **self._state.state(),
         }
         loader_state = self.loader.state(self._state.loader_step(step))

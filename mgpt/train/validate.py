@@ -30,7 +30,17 @@ class HeldOut:
     tally: LossTally
 
     def validate(self, backend: Backend, world: World) -> dict[str, float]:
-        """Mean loss in nats by trained token: in all, by source, task, modality; collective."""
+        """Mean loss in nats by trained token: in all, by source, task, modality; collective.
+
+        Also that of the averaged weights, in all, if the backend keeps some.
+        """
+        figures = self._losses(backend, world)
+        if backend.has_averages:
+            with backend.averaged_weights():
+                figures["val/averaged_loss"] = self._losses(backend, world)["val/loss"]
+        return figures
+
+    def _losses(self, backend: Backend, world: World) -> dict[str, float]:
         self.tally.take()
         for index_B in self._shares(backend.dp_rank, backend.dp_size):
             batch, groups_BT, sources_BT = self._batch(index_B, backend.device)

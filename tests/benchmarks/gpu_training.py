@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import Backend, MicroBatch, ParallelConfig, build_backend
 from mgpt.parallel.dist import World
 from mgpt.parallel.recompute import compile_blocks
 from mgpt.plan.memory import RankWork, plan_memory
 from mgpt.plan.run import flops_per_token
-from mgpt.train.optim import OptimConfig
 
 STEP_TOKENS = 32_768
 MFU_GOAL = 60.0

@@ -27,11 +27,11 @@ from rank_runs import start_ranks
 from mgpt.models import attention, head_loss
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import MicroBatch, ParallelConfig, build_backend
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.plan.live_bytes import LiveBytes
 from mgpt.plan.memory import RankWork, plan_memory
-from mgpt.train.optim import OptimConfig
 
 RANKS = 2
 SMALL = TransformerConfig(
@@ -127,9 +127,10 @@ def measured(
     held.__exit__(None, None, None)
     if parallel.name == "zero3":
         return most
-    states = backend._optimizer.state  # type: ignore[attr-defined]
-    moments = [one for state in states.values() for one in state.values() if one.ndim]
-    kept = [tensor.to_local() for tensor in (*states, *moments)]
+    parameters = backend._parameters  # type: ignore[attr-defined]
+    states = backend._optimizer.state.values()  # type: ignore[attr-defined]
+    kept = [*parameters, *(tensor for state in states for tensor in state.values())]
+    kept = [tensor.to_local() for tensor in kept]
     return most + sum(one.nbytes for one in kept if not held.has_seen(one))
 
 

@@ -23,11 +23,11 @@ from corpora import conditions, show
 
 from mgpt.files import file_sha256
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import Backend, MicroBatch, ParallelConfig, build_backend
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import adam_state
+from mgpt.parallel.state import training_state
 from mgpt.train.checkpoint import CheckpointStore
-from mgpt.train.optim import OptimConfig
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -74,7 +74,8 @@ def old_save(backend: Any, folder: Path) -> float:
     """The state alone, as it was written before."""
     began = time.perf_counter()
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(adam_state(backend._named, backend._optimizer), storage_writer=writer, no_dist=True)
+    tensors = training_state(backend._named, backend._optimizer)
+    dcp.save(tensors, storage_writer=writer, no_dist=True)
     for path in folder.iterdir():
         file_sha256(path)
     return time.perf_counter() - began

@@ -29,9 +29,9 @@ from real_lengths import IGNORED, Document, draw_documents, pack, real_lengths
 from torch import Tensor
 
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import ParallelConfig, build_backend
 from mgpt.parallel.dist import World
-from mgpt.train.optim import OptimConfig
 
 GOALS = {"mixed": 2.0, "equal": 1.3}
 Step = Callable[[list[Document]], float]

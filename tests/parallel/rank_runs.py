@@ -54,6 +54,8 @@ class Run:
     parallel: dict[str, Any] = field(default_factory=dict)
     """Further fields of ParallelConfig."""
     lr: float = 1e-3
+    optim: dict[str, Any] = field(default_factory=dict)
+    """Further fields of OptimConfig."""
     warmup_steps: int = 0
     schedule: str = "constant"
     seed: int = 0
@@ -257,9 +259,9 @@ def train(run: Run, world: Any) -> None:
 
 
 def _train_config(run: Run) -> Any:
+    from mgpt.optim.config import OptimConfig
+    from mgpt.optim.schedule import ScheduleConfig
     from mgpt.train.guard import GuardConfig
-    from mgpt.train.optim import OptimConfig
-    from mgpt.train.schedule import ScheduleConfig
     from mgpt.train.trainer import TrainConfig
 
     return TrainConfig(
@@ -269,7 +271,9 @@ def _train_config(run: Run) -> Any:
         validate_every=run.validate_every,
         keep=20,
         z_loss=1e-4,
-        optim=OptimConfig(lr=run.lr, max_norm=1.0, weight_decay=run.weight_decay),
+        optim=OptimConfig(
+            **{"lr": run.lr, "max_norm": 1.0, "weight_decay": run.weight_decay, **run.optim}
+        ),
         schedule=ScheduleConfig(run.schedule, run.warmup_steps),
         guard=GuardConfig(**{"max_skipped": run.max_skipped, **run.guard}),
     )

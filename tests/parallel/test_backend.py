@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.models.head_loss import HeadLoss
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import (
     BACKENDS,
     Backend,
@@ -19,7 +20,6 @@ from mgpt.parallel.backend import (
     check_weights,
 )
 from mgpt.parallel.dist import World
-from mgpt.train.optim import OptimConfig
 
 SIZE = TransformerConfig(
     hidden=32, ffn=48, layers=2, heads=2, kv_heads=1, head_dim=16, vocab_size=50

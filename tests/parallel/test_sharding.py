@@ -84,7 +84,7 @@ from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, sharding_plan
 from mgpt.parallel.backend import ParallelConfig, build_backend
 from mgpt.parallel.dist import World
-from mgpt.train.optim import OptimConfig
+from mgpt.optim.config import OptimConfig
 
 dist.init_process_group("fake", rank=37, world_size=512, store=FakeStore())
 world = World(rank=37, size=512, local_size=8)

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_read(folder: Path) -> None:
     got = empty()
-    assert read_state(folder, got, World()) == 17
+    assert read_state(folder, got, World()).num_updates == 17
     for name, tensor in TENSORS.items():
         assert torch.equal(got[name], tensor)
 
@@ -50,7 +50,7 @@ def test_everything_that_does_not_fit_is_named(folder: Path) -> None:
     targets = empty()
     targets["model.norm.weight"] = torch.empty(9)
     targets["model.head.weight"] = torch.empty(3)
-    del targets["exp_avg.norm.weight"]
+    targets["exp_avg.other.weight"] = targets.pop("exp_avg.norm.weight")
     with pytest.raises(CheckpointError) as error:
         read_state(folder, targets, World())
     message = str(error.value)
@@ -76,3 +76,25 @@ def test_a_checksum_does_not_depend_on_the_split() -> None:
     whole = weights_checksum([("a", torch.arange(10.0))], World())
     padded = weights_checksum([("a", torch.cat([torch.arange(10.0), torch.zeros(3)]))], World())
     assert whole == padded != weights_checksum([("a", torch.arange(10.0) + 1)], World())
+
+
+def test_another_optimizers_state_is_named(folder: Path) -> None:
+    targets = empty()
+    targets["momentum.norm.weight"] = targets.pop("exp_avg.norm.weight")
+    with pytest.raises(CheckpointError) as error:
+        read_state(folder, targets, World())
+    message = str(error.value)
+    assert "holds the optimizer state exp_avg, this run's optimizer keeps momentum" in message
+    assert "optim.kind" in message and "is missing" not in message
+
+
+def test_averaged_weights_may_be_missing_or_too_many(folder: Path, tmp_path: Path) -> None:
+    targets = {**empty(), "ema.norm.weight": torch.full((8,), 3.0)}
+    assert read_state(folder, targets, World()).has_averages is False
+    assert torch.equal(targets["ema.norm.weight"], torch.full((8,), 3.0)), "left as it was"
+
+    averaged = {**TENSORS, "ema.norm.weight": torch.ones(8)}
+    Snapshot.take(averaged.items(), 17, World(), copy=False).write(tmp_path / "averaged")
+    assert read_state(tmp_path / "averaged", targets, World()).has_averages is True
+    assert torch.equal(targets["ema.norm.weight"], torch.ones(8))
+    assert read_state(tmp_path / "averaged", empty(), World()).num_updates == 17

@@ -1,4 +1,5 @@
-"""Bytes of weights, gradients and moments that fsdp2 holds; a script, one rank of a gloo group.
+"""Bytes of weights, gradients and optimizer state that fsdp2 holds, and what an update takes beside
+them; a script, one rank of a gloo group.
 
 `measure` is called in each rank; rank 0 writes what it holds as JSON.
 """
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import MicroBatch, ParallelConfig, build_backend
-from mgpt.parallel.dist import init_distributed
-from mgpt.train.optim import OptimConfig
+from mgpt.parallel.dist import World, init_distributed
+from mgpt.plan.live_bytes import LiveBytes
 
 MODEL = TransformerConfig(
     hidden=96, ffn=250, layers=3, heads=4, kv_heads=2, head_dim=24, vocab_size=513
@@ -22,12 +24,22 @@ MODEL = TransformerConfig(
 """Sizes that 2 ranks do not divide evenly."""
 
 
+OPTIMIZERS = {"adamw": OptimConfig(), "muon": OptimConfig(kind="muon", ema_decay=0.9)}
+
+
 def measure(folder: Path) -> None:
     world = init_distributed()
+    held = {name: held_by(optim, world) for name, optim in OPTIMIZERS.items()}
+    if world.is_main:
+        (folder / "held.json").write_text(json.dumps(held))
+    world.shutdown()
+
+
+def held_by(optim: OptimConfig, world: World) -> dict[str, int]:
     backend = build_backend(
         ParallelConfig(name="fsdp2"),
         lambda: Transformer(MODEL),
-        OptimConfig(),
+        optim,
         world,
         z_loss=1e-5,
         seed=0,
@@ -41,13 +53,16 @@ def measure(folder: Path) -> None:
     held = {
         "weights, float32": local_bytes(parameters),
         "gradients, float32": local_bytes(p.grad for p in parameters),
-        "Adam's moments": local_bytes(
-            tensor for state in states for tensor in state.values() if tensor.ndim
-        ),
+        "optimizer state": local_bytes(tensor for state in states for tensor in state.values()),
     }
-    if world.is_main:
-        (folder / "held.json").write_text(json.dumps(held))
-    world.shutdown()
+    tensors = [
+        *parameters,
+        *(p.grad for p in parameters),
+        *(tensor for state in states for tensor in state.values()),
+    ]
+    with LiveBytes(tensor.to_local() for tensor in tensors) as counter:
+        backend.step(1e-3, 1.0)
+    return {**held, "at work in the update": counter.peak}
 
 
 def local_bytes(tensors: Iterable[Tensor]) -> int:

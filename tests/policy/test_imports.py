@@ -31,10 +31,11 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.tokens": (set(), set(), {"sentencepiece", "tokenizers"}),
     "mgpt.images": (set(), set(), set()),
     "mgpt.models": (set(), set(), {"yaml"}),
-    "mgpt.parallel": (set(), set(), {"deepspeed"}),
+    "mgpt.optim": (set(), set(), set()),
+    "mgpt.parallel": ({"mgpt.optim"}, set(), {"deepspeed"}),
     "mgpt.tasks": ({"mgpt.tokens"}, set(), set()),
     "mgpt.data": ({"mgpt.tokens", "mgpt.tasks"}, set(), {"fsspec"}),
-    "mgpt.train": ({"mgpt.models", "mgpt.data", "mgpt.parallel"}, set(), set()),
+    "mgpt.train": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
     "mgpt.infer": ({"mgpt.tokens", "mgpt.images", "mgpt.models"}, set(), set()),
     "mgpt.evals": (
         {
@@ -49,7 +50,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
         set(),
         {"skimage"},
     ),
-    "mgpt.plan": ({"mgpt.models", "mgpt.data", "mgpt.parallel"}, set(), set()),
+    "mgpt.plan": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
     "mgpt.launching": ({"mgpt.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
     "mgpt.stage_table": ({"mgpt.config"}, set(), set()),
     "mgpt.cli_help": ({"mgpt.config", "mgpt.settings", "mgpt.stage_table"}, set(), set()),

@@ -27,8 +27,10 @@ def write_checkpoint(
     cfg: TransformerConfig,
     ranks: int,
     make: Callable[[str, torch.Size], Tensor] = values,
+    average: Callable[[str, torch.Size], Tensor] | None = None,
 ) -> Path:
-    """The step folder of a run folder, its weights as `ranks` ranks write them, without moments."""
+    """The step folder of a run folder, its weights as `ranks` ranks write them, and with `average`
+    averaged weights, without other optimizer state."""
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in Transformer(cfg).state_dict().items()}
     owner = RunFolder(folder)
@@ -36,11 +38,12 @@ def write_checkpoint(
     sums = {}
     for rank in range(ranks):
         pieces = {}
-        for name, shape in shapes.items():
-            each = -(-shape[0] // ranks)
-            rows = make(name, shape)[rank * each : (rank + 1) * each]
-            if len(rows):
-                pieces[f"model.{name}"] = Piece(rank * each, rows)
+        for kind, makes in (("model", make), ("ema", average)):
+            for name, shape in shapes.items() if makes else ():
+                each = -(-shape[0] // ranks)
+                rows = makes(name, shape)[rank * each : (rank + 1) * each]
+                if len(rows):
+                    pieces[f"{kind}.{name}"] = Piece(rank * each, rows)
         sums |= Snapshot(pieces, num_updates=1, rank=rank).write(work / "state")
     (work / "config.yaml").write_text(yaml.safe_dump({"transformer": to_plain(cfg)}))
     files = {f"state/{name}": entry._asdict() for name, entry in sums.items()}

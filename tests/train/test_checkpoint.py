@@ -328,9 +328,9 @@ def test_space_for_those_that_stay_for_ever(
 ) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(12 * 7))
-    CheckpointStore(tmp_path, World(), keep=2, keep_every=10).require_space(1, steps=49)
+    CheckpointStore(tmp_path, World(), keep=2, keep_every=10).require_space(12, steps=49)
     with pytest.raises(MachineError, match="2 kept, 5 for ever and one"):
-        CheckpointStore(tmp_path, World(), keep=2, keep_every=10).require_space(1, steps=50)
+        CheckpointStore(tmp_path, World(), keep=2, keep_every=10).require_space(12, steps=50)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -14,20 +14,25 @@ __all__ = ["ScheduleConfig", "learning_rate"]
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Warm-up, then a constant rate or half a cosine."""
+    """A linear warm-up, then one of four curves to `min_ratio` at the last step."""
 
-    kind: Literal["constant", "cosine"] = "constant"
-    """constant: fine-tuning as published; cosine: Chameleon's pretraining."""
+    kind: Literal["constant", "cosine", "linear", "wsd"] = "constant"
+    """constant: fine-tuning as published; cosine: half a cosine, Chameleon's pretraining; linear: a
+    straight line; wsd: constant, then a straight line over the last decay_share of the steps."""
     warmup_steps: int = 0
     """Steps of linear rise from 0; the rate of step 0 is then 0, as in the official code."""
     min_ratio: float = 0.0
-    """What is left of the peak at the last step of a cosine."""
+    """What is left of the peak at the last step; not for constant."""
+    decay_share: float = 0.2
+    """wsd: share of all steps over which the rate falls."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio={self.min_ratio} must lie in [0, 1]")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share={self.decay_share} must lie in (0, 1]")
 
 
 def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int, peak: float) -> float:
@@ -36,7 +41,11 @@ def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int, peak: float)
         return peak * step / cfg.warmup_steps
     if cfg.kind == "constant":
         return peak
-    span = max(1, total_steps - cfg.warmup_steps)
-    progress = min(1.0, (step - cfg.warmup_steps) / span)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return peak * (cfg.min_ratio + (1.0 - cfg.min_ratio) * cosine)
+    start = float(cfg.warmup_steps)
+    if cfg.kind == "wsd":
+        start = max(start, total_steps * (1.0 - cfg.decay_share))
+    progress = min(1.0, max(0.0, (step - start) / max(1.0, total_steps - start)))
+    left = 1.0 - progress
+    if cfg.kind == "cosine":
+        left = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak * (cfg.min_ratio + (1.0 - cfg.min_ratio) * left)
