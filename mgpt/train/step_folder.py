@@ -20,15 +20,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mgpt.errors import CheckpointError
 from mgpt.files import file_sha256
-from mgpt.parallel import state
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import StoredWeight
+
+if TYPE_CHECKING:
+    from mgpt.parallel.state import StoredWeight
 
 __all__ = [
     "COMPLETE",
@@ -134,7 +135,9 @@ def newest_complete(run_folder: Path) -> StepFolder | None:
     return folders[-1] if folders else None
 
 
-def stored_weights(step_folder: StepFolder | Path, verify: bool = True) -> dict[str, StoredWeight]:
+def stored_weights(
+    step_folder: StepFolder | Path, verify: bool = True
+) -> dict[str, "StoredWeight"]:
     """All weights of a checkpoint under their names in the model, not read yet; one process.
 
     Args:
@@ -151,6 +154,9 @@ def stored_weights(step_folder: StepFolder | Path, verify: bool = True) -> dict[
         )
     if verify:
         StepFolder(path, int(match[1])).verify(World())
+    # torch's Distributed Checkpoint, half a second to import, is for those who read a checkpoint.
+    from mgpt.parallel import state
+
     return state.stored_weights(path / "state")
 
 
