@@ -27,7 +27,7 @@ def png_bytes(levels_HWC: npt.NDArray[np.uint8]) -> bytes:
     lines_HX[0, 1:] = flat_HX[0]
     np.subtract(flat_HX[1:], flat_HX[:-1], out=lines_HX[1:, 1:])
     header = struct.pack(">II", width, height) + _RGB_8_BIT
-    pixels = zlib.compress(lines_HX, _LEVEL)
+    pixels = zlib.compress(lines_HX.data, _LEVEL)
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 
 

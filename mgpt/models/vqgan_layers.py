@@ -11,10 +11,20 @@ Shape suffixes: B pictures, C channels, H W pixels or latents, P positions (H·W
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["AttnBlock", "Downsample", "Level", "Middle", "ResnetBlock", "Upsample", "group_norm"]
+__all__ = [
+    "AttnBlock",
+    "Downsample",
+    "Level",
+    "Middle",
+    "ResnetBlock",
+    "Upsample",
+    "group_norm",
+    "swish_",
+]
 
 _GROUP_NORM_EPS = 1e-6
 
@@ -22,6 +32,12 @@ _GROUP_NORM_EPS = 1e-6
 def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
     """GroupNorm with the released model's epsilon."""
     return nn.GroupNorm(num_groups, channels, eps=_GROUP_NORM_EPS)
+
+
+def swish_(x_BCHW: Tensor) -> Tensor:
+    """x * sigmoid(x), in the place of x where no gradient needs it: a fresh tensor of a large
+    picture costs as much time as filling it."""
+    return F.silu(x_BCHW, inplace=not torch.is_grad_enabled())
 
 
 class ResnetBlock(nn.Module):
@@ -41,10 +57,10 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
+        h_BCHW = self.conv1(swish_(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(self.dropout(swish_(self.norm2(h_BCHW))))
         skip_BCHW = x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW)
-        return skip_BCHW + h_BCHW
+        return skip_BCHW + h_BCHW if torch.is_grad_enabled() else h_BCHW.add_(skip_BCHW)
 
 
 class AttnBlock(nn.Module):

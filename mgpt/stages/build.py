@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from mgpt.allocator import keep_freed_memory
 from mgpt.errors import CheckpointError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
@@ -198,6 +199,7 @@ def vq_input(vq: str | None) -> dict[str, str]:
 
 def build_pipeline(ckpt: str, vq: str, device: torch.device) -> Pipeline:
     """A model for inference with the VQGAN that draws its pictures."""
+    keep_freed_memory()
     weights = Weights.find(ckpt)
     vocabulary = weights.vocabulary()
     engine = Engine(weights.load(device), vocabulary)
