@@ -31,13 +31,12 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.files import atomic_write
 from mgpt.models.vqgan_config import VqganConfig
-from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, norm
+from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, norm, swish_
 
 __all__ = [
     "Vqgan",
@@ -86,7 +85,7 @@ class Encoder(nn.Module):
         h_BCHW = self.conv_in(x_BCHW)
         for level in self.down:
             h_BCHW = level(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))
+        return self.conv_out(swish_(self.norm_out(self.mid(h_BCHW))))
 
 
 class Decoder(nn.Module):
@@ -114,7 +113,7 @@ class Decoder(nn.Module):
         h_BCHW = self.mid(self.conv_in(z_BCHW))
         for level in reversed(self.up):
             h_BCHW = level(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(h_BCHW)))
+        return self.conv_out(swish_(self.norm_out(h_BCHW)))
 
 
 class Quantizer(nn.Module):

@@ -26,6 +26,7 @@ __all__ = [
     "ResnetBlock",
     "Upsample",
     "norm",
+    "swish_",
 ]
 
 _NORM_EPS = 1e-6
@@ -56,6 +57,12 @@ def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
 
 
+def swish_(x_BCHW: Tensor) -> Tensor:
+    """x * sigmoid(x), in the place of x where no gradient needs it: a fresh tensor of a large
+    picture costs as much time as filling it."""
+    return F.silu(x_BCHW, inplace=not torch.is_grad_enabled())
+
+
 class ResnetBlock(nn.Module):
     """norm, swish, conv, twice, added to the input (through a 1x1 convolution at a new width)."""
 
@@ -73,10 +80,10 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
+        h_BCHW = self.conv1(swish_(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(self.dropout(swish_(self.norm2(h_BCHW))))
         skip_BCHW = x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW)
-        return skip_BCHW + h_BCHW
+        return skip_BCHW + h_BCHW if torch.is_grad_enabled() else h_BCHW.add_(skip_BCHW)
 
 
 class AttnBlock(nn.Module):
