@@ -14,8 +14,17 @@ SIZES: dict[str, TransformerConfig] = {
     "debug": TransformerConfig(
         hidden=64, ffn=192, layers=2, heads=4, kv_heads=2, head_dim=16, vocab_size=512
     ),
+    # Documents of a few hundred tokens: with the released theta of 10,000 most of a head's
+    # frequencies hardly turn over them, and no head tells a place from its neighbour.
     "quickstart": TransformerConfig(
-        hidden=128, ffn=384, layers=4, heads=2, kv_heads=2, head_dim=64, vocab_size=2048
+        hidden=128,
+        ffn=384,
+        layers=4,
+        heads=2,
+        kv_heads=2,
+        head_dim=64,
+        rope_theta=100.0,
+        vocab_size=2048,
     ),
     "1b": TransformerConfig(hidden=2048, ffn=5504, layers=16, heads=16, kv_heads=16, head_dim=128),
     "7b": TransformerConfig(hidden=4096, ffn=11008, layers=32, heads=32, kv_heads=32, head_dim=128),
