@@ -106,7 +106,7 @@ class Fsdp2Backend(SingleBackend):
         return module.to_empty(device="cpu" if on_cpu else self.device)
 
     def _matrices(self) -> WholeMatrices:
-        return ShardedMatrices(self._shard_group, self.device)
+        return ShardedMatrices(self._shard_group, self.device, self._dtype)
 
     def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
         return self._pass(batch.to(self.device), loss_scale)
