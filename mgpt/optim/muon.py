@@ -6,7 +6,7 @@ there), scaled by 0.2 sqrt(larger side), which makes its root mean square that o
 so that both take the same learning rate and weight decay (Moonlight, arXiv 2502.16982). Embedding,
 head and norms are left to AdamW.
 
-The steps run in the type of the passes, so that bfloat16 halves their time where it is in use anyway.
+The steps run in the type of the passes, so that bfloat16 halves their time where it is used anyway.
 PyTorch's own Muon always takes bfloat16, which is slow on a CPU without instructions for it.
 
     >>> orthogonalize([torch.randn(128, 384)], steps=5)[0].svd().S  # all near 1
