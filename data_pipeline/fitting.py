@@ -24,11 +24,10 @@ from mgpt.images.pixels import (
     BYTES_A_PIXEL,
     MAX_PIXELS,
     Crop,
+    EncodedPicture,
     PictureTooLarge,
-    bytes_held,
     fit,
     fit_like,
-    open_image,
 )
 
 Pictures = dict[str, Image.Image]
@@ -65,16 +64,17 @@ def decode(sample: RawSample, rotate_exif: bool, max_pixels: int) -> Pictures | 
     taken = sum(len(picture.data) for picture in sample.pictures.values())
     name = ""
     try:
+        encoded = {}
+        for name in names:
+            encoded[name] = EncodedPicture(sample.pictures[name].data)
         if len(names) > 1:
-            held = [bytes_held(sample.pictures[name := one].data) for one in names]
-            if taken + sum(held) > BYTES_A_PIXEL * max_pixels:
-                megabytes = (taken + sum(held)) / 1e6
-                detail = f"{len(names)} pictures, {megabytes:,.0f} MB together"
+            held = sum(one.bytes_held for one in encoded.values())
+            if taken + held > BYTES_A_PIXEL * max_pixels:
+                detail = f"{len(names)} pictures, {(taken + held) / 1e6:,.0f} MB together"
                 return Rejected(sample.key, "too_many_pixels", detail)
         for name in names:
-            pictures[name] = open_image(
-                sample.pictures[name].data, rotate_exif, max_pixels - taken // BYTES_A_PIXEL
-            )
+            left_pixels = max_pixels - taken // BYTES_A_PIXEL
+            pictures[name] = encoded.pop(name).decode(rotate_exif, left_pixels)
             taken += 4 * pictures[name].width * pictures[name].height
     except PictureTooLarge as error:
         return Rejected(sample.key, "too_many_pixels", f"{name}: {error}")

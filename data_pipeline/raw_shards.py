@@ -21,7 +21,6 @@ first dot. Here the end marker must be there, and a key ends before a known fiel
 import hashlib
 import json
 import re
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
@@ -34,6 +33,7 @@ from data_pipeline.tar_stream import (
     TarStream,
 )
 from mgpt.data.shards import canonical_json
+from mgpt.data.tar_header import tar_header
 from mgpt.errors import DataError
 from mgpt.storage import Location, WholeFile, locate, open_stream
 
@@ -386,9 +386,7 @@ class RawShardWriter:
             infix = "" if field_name == "image" else f".{field_name}"
             members[f"{sample.key}{infix}.{picture.extension}"] = picture.data
         for name, data in sorted(members.items()):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            self._write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+            self._write(tar_header(name, len(data)))
             self._write(data)
             self._write(bytes(-len(data) % BLOCK_BYTES))
 

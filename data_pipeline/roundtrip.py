@@ -27,6 +27,7 @@ from data_pipeline.fitting import Fitted, Target, decode, fit_fields
 from data_pipeline.job_settings import read_settings
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from mgpt.allocator import keep_freed_memory
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.errors import DataError
@@ -73,6 +74,7 @@ def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
     comparison = _Comparison(cfg, settings, decoder)
     rows = []
     threads_before = torch.get_num_threads()
+    keep_freed_memory()
     torch.set_num_threads(cfg.threads)
     try:
         with tracker.progress(comparison.total, "samples", "decode back") as bar:

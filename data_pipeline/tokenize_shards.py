@@ -40,6 +40,7 @@ from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.reject_log import RejectLog
 from data_pipeline.workers import run_units
+from mgpt.allocator import keep_freed_memory
 from mgpt.data.shards import Manifest, ShardWriter, canonical_json, read_manifests
 from mgpt.errors import DataError, MachineError
 from mgpt.images.buckets import bucket_sizes
@@ -256,6 +257,7 @@ class TokenizeWorker:
 
     def __init__(self, job: TokenizeJob, slot: int) -> None:
         self._job = job
+        keep_freed_memory()
         torch.set_num_threads(job.cfg.threads)
         device = torch.device(job.device)
         if device.type == "cuda":

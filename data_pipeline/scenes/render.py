@@ -12,24 +12,33 @@ Example:
     (64, 64, 3)
 """
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from data_pipeline.scenes.backdrop import (
+    GROUND,
+    HORIZON,
+    Backdrop,
+    backdrop_of,
+    lens_of,
+    sky_colour,
+)
 from data_pipeline.scenes.scene import Camera, Light
+from data_pipeline.scenes.shadows import blocked_light, towards_light
 from data_pipeline.scenes.solids import Array, Point, Solid
 from mgpt.tasks.scene_words import Rgb
 
-# As indices they point behind the last part, to where lists of per-part values end with these two.
-SKY, GROUND = -2, -1
-
 # Linear light; together they bring lit ground near sRGB 228 and shadow near 150.
 _SUN, _AMBIENT = 0.74, 0.42
-_GROUND_ALBEDO = (0.80, 0.80, 0.80)
-_HORIZON, _ZENITH = (0.86, 0.88, 0.90), (0.58, 0.68, 0.82)
-_SHADOW_SAMPLES = 12
+_GROUND_ALBEDO = 0.80
+# Contact radii from a foot at which 1 - 0.6 exp(-0.9 r^2) is 1 in float32.
+_LAST_CONTACT = 4.5
+
+Point2 = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -55,17 +64,30 @@ class Part:
 class Frame:
     """What one pass saw.
 
-    `colour_HW3` is uint8 sRGB. `depth_RC` is float32 camera-axis depth (inf in the sky),
-    `normal_3RC` the unit normal in camera axes (right, up, towards the camera; 0 in the sky),
-    `part_RC` the index of the part met, or GROUND or SKY.
+    `colour_HW3` is uint8 sRGB, `part_RC` the index of the part that each ray met, or GROUND or SKY.
     """
 
     colour_HW3: Array
-    depth_RC: Array
-    normal_3RC: Array
     part_RC: Array
     parts: tuple[Part, ...]
     supersample: int
+    hits: "Hits"
+
+    @cached_property
+    def depth_RC(self) -> Array:
+        """float32 camera-axis depth (inf in the sky)."""
+        return self.hits.distance_RC * self.hits.backdrop.cos_RC
+
+    @cached_property
+    def normal_3RC(self) -> Array:
+        """The unit normal in camera axes (right, up, towards the camera; 0 in the sky)."""
+        normal_3RC = np.zeros_like(self.hits.backdrop.direction_3RC)
+        normal_3RC[2] = self.hits.part_RC == GROUND
+        normal_3N = normal_3RC.reshape(3, -1)
+        normal_3N[:, self.hits.place_M] = self.hits.normal_3M
+        right, up, ahead = self.hits.backdrop.lens.axes
+        axes = np.array([right, up, [-component for component in ahead]], np.float32)
+        return np.tensordot(axes, normal_3RC, 1)
 
     def owner_mask(self, owner: int) -> Array:
         """Boolean [R, C]: the rays that met a part of this owner."""
@@ -87,68 +109,9 @@ class Frame:
         )
 
 
-@dataclass(frozen=True)
-class _Lens:
-    """A camera resolved for one grid of rays: where it is, its axes and its focal length."""
-
-    position: Point
-    axes: tuple[Point, Point, Point]
-    focal_rays: float
-    rows: int
-    columns: int
-
-    def place(self, point: Point) -> tuple[float, float, float]:
-        """Row and column, in rays, where a scene point falls, and its camera-axis depth."""
-        offset = [p - o for p, o in zip(point, self.position, strict=True)]
-        right, up, ahead = (
-            sum(o * a for o, a in zip(offset, axis, strict=True)) for axis in self.axes
-        )
-        column = self.columns / 2 + self.focal_rays * right / ahead
-        return self.rows / 2 - self.focal_rays * up / ahead, column, ahead
-
-    def window(self, centre: Point, radius: float) -> tuple[slice, slice]:
-        """The rows and columns of rays that can meet a sphere; generous by a ray."""
-        row, column, ahead = self.place(centre)
-        reach = self.focal_rays * radius / math.sqrt(max(ahead**2 - radius**2, 1e-6))
-        # Off the axis the silhouette of a sphere is stretched by 1 / cos of its angle.
-        away = math.hypot(row - self.rows / 2, column - self.columns / 2)
-        reach *= math.hypot(1, away / self.focal_rays)
-        return (
-            slice(max(0, int(row - reach) - 1), max(0, min(self.rows, int(row + reach) + 2))),
-            slice(
-                max(0, int(column - reach) - 1), max(0, min(self.columns, int(column + reach) + 2))
-            ),
-        )
-
-    def rays(self) -> tuple[Array, Array]:
-        """Unit directions [3, R, C] and their cosine with the camera's axis [R, C]."""
-        across = (np.arange(self.columns) + 0.5 - self.columns / 2)[None, :] / self.focal_rays
-        above = (self.rows / 2 - 0.5 - np.arange(self.rows))[:, None] / self.focal_rays
-        cos_RC = 1 / np.sqrt(across**2 + above**2 + 1)
-        direction_3RC = np.stack(
-            [
-                (across * right + above * up + ahead) * cos_RC
-                for right, up, ahead in zip(*self.axes, strict=True)
-            ]
-        )
-        return direction_3RC.astype(np.float32), cos_RC.astype(np.float32)
-
-
-def _lens(camera: Camera, rows: int, columns: int) -> _Lens:
-    pitch = math.radians(camera.pitch_deg)
-    cos, sin = math.cos(pitch), math.sin(pitch)
-    return _Lens(
-        position=(0.0, -camera.distance * cos, camera.target_z + camera.distance * sin),
-        axes=((1.0, 0.0, 0.0), (0.0, sin, cos), (0.0, cos, -sin)),
-        focal_rays=camera.distance * min(columns / camera.view_width, rows / camera.view_height),
-        rows=rows,
-        columns=columns,
-    )
-
-
 def project(camera: Camera, point: Point, height: int, width: int) -> tuple[float, float]:
     """Where a scene point falls: (x, y) in shares of width and height."""
-    row, column, _ = _lens(camera, height, width).place(point)
+    row, column, _ = lens_of(camera, height, width).place(point)
     return column / width, row / height
 
 
@@ -161,10 +124,9 @@ def render(
     supersample: int = 2,
 ) -> Frame:
     """Cast height*width*supersample**2 rays and shade them; sizes in pixels."""
-    lens = _lens(camera, height * supersample, width * supersample)
-    direction_3RC, cos_RC = lens.rays()
-    hits = _cast(parts, lens, direction_3RC)
-    linear_3RC = _shade(parts, light, lens.position, direction_3RC, hits, supersample)
+    backdrop = backdrop_of(lens_of(camera, height * supersample, width * supersample))
+    hits = _cast(parts, backdrop)
+    linear_3RC = _shade(parts, light, hits, supersample)
     linear_3HW = pixel_mean(linear_3RC, supersample)
     srgb_3HW = np.where(
         linear_3HW < 0.0031308,
@@ -172,171 +134,129 @@ def render(
         1.055 * np.maximum(linear_3HW, 1e-6) ** (1 / 2.4) - 0.055,
     )
     colour_3HW = np.clip(srgb_3HW * 255 + 0.5, 0, 255).astype(np.uint8)
-    right, up, ahead = lens.axes
-    axes = np.array([right, up, [-component for component in ahead]], np.float32)
     return Frame(
         colour_HW3=np.ascontiguousarray(colour_3HW.transpose(1, 2, 0)),
-        depth_RC=hits.distance_RC * cos_RC,
-        normal_3RC=np.tensordot(axes, hits.normal_3RC, 1),
         part_RC=hits.part_RC,
         parts=tuple(parts),
         supersample=supersample,
+        hits=hits,
     )
 
 
 def pixel_mean(values_XRC: Array, supersample: int) -> Array:
     """[X, H, W]: mean over the subpixels of each pixel."""
-    total = sum(
+    first, *others = (
         values_XRC[:, row::supersample, column::supersample]
         for row in range(supersample)
         for column in range(supersample)
     )
-    return np.asarray(total) / supersample**2
+    total = first.copy()
+    for other in others:
+        total += other
+    total /= supersample**2
+    return total
 
 
-class _Hits(NamedTuple):
-    """What each ray met first: distance, part (or GROUND or SKY) and scene-axes normal."""
+class Hits(NamedTuple):
+    """What each ray met first: distance and part (or GROUND or SKY); of the M rays that met parts
+    also their place among all, part by part, and the scene-axes normal there."""
 
+    backdrop: Backdrop
     distance_RC: Array
     part_RC: Array
-    normal_3RC: Array
+    place_M: Array
+    normal_3M: Array
+    point_3M: Array
+    borders: list[int]
+    """0, and where each part's rays end among the M."""
 
 
-def _cast(parts: list[Part], lens: _Lens, direction: Array) -> _Hits:
-    is_down = direction[2] < -1e-4
-    fall = np.where(is_down, direction[2], -1)
-    distance_RC = np.where(is_down, -lens.position[2] / fall, np.inf).astype(np.float32)
-    part_RC = np.where(is_down, GROUND, SKY).astype(np.int16)
-    normal_3RC = np.zeros_like(direction)
-    normal_3RC[2] = is_down
-    for index, part in enumerate(parts):
-        window = lens.window(*part.solid.bound())
-        t = part.solid.hit(lens.position, tuple(direction[(slice(None), *window)]))
+def _cast(parts: list[Part], backdrop: Backdrop) -> Hits:
+    lens, direction_3RC = backdrop.lens, backdrop.direction_3RC
+    distance_RC, part_RC = backdrop.distance_RC.copy(), backdrop.part_RC.copy()
+    windows = [lens.window(*part.solid.bound()) for part in parts]
+    for index, (part, window) in enumerate(zip(parts, windows, strict=True)):
+        t = part.solid.hit(lens.position, tuple(direction_3RC[(slice(None), *window)]))
         closer = t < distance_RC[window]
-        distance_RC[window][closer] = t[closer]
-        part_RC[window][closer] = index
-    for index, part in enumerate(parts):
-        window = lens.window(*part.solid.bound())
-        mine = part_RC[window] == index
-        t = distance_RC[window][mine]
-        point = tuple(
-            origin + t * axis[mine]
-            for origin, axis in zip(lens.position, direction[(slice(None), *window)], strict=True)
-        )
-        for axis, component in zip(normal_3RC, part.solid.normal(point), strict=True):
-            axis[window][mine] = component
-    return _Hits(distance_RC, part_RC, normal_3RC)
-
-
-def _towards(light: Light) -> Point:
-    """Unit vector towards the middle of the light."""
-    azimuth, elevation = math.radians(light.azimuth_deg), math.radians(light.elevation_deg)
-    level = math.cos(elevation)
-    return -math.sin(azimuth) * level, -math.cos(azimuth) * level, math.sin(elevation)
-
-
-def _light_directions(light: Light, num: int) -> Array:
-    """[num, 3] unit vectors towards the light, spread evenly over its disc (a sunflower)."""
-    x, y, z = _towards(light)
-    level = math.hypot(x, y)
-    side, over = (y / level, -x / level, 0.0), (-x * z / level, -y * z / level, level)
-    place = np.arange(num) + 0.5
-    reach = math.tan(math.radians(light.radius_deg)) * np.sqrt(place / num)
-    angle = place * math.pi * (3 - math.sqrt(5))
-    offsets = np.outer(reach * np.cos(angle), side) + np.outer(reach * np.sin(angle), over)
-    directions = np.array([x, y, z]) + offsets
-    return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _sunlit(
-    parts: list[Part],
-    light: Light,
-    point_3N: Array,
-    part_N: Array,
-    facing_N: Array,
-    group_N: Array,
-    num_groups: int,
-) -> Array:
-    """Share of the light that reaches each point, [N] in 0..1.
-
-    Each of the subpixels of a pixel (`group_N`) tries its own few directions to the light, so
-    their mean over the pixel is smooth while a ray pays for few.
-    """
-    tries = max(1, _SHADOW_SAMPLES // num_groups) if light.radius_deg > 0 else 1
-    directions = _light_directions(light, tries * num_groups if light.radius_deg > 0 else 1)
-    middle = _towards(light)
-    spread = math.tan(math.radians(light.radius_deg))
-    is_blocked = np.zeros((tries, len(part_N)), bool)
-    for index, part in enumerate(parts):
-        centre, radius = part.solid.bound()
-        offset = [c - p for c, p in zip(centre, point_3N, strict=True)]
-        ahead = sum(o * m for o, m in zip(offset, middle, strict=True))
-        aside2 = sum(o * o for o in offset) - ahead * ahead
-        reach = radius + spread * np.maximum(ahead, 0)
-        candidates = np.flatnonzero(
-            (aside2 < reach * reach) & (ahead > -radius) & (part_N != index) & (facing_N > 0)
-        )
-        if not len(candidates):
-            continue
-        origin = tuple(point_3N[:, candidates])
-        for attempt in range(tries):
-            which = (attempt * num_groups + group_N[candidates]) % len(directions)
-            towards = tuple(np.take(directions.T, which, axis=1))
-            is_blocked[attempt, candidates] |= part.solid.hit(origin, towards) < np.inf
-    return 1 - is_blocked.mean(0, dtype=np.float32)
-
-
-def _sky(up: Array) -> Array:
-    """[3, ...] linear sky colour for the upward component of a direction."""
-    height = np.clip(up * 3.0, 0, 1)
-    return np.stack([h + (z - h) * height for h, z in zip(_HORIZON, _ZENITH, strict=True)])
-
-
-def _shade(
-    parts: list[Part],
-    light: Light,
-    position: Point,
-    direction_3RC: Array,
-    hits: _Hits,
-    supersample: int,
-) -> Array:
-    """[3, R, C] linear colour."""
-    rows, columns = hits.part_RC.shape
-    part_N = hits.part_RC.ravel()
-    is_sky, is_ground = part_N == SKY, part_N == GROUND
-    t_N = np.where(is_sky, np.float32(0), hits.distance_RC.ravel())
-    normal_3N, direction_3N = hits.normal_3RC.reshape(3, -1), direction_3RC.reshape(3, -1)
-    point_3N = np.array(position, np.float32)[:, None] + t_N * direction_3N
-    towards = np.array(_towards(light), np.float32)
-    facing_N = towards @ normal_3N
-    subpixel = np.arange(rows)[:, None] % supersample * supersample
-    group_N = (subpixel + np.arange(columns) % supersample).ravel()
-    sunlit_N = _sunlit(
-        parts, light, point_3N + 2e-3 * normal_3N, part_N, facing_N, group_N, supersample**2
+        np.copyto(distance_RC[window], t, where=closer)
+        np.copyto(part_RC[window], np.int16(index), where=closer)
+    direction_3N = direction_3RC.reshape(3, -1)
+    places, points, normals = [], [], []
+    for index, (part, (rows, columns)) in enumerate(zip(parts, windows, strict=True)):
+        row_M, column_M = np.nonzero(part_RC[rows, columns] == index)
+        place_M = (row_M + rows.start) * lens.columns + (column_M + columns.start)
+        t_M = distance_RC.ravel()[place_M]
+        point_3M = np.array(lens.position, np.float32)[:, None] + t_M * direction_3N[:, place_M]
+        places.append(place_M)
+        points.append(point_3M)
+        normals.append(np.array(part.solid.normal(tuple(point_3M)), np.float32))
+    empty_30 = np.zeros((3, 0), np.float32)
+    return Hits(
+        backdrop,
+        distance_RC,
+        part_RC,
+        np.concatenate([np.zeros(0, np.intp), *places]),
+        np.concatenate([empty_30, *normals], axis=1),
+        np.concatenate([empty_30, *points], axis=1),
+        np.cumsum([0, *map(len, places)]).tolist(),
     )
-    sun_N = _SUN * np.maximum(facing_N, 0) * sunlit_N
-    # Light from all sides is weaker from below, and is kept off the ground beside a foot.
-    ambient_N = _AMBIENT * (0.75 + 0.25 * normal_3N[2])
-    ambient_N *= np.where(is_ground, _open_sky(parts, point_3N[0], point_3N[1]), 1)
-    albedo_P3 = np.array([_linear(part.rgb) for part in parts] + [(0, 0, 0), _GROUND_ALBEDO])
-    lit_3N = albedo_P3.T.astype(np.float32)[:, part_N] * (sun_N + ambient_N)
-    # The ground melts into the horizon, as in a photographer's cove.
-    haze_N = np.where(is_ground, np.clip((t_N - 8) / 14, 0, 1), 0)
-    lit_3N += haze_N * (np.array(_HORIZON, np.float32)[:, None] - lit_3N)
-    lit_3N[:, is_sky] = _sky(direction_3N[2, is_sky])
-    for index, part in enumerate(parts):
+
+
+def _shade(parts: list[Part], light: Light, hits: Hits, supersample: int) -> Array:
+    """[3, R, C] linear colour."""
+    backdrop = hits.backdrop
+    towards = np.array(towards_light(light), np.float32)
+    facing_M = _dot(towards, hits.normal_3M)
+    blocked_N, through_T = blocked_light(parts, light, hits, facing_M, supersample)
+    lit_3N = _lit_ground(parts, backdrop, towards, blocked_N, through_T)
+    lit_3N[:, backdrop.sky_S] = backdrop.sky_colour_3S
+    sunlit_M = through_T[blocked_N[hits.place_M]]
+    sun_M = _SUN * np.maximum(facing_M, 0) * sunlit_M
+    # Light from all sides is weaker from below.
+    ambient_M = _AMBIENT * (0.75 + 0.25 * hits.normal_3M[2])
+    albedo_P3 = np.array([_linear(part.rgb) for part in parts], np.float32).reshape(-1, 3)
+    lit_3M = np.repeat(albedo_P3.T, np.diff(hits.borders), axis=1) * (sun_M + ambient_M)
+    view_3M = backdrop.direction_3RC.reshape(3, -1)[:, hits.place_M]
+    for part, ends in zip(parts, pairwise(hits.borders), strict=True):
         if part.is_shiny:
-            mine = np.flatnonzero(part_N == index)
-            lit_3N[:, mine] = _gloss(
+            mine = slice(*ends)
+            lit_3M[:, mine] = _gloss(
                 part,
-                lit_3N[:, mine],
-                point_3N[:, mine],
-                normal_3N[:, mine],
-                direction_3N[:, mine],
+                lit_3M[:, mine],
+                hits.point_3M[:, mine],
+                hits.normal_3M[:, mine],
+                view_3M[:, mine],
                 towards,
-                sunlit_N[mine],
+                sunlit_M[mine],
             )
-    return lit_3N.reshape(3, rows, columns)
+    lit_3N[:, hits.place_M] = lit_3M
+    return lit_3N.reshape(3, *hits.part_RC.shape)
+
+
+def _dot(vector: Array, array_3M: Array) -> Array:
+    """Their dot products [M], added in one order on every processor, as BLAS does not."""
+    return vector[0] * array_3M[0] + vector[1] * array_3M[1] + vector[2] * array_3M[2]
+
+
+def _lit_ground(
+    parts: list[Part], backdrop: Backdrop, towards: Array, blocked_N: Array, through_T: Array
+) -> Array:
+    """[3, N] linear colour of every ray's point as if it were ground."""
+    full_sun = _SUN * np.maximum(towards[2], 0)
+    sun_N = np.full(blocked_N.shape, full_sun, np.float32)
+    shaded = np.flatnonzero(blocked_N)
+    sun_N[shaded] = full_sun * through_T[blocked_N[shaded]]
+    # The light from all sides is kept off the ground beside a foot.
+    ambient_N = _open_sky(parts, backdrop)
+    ambient_N *= np.float32(_AMBIENT)
+    level_N = np.float32(_GROUND_ALBEDO) * (sun_N + ambient_N)
+    haze_N = backdrop.haze_RC.ravel()
+    lit_3N = np.empty((3, len(level_N)), np.float32)
+    for lit_N, horizon in zip(lit_3N, HORIZON, strict=True):
+        np.subtract(np.float32(horizon), level_N, out=lit_N)
+        lit_N *= haze_N
+        lit_N += level_N
+    return lit_3N
 
 
 def _linear(rgb: Rgb) -> tuple[float, float, float]:
@@ -347,15 +267,22 @@ def _linear(rgb: Rgb) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _open_sky(parts: list[Part], x: Array, y: Array) -> Array:
-    """Share of the ambient light that the ground at (x, y) receives beside things' feet."""
-    share = np.ones_like(x)
+def _open_sky(parts: list[Part], backdrop: Backdrop) -> Array:
+    """[N] share of the ambient light that the ground receives beside things' feet."""
+    share_RC = np.ones_like(backdrop.haze_RC)
     for part in parts:
         if part.contact_radius > 0:
             foot = part.solid.bound()[0]
-            reach2 = ((x - foot[0]) ** 2 + (y - foot[1]) ** 2) / part.contact_radius**2
-            share *= 1 - 0.6 * np.exp(-0.9 * reach2)
-    return share
+            # Beyond this nothing is left of the darkening in float32.
+            last = foot[1] + _LAST_CONTACT * part.contact_radius
+            row = int(backdrop.nearness_R.searchsorted(-last))
+            x_RC, y_RC = backdrop.ground_3RC[0, row:], backdrop.ground_3RC[1, row:]
+            away_RC = ((x_RC - foot[0]) ** 2 + (y_RC - foot[1]) ** 2) / part.contact_radius**2
+            away_RC *= -0.9
+            np.exp(away_RC, out=away_RC)
+            away_RC *= 0.6
+            share_RC[row:] *= 1 - away_RC
+    return share_RC.ravel()
 
 
 def _gloss(
@@ -374,8 +301,8 @@ def _gloss(
     bent_3M /= np.sqrt((bent_3M**2).sum(0))
     cosine_M = -(view_3M * bent_3M).sum(0)
     mirrored_3M = view_3M + 2 * cosine_M * bent_3M
-    highlight_M = np.maximum(towards @ mirrored_3M, 0) ** 7
+    highlight_M = np.maximum(_dot(towards, mirrored_3M), 0) ** 7
     fresnel_M = 0.03 + 0.5 * (1 - np.clip(cosine_M, 0, 1)) ** 5
-    sky_3M = _sky(mirrored_3M[2])
+    sky_3M = sky_colour(mirrored_3M[2])
     mixed_3M = lit_3M + fresnel_M * (sky_3M - lit_3M)
     return mixed_3M + 1.8 * highlight_M * (0.25 + 0.75 * sunlit_M)

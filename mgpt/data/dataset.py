@@ -9,7 +9,7 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -100,6 +100,25 @@ class TokenisedDataset:
 def shard_names(folder: Location) -> list[str]:
     """The finished shards of a `<px>` folder: those with a manifest, sorted."""
     return sorted(path.stem for path in folder.glob("*.json") if path.name not in NOT_MANIFESTS)
+
+
+def resolution_folders(paths: Sequence[str | Location]) -> list[Location]:
+    """The `<px>` folders at or in each path, smallest resolution first.
+
+    Raises DataError where a path holds none.
+    """
+    folders: list[Location] = []
+    for given in map(locate, paths):
+        inside = [item for item in given.glob("*") if item.name.isdigit() and item.is_dir()]
+        if given.name.isdigit() and not inside:
+            inside = [given]
+        if not inside:
+            raise DataError(
+                f"{given}: no tokenised shards here; give the output of mgpt tokenize, which holds "
+                "a folder a resolution, or one of those"
+            )
+        folders += sorted(inside, key=lambda item: int(item.name))
+    return folders
 
 
 def open_dataset(folder: str | Location) -> TokenisedDataset:

@@ -25,7 +25,6 @@ import io
 import json
 import re
 import struct
-import tarfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from mgpt.data.arrays import encode_arrays, map_arrays
+from mgpt.data.tar_header import tar_header
 from mgpt.errors import DataError
 from mgpt.storage import Location, WholeFile, local_copy, locate, read_all, read_at, write_new
 
@@ -130,11 +130,8 @@ def _npy_header(height: int, width: int) -> bytes:
 
 
 def _tar_header(name: str, num_bytes: int) -> bytes:
-    """A ustar header with mtime, uid and gid 0 (webdataset's own writer puts the clock in)."""
-    info = tarfile.TarInfo(name)
-    info.size = num_bytes
     try:
-        return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")
+        return tar_header(name, num_bytes)
     except ValueError as error:
         raise DataError(
             f"member {name!r} does not fit a tar header ({error}); shorten the sample's key"

@@ -13,7 +13,7 @@ it, because copying is the laziest answer there.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -50,8 +50,12 @@ def _candidates(group: list[Case]) -> Iterable[list[Reply]]:
     elif len(truths) == 1:
         yield [_blank(truths[0])]
     else:
-        for average in (np.mean, np.median):
-            yield [_averaged(_others(truths, index), average) for index in range(len(truths))]
+        for average in (_means_of_others, _medians_of_others):
+            slots = [
+                average(np.stack(pictures))
+                for pictures in zip(*(truth.images for truth in truths), strict=True)
+            ]
+            yield [Reply("", images) for images in zip(*slots, strict=True)]
         for rank in range(min(NUM_CANDIDATES, len(truths) - 1)):
             yield [_others(truths, index)[rank] for index in range(len(truths))]
         if group[0].task == "edit":
@@ -67,9 +71,27 @@ def _commonest(truths: list[Reply]) -> str:
     return max(sorted(counts), key=counts.__getitem__)
 
 
-def _averaged(truths: list[Reply], average: Callable[..., np.ndarray]) -> Reply:
-    slots = zip(*(truth.images for truth in truths), strict=True)
-    return Reply("", tuple(average(np.stack(slot), axis=0).astype(np.uint8) for slot in slots))
+def _means_of_others(pictures_N: np.ndarray) -> list[np.ndarray]:
+    """For each of N >= 2 pictures, `np.mean` over the others, as uint8."""
+    total, others = pictures_N.sum(0, dtype=np.float64), len(pictures_N) - 1
+    return [((total - picture) / others).astype(np.uint8) for picture in pictures_N]
+
+
+def _medians_of_others(pictures_N: np.ndarray) -> list[np.ndarray]:
+    """For each of N >= 2 pictures, `np.median` over the others, as uint8.
+
+    Without one value, what was sorted behind it moves up by a place.
+    """
+    sorted_N, others = np.sort(pictures_N, axis=0), len(pictures_N) - 1
+    low, high = (others - 1) // 2, others // 2
+    medians = []
+    for picture in pictures_N:
+        below, above = (
+            np.where(picture > sorted_N[place], sorted_N[place], sorted_N[place + 1])
+            for place in (low, high)
+        )
+        medians.append(((below.astype(np.float64) + above) / 2).astype(np.uint8))
+    return medians
 
 
 def _blank(truth: Reply) -> Reply:

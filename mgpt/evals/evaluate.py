@@ -217,7 +217,8 @@ def _compare(figure: Figure, columns: dict[str, np.ndarray], seed: int) -> dict[
         "better_than_constant": bool(low > 0 if figure.higher_is_better else high < 0),
     }
     if figure.goal is not None:
-        comparison |= {"goal": figure.goal, "goal_reached": model >= figure.goal}
+        reached = model >= figure.goal if figure.higher_is_better else model <= figure.goal
+        comparison |= {"goal": figure.goal, "goal_reached": reached}
     return comparison
 
 

@@ -10,6 +10,8 @@ interrupted run on one machine; times, versions and machine stand apart under `c
 
 from __future__ import annotations
 
+import html
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +19,10 @@ from pathlib import Path
 
 from mgpt.evals.measures import FIGURES, MEASURES
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
+from mgpt.evals.sheet import answer_sheet
 from mgpt.files import atomic_write
 
+SHEET = "answers.png"
 LEAD = (
     "Every picture and answer below comes from the model that this run trained, on held-out "
     "samples whose combinations of attributes it has never seen, read back by a checker that "
@@ -43,7 +47,7 @@ class ReportInputs:
 
 
 def build_report(inputs: ReportInputs, output: Path) -> Path:
-    """Write report.html and report.json into `output`; returns the page's path."""
+    """Write report.html, report.json and answers.png into `output`; returns the page's path."""
     evaluated = {name: inputs.evaluation / name / MEASURES for name in FIGURES}
     tasks = {
         name: json.loads(file.read_text()) for name, file in evaluated.items() if file.exists()
@@ -57,12 +61,18 @@ def build_report(inputs: ReportInputs, output: Path) -> Path:
     }
     report = {"measures": measures, "conditions": inputs.conditions}
     atomic_write(output / "report.json", json.dumps(report, indent=1).encode())
+    if tasks:
+        stream = io.BytesIO()
+        answer_sheet(inputs.evaluation, tasks).save(stream, format="PNG")
+        atomic_write(output / SHEET, stream.getvalue())
     sections = [
         Section("What it learned", _measures_table(tasks), _measures_note(tasks)),
+        *([Section("One answer per task", picture(output / SHEET))] if tasks else []),
         *_galleries(inputs.evaluation, tasks),
         Section("How it learned", f"<div class='curves'>{_curves(curves)}</div>"),
         *_photograph_section(inputs.photographs, photographs),
         Section("What ran", _conditions(inputs.conditions)),
+        *_shortfalls(tasks),
     ]
     file = output / "report.html"
     atomic_write(file, page(inputs.title, LEAD, sections).encode())
@@ -84,8 +94,8 @@ def _measures_table(tasks: Mapping[str, dict]) -> str:
             goal = f"{figure['goal']:.2f}" if "goal" in figure else ""
             rows.append(
                 (
-                    task.replace("_", " "),
-                    f"{name.replace('_', ' ')} ({figure['unit']})",
+                    _plain(task),
+                    f"{_plain(name)} ({figure['unit']})",
                     "more" if figure["higher_is_better"] else "less",
                     float(figure["model"]),
                     float(figure["constant"]),
@@ -114,20 +124,38 @@ def _measures_table(tasks: Mapping[str, dict]) -> str:
 
 
 def _measures_note(tasks: Mapping[str, dict]) -> str:
-    """Says in words what fell short, and by how much; silence would be read as success."""
-    shortfalls = [
-        f"{task}: {name} {figure['model']:.3f} of {figure['goal']:.3f}"
+    """How many goals were reached; the last section says which were not, and by how much."""
+    reached = [
+        figure["goal_reached"]
+        for measured in tasks.values()
+        for figure in measured["figures"].values()
+        if "goal" in figure
+    ]
+    return f"{sum(reached)} of {len(reached)} goals were reached."
+
+
+def _shortfalls(tasks: Mapping[str, dict]) -> list[Section]:
+    """What fell short and by how much, in words; silence would be read as success."""
+    missed = [
+        f"{_plain(task)}: {_plain(name)} {figure['model']:.3f}, goal {figure['goal']:.3f}"
         for task, measured in tasks.items()
         for name, figure in measured["figures"].items()
         if not figure.get("goal_reached", True)
     ]
-    shortfalls += [
-        f"{task}: {name} is not clearly better than the best constant answer"
+    missed += [
+        f"{_plain(task)}: {_plain(name)} is not clearly better than the best constant answer"
         for task, measured in tasks.items()
         for name, figure in measured["figures"].items()
         if not figure["better_than_constant"]
     ]
-    return "Fell short: " + "; ".join(shortfalls) + "." if shortfalls else "Every goal was reached."
+    if not missed:
+        return []
+    items = "".join(f"<li>{html.escape(each)}</li>" for each in missed)
+    return [Section("What falls short", f"<ul>{items}</ul>")]
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _galleries(evaluation: Path, tasks: Mapping[str, dict]) -> list[Section]:
@@ -141,7 +169,7 @@ def _galleries(evaluation: Path, tasks: Mapping[str, dict]) -> list[Section]:
             note = (
                 f"Of {drawn} pictures drawn, the one from which the model reads the caption best."
             )
-        sections.append(Section(task.replace("_", " ").capitalize(), body, note))
+        sections.append(Section(_plain(task).capitalize(), body, note))
     return sections
 
 

@@ -96,10 +96,12 @@ def read_scene(picture_HW3: Array) -> list[SeenObject]:
     """The objects in a picture, from left to right."""
     references = _references()
     seen = []
+    picture = picture_HW3.astype(np.float32)
     for mask_HW in object_masks(picture_HW3):
-        figure = references["figure"].nearest(figure_features(picture_HW3, mask_HW))
+        own = _own_colour(picture, mask_HW)
+        figure = references["figure"].nearest(_figure_features(picture, mask_HW, own))
         shape, size, material = figure.split()
-        colour = references["colour"].nearest(colour_features(picture_HW3, mask_HW))
+        colour = references["colour"].nearest(_colour_features(own))
         x0, y0, x1, y1 = box = _mask_box(mask_HW)
         centre = ((x0 + x1) / 2, (y0 + y1) / 2)
         seen.append(SeenObject(shape, colour, size, material, box, centre))
@@ -108,15 +110,19 @@ def read_scene(picture_HW3: Array) -> list[SeenObject]:
 
 def object_masks(picture_HW3: Array) -> list[Array]:
     """Boolean [H, W] masks of the coloured patches that are large enough to be objects."""
-    picture = picture_HW3.astype(np.float32)
-    is_coloured = picture.max(-1) - picture.min(-1) > _COLOURED
+    red, green, blue = (picture_HW3[..., channel] for channel in range(3))
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    is_coloured = high - low > _COLOURED
     least = _LEAST_SHARE * is_coloured.size
-    hue_HW = _nearest_hue(picture)
+    hue_HW = np.full(is_coloured.shape, -1)
+    hue_HW[is_coloured] = _nearest_hue(picture_HW3[is_coloured].astype(np.float32))
     masks: list[Array] = []
     for patch in _patches(is_coloured, least):
+        # What is rarer than the least patch is none.
+        hues = np.flatnonzero(np.bincount(hue_HW[patch]) >= least)
         parts = [
             part
-            for hue in np.unique(hue_HW[patch])
+            for hue in hues
             for part in _patches(patch & (hue_HW == hue), least)
             if _rim_share(part) < _MOST_RIM
         ]
@@ -135,6 +141,8 @@ def _patches(mask_HW: Array, least: float) -> list[Array]:
     """The connected patches (by sides) of at least that many pixels."""
     from skimage.measure import label
 
+    if np.count_nonzero(mask_HW) < least:
+        return []
     labels_HW = label(mask_HW, connectivity=1)
     areas = np.bincount(labels_HW.ravel())
     return [labels_HW == index for index in range(1, len(areas)) if areas[index] >= least]
@@ -153,10 +161,14 @@ def _hue(rgb: Array) -> Array:
     return np.stack([across / spread, along / spread], -1)
 
 
-def _nearest_hue(picture: Array) -> Array:
-    """[H, W] index into COLOURS of the nearest hue."""
-    palette = _hue(np.array(list(COLOURS.values()), np.float32))
-    return ((_hue(picture)[..., None, :] - palette) ** 2).sum(-1).argmin(-1)
+def _nearest_hue(rgb: Array) -> Array:
+    """[...] index into COLOURS of the nearest hue of float RGB."""
+    return ((_hue(rgb)[..., None, :] - _hue_palette()) ** 2).sum(-1).argmin(-1)
+
+
+@lru_cache(maxsize=1)
+def _hue_palette() -> Array:
+    return _hue(np.array(list(COLOURS.values()), np.float32))
 
 
 def _own_colour(picture: Array, mask_HW: Array) -> Array:
@@ -168,7 +180,10 @@ def _own_colour(picture: Array, mask_HW: Array) -> Array:
 
 def colour_features(picture_HW3: Array, mask_HW: Array) -> Array:
     """[4]: hue (two), saturation and brightness of a patch's own colour."""
-    own = _own_colour(picture_HW3.astype(np.float32), mask_HW)
+    return _colour_features(_own_colour(picture_HW3.astype(np.float32), mask_HW))
+
+
+def _colour_features(own: Array) -> Array:
     high, low = own.max(), own.min()
     return np.array([*_hue(own), (high - low) / max(high, 1.0), high / 255])
 
@@ -181,8 +196,11 @@ def figure_features(picture_HW3: Array, mask_HW: Array) -> Array:
     so that the features bear blur and do not hang on single pixels of an outline.
     """
     picture = picture_HW3.astype(np.float32)
+    return _figure_features(picture, mask_HW, _own_colour(picture, mask_HW))
+
+
+def _figure_features(picture: Array, mask_HW: Array, own: Array) -> Array:
     height, width = mask_HW.shape
-    own = _own_colour(picture, mask_HW)
     tint = own - own.mean()
     x0, y0, x1, y1 = (int(side) for side in _mask_box(mask_HW))
     margin = max(2, round(0.15 * (y1 - y0)))
@@ -289,11 +307,13 @@ def read_pose(picture_HW3: Array) -> dict[str, Place]:
     line = line_width_px(height, width)
     high = picture.max(-1)
     palette = np.array([limb.colour for limb in LIMBS], np.float32) / 255
-    tint = picture / np.maximum(high, 1)[..., None]
-    limb_HW = ((tint[..., None, :] - palette) ** 2).sum(-1).argmin(-1)
+    is_drawn = high > 96
+    tint = picture[is_drawn] / high[is_drawn][:, None]
+    limb_HW = np.full(is_drawn.shape, -1)
+    limb_HW[is_drawn] = ((tint[:, None, :] - palette) ** 2).sum(-1).argmin(-1)
     ends: dict[int, tuple[Array, Array]] = {}
     for index in range(len(LIMBS)):
-        pieces = _patches((limb_HW == index) & (high > 96), least=2 * line)
+        pieces = _patches(limb_HW == index, least=2 * line)
         if pieces:
             ends[index] = _stroke_ends(max(pieces, key=np.sum), 0.7 * line)
     found: dict[str, list[Array]] = {}

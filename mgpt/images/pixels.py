@@ -74,29 +74,40 @@ def open_image(
     or has a mode without a defined white; `PictureTooLarge`, before a pixel is decoded, where it
     has more than `max_pixels` pixels or decoding it may take `BYTES_A_PIXEL` times that in memory.
     """
-    name = "picture" if isinstance(source, bytes) else str(source)
-    try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-    with _decoder_errors(name):
-        file = Image.open(io.BytesIO(content), formats=FORMATS)
-        _check_size(file, _bytes_while_decoding(file), max_pixels, name)
-        file.load()
-        image: Image.Image = file
-        if rotate_exif and file.getexif().get(_ORIENTATION, 1) != 1:
-            _check_size(file, 2 * _bytes_held(file), max_pixels, name)
-            image = ImageOps.exif_transpose(file)
-    return _to_8_bit(image, file.format, name)
+    return EncodedPicture(source).decode(rotate_exif, max_pixels)
 
 
-def bytes_held(content: bytes) -> int:
-    """Memory that an encoded picture will take once it is decoded, from its header alone.
+class EncodedPicture:
+    """A picture of which the header alone has been read; `open_image` in two steps.
 
     Raises `DataError` where there is no header that can be read, `PictureTooLarge` as `open_image`.
     """
-    with _decoder_errors("picture"):
-        return _bytes_held(Image.open(io.BytesIO(content), formats=FORMATS))
+
+    def __init__(self, source: bytes | str | Path) -> None:
+        self._name = "picture" if isinstance(source, bytes) else str(source)
+        try:
+            content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self._name}: cannot be read ({error.strerror})") from error
+        with _decoder_errors(self._name):
+            self._file = Image.open(io.BytesIO(content), formats=FORMATS)
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory that it will take once it is decoded."""
+        return _bytes_held(self._file)
+
+    def decode(self, rotate_exif: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The picture; see `open_image`. Once only."""
+        file, name = self._file, self._name
+        with _decoder_errors(name):
+            _check_size(file, _bytes_while_decoding(file), max_pixels, name)
+            file.load()
+            image: Image.Image = file
+            if rotate_exif and file.getexif().get(_ORIENTATION, 1) != 1:
+                _check_size(file, 2 * _bytes_held(file), max_pixels, name)
+                image = ImageOps.exif_transpose(file)
+        return _to_8_bit(image, file.format, name)
 
 
 @contextmanager

@@ -25,19 +25,18 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.files import atomic_write
 from mgpt.models.vqgan_config import VqganConfig
-from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, group_norm
+from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, norm, swish_
 
 __all__ = [
     "Vqgan",
@@ -67,24 +66,26 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
         self.down = nn.ModuleList()
         width = config.ch
+        lowest = len(config.ch_mult) - 1
+        # A local encoder's 1x1 convolutions keep a code within a few pixels of its own square.
+        kernel = 1 if config.local else 3
         for index, multiple in enumerate(config.ch_mult):
             widths = [width] + [config.ch * multiple] * config.num_res_blocks
-            level = Level(
-                widths, _level_has_attention(config, index), config.num_groups, config.dropout
-            )
+            has_attention = _level_has_attention(config, index)
+            level = Level(widths, has_attention, config, kernel if index >= lowest - 1 else 3)
             width = widths[-1]
-            if index != len(config.ch_mult) - 1:
+            if index != lowest:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = Middle(width, config.num_groups, config.dropout)
-        self.norm_out = group_norm(width, config.num_groups)
-        self.conv_out = nn.Conv2d(width, config.z_channels, 3, padding=1)
+        self.mid = nn.Identity() if config.local else Middle(width, config)
+        self.norm_out = norm(width, config)
+        self.conv_out = nn.Conv2d(width, config.z_channels, kernel, padding=kernel // 2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h_BCHW = self.conv_in(x_BCHW)
         for level in self.down:
             h_BCHW = level(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))
+        return self.conv_out(swish_(self.norm_out(self.mid(h_BCHW))))
 
 
 class Decoder(nn.Module):
@@ -94,27 +95,25 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
-        self.mid = Middle(width, config.num_groups, config.dropout)
+        self.mid = Middle(width, config)
         levels: list[Level] = []
         for index, multiple in reversed(list(enumerate(config.ch_mult))):
             widths = [width] + [config.ch * multiple] * (config.num_res_blocks + 1)
-            level = Level(
-                widths, _level_has_attention(config, index), config.num_groups, config.dropout
-            )
+            level = Level(widths, _level_has_attention(config, index), config)
             width = widths[-1]
             if index != 0:
                 level.upsample = Upsample(width)
             levels.append(level)
         # The released file numbers decoder levels by resolution, full resolution first.
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = group_norm(width, config.num_groups)
+        self.norm_out = norm(width, config)
         self.conv_out = nn.Conv2d(width, config.out_ch, 3, padding=1)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         h_BCHW = self.mid(self.conv_in(z_BCHW))
         for level in reversed(self.up):
             h_BCHW = level(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(h_BCHW)))
+        return self.conv_out(swish_(self.norm_out(h_BCHW)))
 
 
 class Quantizer(nn.Module):
@@ -242,7 +241,7 @@ def save_vqgan(model: Vqgan, folder: str | Path, dtype: torch.dtype = torch.floa
     description = {
         "format": _FORMAT,
         "fingerprint": _fingerprint(model.cfg, stored),
-        "config": asdict(model.cfg),
+        "config": model.cfg.record(),
     }
     atomic_write(folder / _WEIGHTS_FILE, safetensors.torch.save(stored))
     text = json.dumps(description, indent=2) + "\n"
@@ -348,7 +347,7 @@ def _load_own(folder: Path) -> Vqgan:
 
 
 def _fingerprint(cfg: VqganConfig, state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(cfg), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(cfg.record(), sort_keys=True).encode())
     for name in sorted(state):
         values = state[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name}{list(values.shape)}".encode())

@@ -4,7 +4,8 @@
 (16, 4)
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mgpt.errors import ConfigError
 
@@ -43,6 +44,12 @@ class VqganConfig:
     num_groups: int = 32
     """Groups of every GroupNorm; 32 in released files, fewer where a level is narrower."""
 
+    local: bool = False
+    """True: a code depends on the pixels around its own alone, so that equal patches get equal
+    codes whatever else the picture shows. Norms are over the channels of each position, the middle
+    has no attention, and the encoder's convolutions at its two lowest resolutions are 1x1. The
+    released model is False: its GroupNorm and its attention see the whole picture."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
@@ -53,6 +60,11 @@ class VqganConfig:
             for name in counts
             if getattr(self, name) < 1
         ]
+        if self.local and self.attn_resolutions:
+            problems.append(
+                f"local=true and attn_resolutions={self.attn_resolutions}: a local model has no "
+                "attention; give attn_resolutions=[] or local=false"
+            )
         if not self.ch_mult or min(self.ch_mult) < 1:
             problems.append(f"ch_mult={self.ch_mult} must hold positive multiples")
         if self.double_z:
@@ -67,6 +79,14 @@ class VqganConfig:
                 )
         if problems:
             raise ConfigError("VQGAN configuration: " + "; ".join(problems))
+
+    def record(self) -> dict[str, Any]:
+        """The settings as they are stored and fingerprinted. `local` is left out if False, so that
+        models stored before it existed keep their fingerprints."""
+        settings = asdict(self)
+        if not self.local:
+            del settings["local"]
+        return settings
 
     @property
     def downsample(self) -> int:

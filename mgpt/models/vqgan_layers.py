@@ -2,7 +2,7 @@
 
 They know channels and pictures; which of them follow each other is `mgpt.models.vqgan`.
 
-    >>> block = ResnetBlock(16, 32, num_groups=8, dropout=0.0)
+    >>> block = ResnetBlock(16, 32, VqganConfig(num_groups=8))
     >>> Downsample(32)(block(torch.zeros(1, 16, 64, 48))).shape
     torch.Size([1, 32, 32, 24])
 
@@ -11,48 +11,87 @@ Shape suffixes: B pictures, C channels, H W pixels or latents, P positions (H·W
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["AttnBlock", "Downsample", "Level", "Middle", "ResnetBlock", "Upsample", "group_norm"]
+from mgpt.models.vqgan_config import VqganConfig
 
-_GROUP_NORM_EPS = 1e-6
+__all__ = [
+    "AttnBlock",
+    "ChannelNorm",
+    "Downsample",
+    "Level",
+    "Middle",
+    "ResnetBlock",
+    "Upsample",
+    "norm",
+    "swish_",
+]
+
+_NORM_EPS = 1e-6
 
 
-def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
-    """GroupNorm with the released model's epsilon."""
-    return nn.GroupNorm(num_groups, channels, eps=_GROUP_NORM_EPS)
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each position: no position sees another."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BHWC = x_BCHW.movedim(1, -1)
+        normed_BHWC = F.layer_norm(x_BHWC, x_BHWC.shape[-1:], self.weight, self.bias, _NORM_EPS)
+        return normed_BHWC.movedim(-1, 1)
+
+
+def norm(channels: int, config: VqganConfig) -> nn.Module:
+    """The configuration's norm; GroupNorm has the released model's epsilon."""
+    if config.local:
+        return ChannelNorm(channels)
+    return nn.GroupNorm(config.num_groups, channels, eps=_NORM_EPS)
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+
+
+def swish_(x_BCHW: Tensor) -> Tensor:
+    """x * sigmoid(x), in the place of x where no gradient needs it: a fresh tensor of a large
+    picture costs as much time as filling it."""
+    return F.silu(x_BCHW, inplace=not torch.is_grad_enabled())
 
 
 class ResnetBlock(nn.Module):
     """norm, swish, conv, twice, added to the input (through a 1x1 convolution at a new width)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_groups: int, dropout: float
+        self, in_channels: int, out_channels: int, config: VqganConfig, kernel: int = 3
     ) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, num_groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, num_groups)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1 = norm(in_channels, config)
+        self.conv1 = _conv(in_channels, out_channels, kernel)
+        self.norm2 = norm(out_channels, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = _conv(out_channels, out_channels, kernel)
         self.nin_shortcut = (
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
+        h_BCHW = self.conv1(swish_(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(self.dropout(swish_(self.norm2(h_BCHW))))
         skip_BCHW = x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW)
-        return skip_BCHW + h_BCHW
+        return skip_BCHW + h_BCHW if torch.is_grad_enabled() else h_BCHW.add_(skip_BCHW)
 
 
 class AttnBlock(nn.Module):
     """One head of unmasked attention over all positions, added to the input."""
 
-    def __init__(self, channels: int, num_groups: int) -> None:
+    def __init__(self, channels: int, config: VqganConfig) -> None:
         super().__init__()
-        self.norm = group_norm(channels, num_groups)
+        self.norm = norm(channels, config)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -95,15 +134,15 @@ class Level(nn.Module):
     """The blocks of one resolution; `downsample` or `upsample` is there where the level has it."""
 
     def __init__(
-        self, widths: list[int], has_attention: bool, num_groups: int, dropout: float
+        self, widths: list[int], has_attention: bool, config: VqganConfig, kernel: int = 3
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(before, after, num_groups, dropout)
+            ResnetBlock(before, after, config, kernel)
             for before, after in itertools.pairwise(widths)
         )
         self.attn = nn.ModuleList(
-            AttnBlock(width, num_groups) for width in (widths[1:] if has_attention else [])
+            AttnBlock(width, config) for width in (widths[1:] if has_attention else [])
         )
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
@@ -120,13 +159,16 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
+    """Block, attention, block at the lowest resolution; a local model has no attention."""
 
-    def __init__(self, channels: int, num_groups: int, dropout: float) -> None:
+    def __init__(self, channels: int, config: VqganConfig) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, num_groups, dropout)
-        self.attn_1 = AttnBlock(channels, num_groups)
-        self.block_2 = ResnetBlock(channels, channels, num_groups, dropout)
+        self.block_1 = ResnetBlock(channels, channels, config)
+        self.attn_1 = None if config.local else AttnBlock(channels, config)
+        self.block_2 = ResnetBlock(channels, channels, config)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x_BCHW)))
+        x_BCHW = self.block_1(x_BCHW)
+        if self.attn_1 is not None:
+            x_BCHW = self.attn_1(x_BCHW)
+        return self.block_2(x_BCHW)

@@ -1,11 +1,11 @@
-"""What several stages build from their configuration: tracker, vocabulary, model, weights.
+"""What several stages build from their configuration: vocabulary, model, weights.
 
 A path to weights means the same everywhere: a model folder (config.json + safetensors), a
 checkpoint's step folder, or a run folder, which stands for its `model/` or else its newest
 complete checkpoint.
 
     vocabulary = load_vocabulary(cfg.init_from)
-    with open_tracker(cfg, "omni_sft") as tracker: ...
+    pipeline = build_pipeline(cfg.ckpt, cfg.vq, pick_device(cfg.device))
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from mgpt.errors import CheckpointError, DataError, VocabularyError
+from mgpt.allocator import keep_freed_memory
+from mgpt.errors import CheckpointError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
-from mgpt.launching.code_version import code_version
 from mgpt.models.folder import (
     load_model_config,
     model_tensors,
@@ -33,11 +32,8 @@ from mgpt.models.sizes import SIZES
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
-from mgpt.settings import to_plain
-from mgpt.storage import Location, locate, record_folder
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
-from mgpt.tracking.tracker import Tracker
 from mgpt.train.step_folder import has_averages, newest_complete, stored_weights
 
 MODEL, VOCABULARY = "model", "vocabulary"
@@ -63,47 +59,6 @@ class ModelConfig:
         if self.max_positions is not None:
             chosen = replace(chosen, max_positions=self.max_positions)
         return chosen
-
-
-def open_tracker(
-    cfg: Any, stage: str, is_main: bool = True, record: bool = True, shared: bool = False
-) -> Tracker:
-    """The tracker of a stage's output folder; `record=False` where a trainer writes the record,
-    `shared` where processes started apart may do the stage together."""
-    shown = {**to_plain(cfg), "code": code_version()} if is_main else {}
-    output = locate(cfg.output)
-    folder = record_folder(output)
-    tracker = Tracker(
-        cfg.tracking,
-        folder,
-        stage,
-        resolved_config=shown,
-        is_main=is_main,
-        record=record,
-        shared=shared,
-    )
-    if folder != output:
-        tracker.print(f"{stage}: the record of {output} stands in {folder}")
-    return tracker
-
-
-def resolution_folders(paths: Sequence[str | Location]) -> list[Location]:
-    """The `<px>` folders at or in each path, smallest resolution first.
-
-    Raises DataError where a path holds none.
-    """
-    folders: list[Location] = []
-    for given in map(locate, paths):
-        inside = [item for item in given.glob("*") if item.name.isdigit() and item.is_dir()]
-        if given.name.isdigit() and not inside:
-            inside = [given]
-        if not inside:
-            raise DataError(
-                f"{given}: no tokenised shards here; give the output of mgpt tokenize, which holds "
-                "a folder a resolution, or one of those"
-            )
-        folders += sorted(inside, key=lambda item: int(item.name))
-    return folders
 
 
 @dataclass(frozen=True)
@@ -268,6 +223,7 @@ def build_pipeline(
     Args:
         averaged: as for `Weights.find`; which weights were taken is told to `report`.
     """
+    keep_freed_memory()
     weights = Weights.find(ckpt, averaged)
     for note in weights.notes():
         report(note)

@@ -22,8 +22,9 @@ from mgpt.evals.measures import MEASURES
 from mgpt.launching.processes import is_worker, num_processes, run_workers
 from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World, init_distributed
-from mgpt.stages.build import build_pipeline, open_tracker, vq_input
+from mgpt.stages.build import build_pipeline, vq_input
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.truth import TruthPictures
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 

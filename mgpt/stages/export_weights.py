@@ -14,8 +14,8 @@ from typing import Literal
 
 import torch
 
-from mgpt.stages.build import open_tracker
 from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import check_output
 from mgpt.stages.transformers_export import plan_export
 from mgpt.tracking.tracker import TrackingConfig

@@ -26,8 +26,9 @@ from mgpt.images.pixels import open_image
 from mgpt.infer.pipeline import Answer, Pipeline
 from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import Modality, SamplingConfig
-from mgpt.stages.build import build_pipeline, open_tracker, pick_device, vq_input
+from mgpt.stages.build import build_pipeline, pick_device, vq_input
 from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.tasks.registry import TASKS, SampleView, caption_reading
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, split_parts
 from mgpt.tokens.unirep import LATENTS_PER_GRID

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.stages.build import open_tracker
 from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import check_output, plan_import
 from mgpt.tracking.tracker import TrackingConfig
 

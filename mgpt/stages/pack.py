@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from data_pipeline.build_shards import PackConfig, pack
 from data_pipeline.workers import Place
-from mgpt.stages.build import open_tracker
 from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.tracking.tracker import TrackingConfig
 
 

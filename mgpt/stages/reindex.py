@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.data.dataset import open_dataset, shard_names
+from mgpt.data.dataset import open_dataset, resolution_folders, shard_names
 from mgpt.data.lengths import forget_lengths, load_lengths
 from mgpt.data.reindex import rebuild_index
-from mgpt.stages.build import load_vocabulary, resolution_folders
+from mgpt.stages.build import load_vocabulary
 from mgpt.storage import Location
 from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.evals.report import ReportInputs, build_report
-from mgpt.stages.build import open_tracker
 from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.tracking.tracker import TrackingConfig
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from data_pipeline.roundtrip import RoundtripConfig, roundtrip
-from mgpt.stages.build import open_tracker, vq_input
+from mgpt.stages.build import vq_input
 from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.tracking.tracker import TrackingConfig
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from data_pipeline.workers import Place
-from mgpt.stages.build import open_tracker, vq_input
+from mgpt.stages.build import vq_input
 from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.tracking.tracker import TrackingConfig
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from mgpt.data.dataset import TokenisedDataset, open_dataset
+from mgpt.data.dataset import TokenisedDataset, open_dataset, resolution_folders
 from mgpt.errors import ConfigError
-from mgpt.stages.build import open_tracker, resolution_folders
 from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.tasks.registry import READINGS, TASKS, SampleView, can_serve
 from mgpt.tokens.chat import Conversation, Document
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece

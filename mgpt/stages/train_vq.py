@@ -21,8 +21,9 @@ from data_pipeline.raw_shards import RawSample, RawShardReader
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image, whiten
 from mgpt.models.vqgan import VqganConfig, load_vqgan
-from mgpt.stages.build import open_tracker, pick_device
+from mgpt.stages.build import pick_device
 from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.storage import Location
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import BatchConfig, VqTrainConfig, picture_batches, train_vqgan

@@ -30,11 +30,11 @@ from mgpt.stages.build import (
     ModelConfig,
     Weights,
     load_vocabulary,
-    open_tracker,
     vq_input,
     write_model_folder,
 )
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import is_released, plan_import
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
 from mgpt.storage import locate

@@ -20,15 +20,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mgpt.errors import CheckpointError
 from mgpt.files import file_sha256
-from mgpt.parallel import state
 from mgpt.parallel.dist import World
-from mgpt.parallel.state import StoredWeight, has_averages
+
+if TYPE_CHECKING:
+    from mgpt.parallel.state import StoredWeight
 
 __all__ = [
     "COMPLETE",
@@ -137,7 +138,7 @@ def newest_complete(run_folder: Path) -> StepFolder | None:
 
 def stored_weights(
     step_folder: StepFolder | Path, verify: bool = True, averaged: bool = False
-) -> dict[str, StoredWeight]:
+) -> dict[str, "StoredWeight"]:
     """All weights of a checkpoint under their names in the model, not read yet; one process.
 
     Args:
@@ -155,7 +156,17 @@ def stored_weights(
         )
     if verify:
         StepFolder(path, int(match[1])).verify(World())
+    # torch's Distributed Checkpoint, half a second to import, is for those who read a checkpoint.
+    from mgpt.parallel import state
+
     return state.stored_weights(path / "state", averaged)
+
+
+def has_averages(state_folder: Path) -> bool:
+    """Whether a checkpoint's `state/` holds averaged weights beside the weights."""
+    from mgpt.parallel import state
+
+    return state.has_averages(state_folder)
 
 
 def export_weights(step_folder: StepFolder | Path) -> dict[str, Tensor]:

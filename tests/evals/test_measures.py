@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from mgpt.evals.cases import Case, Reply
-from mgpt.evals.constants import _candidates, best_constant_replies
+from mgpt.evals.constants import (
+    _candidates,
+    _means_of_others,
+    _medians_of_others,
+    best_constant_replies,
+)
 from mgpt.evals.measures import FIGURES, SCORERS, box_iou, score
 from mgpt.tasks.registry import TASKS
 from mgpt.tokens.chat import Conversation
@@ -108,3 +113,33 @@ def test_copying_counts_as_a_constant_answer_to_edits() -> None:
     asked = case("depth", Reply("", (after,)), question_images=(before,))
     ways = list(_candidates([asked, asked]))
     assert not any(reply.images[0] is before for replies in ways for reply in replies)
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 7, 8])
+def test_averages_of_the_others_are_numpys(num: int) -> None:
+    rng = np.random.default_rng(num)
+    pictures = rng.integers(0, 256, (num, 5, 6, 3), np.uint8)
+    pictures[1:3, :2] = pictures[0, :2]  # equal values, in some places of two only
+    for index in range(num):
+        others = np.delete(pictures, index, axis=0)
+        mean, median = np.mean(others, axis=0), np.median(others, axis=0)
+        np.testing.assert_array_equal(_means_of_others(pictures)[index], mean.astype(np.uint8))
+        np.testing.assert_array_equal(_medians_of_others(pictures)[index], median.astype(np.uint8))
+
+
+def test_a_picture_is_read_once_by_each_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+
+    def reader(picture: np.ndarray) -> list[object]:
+        read.append(picture.shape)
+        return []
+
+    monkeypatch.setattr("mgpt.evals.measures.read_scene", reader)
+    truth, other = Reply("", (grey(100),)), Reply("", (grey(101),))
+    asked = case("edit", truth)
+    for _ in range(3):
+        score(asked, Reply("", (grey(100).copy(),)))
+        score(asked, other)
+    assert len(read) == 2
+    score(case("edit", Reply("", (grey(100)[:4],))), Reply("", (grey(100)[:4],)))
+    assert len(read) == 3  # of the same bytes in part, but another size

@@ -30,6 +30,7 @@ def write_inputs(root: Path) -> ReportInputs:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(task / "00_question_0.png")
     images = {"question": ["00_question_0.png"], "model": [], "truth": []}
     entry = {"question": "Describe <b>this</b>", "model": "a", "truth": "b", "images": images}
+    entry["figures"] = {"attributes_right": 0.0}
     (task / "gallery.json").write_text(json.dumps([entry]))
     record = root / "metrics.jsonl"
     rows = [{"step": step, "loss": 5.0 / step, "loss/task/caption": 1.0} for step in range(1, 9)]
@@ -40,7 +41,9 @@ def write_inputs(root: Path) -> ReportInputs:
 
 def test_page_names_shortfalls_and_is_self_contained(tmp_path: Path) -> None:
     page = build_report(write_inputs(tmp_path), tmp_path).read_text()
-    assert "Fell short: caption: attributes_right 0.500 of 0.700" in page
+    assert "0 of 1 goals were reached." in page
+    assert "caption: attributes right 0.500, goal 0.700" in page
+    assert page.index("What it learned") < page.index("What ran") < page.index("What falls short")
     assert "data:image/png;base64," in page
     assert "Describe &lt;b&gt;this&lt;/b&gt;" in page, "text of samples must be escaped"
     assert "<polyline" in page

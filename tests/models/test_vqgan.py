@@ -87,6 +87,37 @@ def test_attention_stands_at_the_resolutions_named() -> None:
     assert "encoder.down.0.attn.0.q.weight" not in names
 
 
+def test_a_local_model_codes_a_patch_by_its_neighbourhood_alone() -> None:
+    """Latents three or more from a change keep their bits; the released kind changes them all."""
+    local = tiny_model(replace(TINY, ch_mult=(1, 1, 2, 2), local=True))
+    released_kind = tiny_model(replace(TINY, ch_mult=(1, 1, 2, 2)))
+    generator = torch.Generator().manual_seed(0)
+    before = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
+    after = before.clone()
+    after[..., 32:40, 32:40] = 1.0
+    away = torch.ones(8, 8, dtype=torch.bool)
+    away[2:6, 2:6] = False
+    for model, expected in ((local, True), (released_kind, False)):
+        z_before, z_after = (model.latents(pixels)[0][:, away] for pixels in (before, after))
+        assert torch.equal(z_before, z_after) is expected
+
+
+def test_a_local_model_round_trips_and_refuses_attention(tmp_path: Path) -> None:
+    model = tiny_model(replace(TINY, local=True))
+    save_vqgan(model, tmp_path)
+    again = load_vqgan(tmp_path)
+    assert again.cfg.local and vqgan_fingerprint(again) == vqgan_fingerprint(model)
+    with pytest.raises(ConfigError, match="a local model has no attention"):
+        replace(TINY, local=True, attn_resolutions=(512,))
+
+
+def test_the_setting_local_leaves_older_fingerprints_alone() -> None:
+    """Models stored before the setting existed have a record without it."""
+    assert "local" not in TINY.record()
+    assert replace(TINY, local=True).record()["local"] is True
+    assert vqgan_fingerprint(load_vqgan("photos_f16")) == "fbca257ca7ccbe3a"
+
+
 def test_codes_do_not_change_under_autocast_or_low_matmul_precision() -> None:
     model = tiny_model()
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1

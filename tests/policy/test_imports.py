@@ -15,12 +15,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BASE = {"torch", "numpy", "safetensors", "PIL"}
-OPEN_TO_ALL = {"mgpt.errors", "mgpt.files", "mgpt.child_processes", "mgpt.storage", "mgpt.tracking"}
+OPEN_TO_ALL = {
+    "mgpt.allocator",
+    "mgpt.errors",
+    "mgpt.files",
+    "mgpt.child_processes",
+    "mgpt.storage",
+    "mgpt.tracking",
+}
 EVERYTHING = {"mgpt", "data_pipeline"}
 
 # room: (rooms of ours, third party at import, third party inside functions)
 ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.errors": (set(), set(), set()),
+    "mgpt.allocator": (set(), set(), set()),
     "mgpt.files": (set(), set(), set()),
     "mgpt.child_processes": (set(), set(), set()),
     "mgpt.remote": (set(), set(), {"fsspec", "aiohttp"}),
@@ -177,3 +185,27 @@ assert not loaded, loaded
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def _loaded_by(stage: str, watched: str) -> str:
+    """Those of the watched packages that asking a stage for its fields imports."""
+    code = f"""
+import sys
+from mgpt.stage_table import load_stage
+load_stage({stage!r})
+print(*[name for name in {watched!r}.split() if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout.strip()
+
+
+@pytest.mark.parametrize("stage", ["pack", "train_text", "report"])
+def test_a_stage_without_tensors_starts_without_torch(stage: str) -> None:
+    assert _loaded_by(stage, "torch") == ""
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "roundtrip", "generate", "evaluate"])
+def test_only_training_imports_distributed_checkpoints(stage: str) -> None:
+    slow = "torch.distributed.checkpoint torch._dynamo deepspeed wandb skimage transformers"
+    assert _loaded_by(stage, f"torch {slow}") == "torch"

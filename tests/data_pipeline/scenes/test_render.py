@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from data_pipeline.scenes.render import GROUND, SKY, Part, project, render
-from data_pipeline.scenes.scene import Camera, Light
+from data_pipeline.scenes.backdrop import GROUND, SKY
+from data_pipeline.scenes.figure import scene_parts
+from data_pipeline.scenes.render import Part, project, render
+from data_pipeline.scenes.scene import KINDS, Camera, Light, sample_scene
 from data_pipeline.scenes.solids import Cube, Sphere
+from tests.data_pipeline.scenes.plain_render import plain_render
 
 CAMERA = Camera()
 CENTRE, RADIUS = np.array([0.4, -0.2, 0.7]), 0.7
@@ -118,3 +121,40 @@ def test_shiny_has_a_white_highlight_and_matte_has_none():
         return frame.colour_HW3[inside].min(-1).max()
 
     assert least_channel(True) > 180 and least_channel(False) < 80
+
+
+def _assert_plain(parts, camera, light, height, width, supersample=2):
+    frame = render(parts, camera, light, height, width, supersample)
+    colour, depth, normal, part = plain_render(parts, camera, light, height, width, supersample)
+    assert (frame.part_RC == part).all()
+    np.testing.assert_array_equal(frame.colour_HW3, colour)
+    np.testing.assert_array_equal(frame.depth_RC, depth)
+    np.testing.assert_array_equal(frame.normal_3RC, normal)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_drawn_scene_has_the_pixels_of_the_plain_formulas(kind):
+    for index in range(12):
+        scene = sample_scene(5, "train", kind, index)
+        parts = scene_parts(scene, azimuth_deg=40.0 * index)
+        _assert_plain(parts, scene.camera, scene.light, *((64, 64), (48, 80), (80, 48))[index % 3])
+
+
+@pytest.mark.parametrize(
+    ("camera", "light", "supersample"),
+    [
+        (CAMERA, Light(radius_deg=0.0), 2),
+        (CAMERA, Light(elevation_deg=4.0, radius_deg=5.0), 2),  # a shadow without an end
+        (CAMERA, Light(elevation_deg=12.0, azimuth_deg=-100), 2),
+        (CAMERA, Light(elevation_deg=88.0), 3),
+        (Camera(pitch_deg=-3.0), Light(), 2),  # half of it is sky
+        (Camera(distance=2.5, pitch_deg=60), Light(radius_deg=20.0), 1),
+        (Camera(view_width=14.0), Light(), 2),
+    ],
+)
+def test_any_camera_and_light_give_the_pixels_of_the_plain_formulas(camera, light, supersample):
+    cube = Part(Cube((-0.9, 0.4, 0.4), 0.4, 0.3), (38, 84, 214), 1, "cube", contact_radius=0.6)
+    shiny = Part(BALL.solid, BALL.rgb, 0, "sphere", is_shiny=True, contact_radius=0.5)
+    beside = Part(Sphere((3.5, 2.0, 0.5), 0.5), (40, 160, 60), 2, "sphere")  # out of view or not
+    _assert_plain([shiny, cube, beside], camera, light, 40, 56, supersample)
+    _assert_plain([], camera, light, 40, 56, supersample)
