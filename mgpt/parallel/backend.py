@@ -249,7 +249,7 @@ class Backend(Protocol):
         ...
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within it the weights are the averaged ones. Only where they are kept."""
+        """Within it the weights are the averaged ones, if some are kept."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -160,6 +160,8 @@ class Zero3Backend:
             self._swap_average()
 
     def _swap_average(self) -> None:
+        if not self.has_averages:
+            return
         for name in self._shapes:
             weights, averages = self._pieces.read(name), self._pieces.read(name, AVERAGE)
             self._pieces.write(name, averages)

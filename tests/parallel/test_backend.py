@@ -123,6 +123,31 @@ def test_the_layout_of_checkpoints_before_optim_kind(backend: Backend, tmp_path:
     assert backend.checkpoint_bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_averaged_weights_stand_in_and_leave_no_trace(name: str, group: None) -> None:
+    cfg, optim = ParallelConfig(name=name), OptimConfig(ema_decay=0.5)
+    made = build_backend(cfg, lambda: Transformer(SIZE), optim, World(), 0, 0, sharding_plan)
+    assert made.has_averages
+    for _ in range(3):
+        made.forward_backward(batch(), 1 / 24, last=True)
+        made.step(lr=1e-2, max_norm=1.0)
+    raw, loss = made.weights_checksum(), float(made.evaluate(batch()).nll_sum)
+    saved = {
+        key.removeprefix("ema."): piece.tensor
+        for key, piece in made.snapshot(copy=True).pieces.items()
+        if key.startswith("ema.")
+    }
+    with made.averaged_weights():
+        assert made.weights_checksum() != raw
+        weights = made.full_weights()
+        assert weights.keys() == saved.keys()
+        assert all(torch.equal(weights[name], saved[name]) for name in weights)
+        # An average lags behind weights that still improve.
+        assert float(made.evaluate(batch()).nll_sum) > loss + 0.1
+    assert made.weights_checksum() == raw
+    assert float(made.evaluate(batch()).nll_sum) == loss
+
+
 @pytest.mark.parametrize("name", ["single", "fsdp2"])
 def test_muon_in_bfloat16(name: str, group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Orthogonalized in the type of the passes; weights and momentum stay float32."""
