@@ -70,7 +70,7 @@ class ParallelConfig:
     """torch.compile for the blocks: faster on a GPU, a minute or more slower to start; single and
     fsdp2 only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of forward and backward; weights, optimizer state and reductions are float32 in either case."""
+    """Of forward and backward; weights, moments and reductions are float32 in either case."""
     gather: Literal["block", "model"] = "block"
     """fsdp2 only: what a rank holds whole at once. block: least memory; model: fewest messages, for
     models so small that a step's collectives cost more than its sums."""
@@ -85,11 +85,11 @@ class ParallelConfig:
     prefetch: int = 1
     """fsdp2 only: blocks whose weights are on their way while one is at work."""
     zero_stage: Literal[1, 2, 3] = 3
-    """zero3 only: what is split over the ranks. 1: optimizer state, master weights; 2: and gradients;
-    3: and the weights themselves."""
+    """zero3 only: what is split over the ranks. 1: optimizer state and master weights; 2: and
+    gradients; 3: and the weights themselves."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What stays in main memory instead of the GPU's. optimizer: its state and master weights, whose
-    update runs on the CPU (zero3 only); all: the split weights, too (fsdp2, zero3 at stage 3)."""
+    """What stays in main memory instead of the GPU's. optimizer: its state and master weights,
+    updated on the CPU (zero3 only); all: the split weights, too (fsdp2, zero3 at stage 3)."""
     offload_folder: str | None = None
     """zero3 only: a folder on a local NVMe disk that takes what is offloaded."""
     reduce_each_micro_batch: bool = False
@@ -253,14 +253,14 @@ class Backend(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Sets every weight, from full tensors that each rank is given; the optimizer's state stays.
+        """Sets every weight, from full tensors that each rank is given; optimizer state stays.
 
         Raises CheckpointError that lists all missing, unknown and misshapen names.
         """
         ...
 
     def snapshot(self, copy: bool) -> Snapshot:
-        """This rank's part of weights, optimizer state and count of updates: a checkpoint's `state/`.
+        """This rank's part of weights, optimizer state and update count: a checkpoint's `state/`.
 
         With `copy` nothing that training does later changes it; without, it is to be written
         before the next step.
