@@ -1,6 +1,6 @@
 """AdamW (arXiv 1711.05101): Adam with decoupled weight decay, as PyTorch's fused kernel has it.
 
->>> AdamW(OptimConfig()).update(rows, LocalMatrices(torch.device("cpu")))
+>>> AdamW(OptimConfig()).update(rows, LocalMatrices())
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from mgpt.optim.adamw import AdamW
@@ -129,7 +128,7 @@ class OptimConfig:
             matrices: makes sharded matrices whole, for rules that ask for them; None: they are.
         """
         if matrices is None:
-            matrices = LocalMatrices(torch.device("cpu"))
+            matrices = LocalMatrices()
         return Optimizer(self.groups(named_parameters, decays), self.ema_decay, matrices)
 
 

@@ -6,8 +6,8 @@ there), scaled by 0.2 sqrt(larger side), which makes its root mean square that o
 so that both take the same learning rate and weight decay (Moonlight, arXiv 2502.16982). Embedding,
 head and norms are left to AdamW.
 
-The steps run in bfloat16 on a GPU and in float32 on a CPU, where bfloat16 products are slow without
-instructions for them and results would depend on having these.
+The steps run in the type of the passes, so that bfloat16 halves their time where it is used anyway.
+PyTorch's own Muon always takes bfloat16, which is slow on a CPU without instructions for it.
 
     >>> orthogonalize([torch.randn(128, 384)], steps=5)[0].svd().S  # all near 1
 
@@ -55,10 +55,11 @@ class Muon:
         torch._foreach_mul_(momentum, self._momentum)
         torch._foreach_add_(momentum, rows.grads)
         torch._foreach_mul_(rows.weights, 1.0 - rows.lr * rows.weight_decay)
-        dtype = torch.bfloat16 if matrices.device.type == "cuda" else torch.float32
         for bucket in matrices.buckets(rows.shapes):
             shapes = [rows.shapes[i] for i in bucket]
-            updates = [self._direction(momentum[i], rows.grads[i]).to(dtype) for i in bucket]
+            updates = [
+                self._direction(momentum[i], rows.grads[i]).to(matrices.dtype) for i in bucket
+            ]
             updates = matrices.map(updates, shapes, lambda whole: orthogonalize(whole, self._steps))
             for i, update in zip(bucket, updates, strict=True):
                 scale = self._scale * math.sqrt(max(rows.shapes[i]))

@@ -92,7 +92,9 @@ class Optimizer:
 
     @torch.no_grad()
     def swap_average(self) -> None:
-        """Exchanges the averaged weights with the weights."""
+        """Exchanges the averaged weights, if there are any, with the weights."""
+        if not self._ema_decay:
+            return
         for average, weight in zip(*self._averages(), strict=True):
             kept = weight.clone()
             weight.copy_(average)

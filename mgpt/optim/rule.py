@@ -66,8 +66,8 @@ WHOLE_NUMEL = 1 << 26
 class WholeMatrices(Protocol):
     """Applies a function to whole matrices of which each rank holds some rows."""
 
-    device: torch.device
-    """Where the function runs."""
+    dtype: torch.dtype
+    """In which matrices are made whole and worked on: that of the passes."""
 
     def buckets(self, shapes: Sequence[torch.Size]) -> list[list[int]]:
         """The matrices that are made whole at the same time, by their index; bounds memory."""
@@ -111,8 +111,8 @@ class Rule(Protocol):
 class LocalMatrices:
     """Matrices that this process holds whole."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
 
     def buckets(self, shapes: Sequence[torch.Size]) -> list[list[int]]:
         return buckets_of(shapes, WHOLE_NUMEL)

@@ -85,11 +85,11 @@ class ParallelConfig:
     prefetch: int = 1
     """fsdp2 only: blocks whose weights are on their way while one is at work."""
     zero_stage: Literal[1, 2, 3] = 3
-    """zero3 only: what is split over the ranks. 1: moments and master weights; 2: and gradients;
-    3: and the weights themselves."""
+    """zero3 only: what is split over the ranks. 1: optimizer state and master weights; 2: and
+    gradients; 3: and the weights themselves."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What stays in main memory instead of the GPU's. optimizer: moments and master weights, whose
-    update runs on the CPU (zero3 only); all: the split weights, too (fsdp2, zero3 at stage 3)."""
+    """What stays in main memory instead of the GPU's. optimizer: its state and master weights,
+    updated on the CPU (zero3 only); all: the split weights, too (fsdp2, zero3 at stage 3)."""
     offload_folder: str | None = None
     """zero3 only: a folder on a local NVMe disk that takes what is offloaded."""
     reduce_each_micro_batch: bool = False
@@ -238,7 +238,7 @@ class Backend(Protocol):
     def step(self, lr: float, max_norm: float, limit: float = math.inf) -> tuple[float, bool]:
         """Clips to `max_norm` (0: never) and updates once; gradients are empty afterwards.
 
-        Returns the norm before clipping, over all ranks, and whether weights and moments were
+        Returns the norm before clipping, over all ranks, and whether weights and state were
         updated. Where the norm is not finite, or above `limit`, no rank updates anything; below 0
         there is no norm, so that a negative limit throws the gradients away.
         """
@@ -249,18 +249,18 @@ class Backend(Protocol):
         ...
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within it the weights are the averaged ones. Only where they are kept."""
+        """Within it the weights are the averaged ones, if some are kept."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Sets every weight, from full tensors that each rank is given; moments stay as they are.
+        """Sets every weight, from full tensors that each rank is given; optimizer state stays.
 
         Raises CheckpointError that lists all missing, unknown and misshapen names.
         """
         ...
 
     def snapshot(self, copy: bool) -> Snapshot:
-        """This rank's part of weights, moments and the count of updates: a checkpoint's `state/`.
+        """This rank's part of weights, optimizer state and update count: a checkpoint's `state/`.
 
         With `copy` nothing that training does later changes it; without, it is to be written
         before the next step.

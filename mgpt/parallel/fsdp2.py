@@ -1,9 +1,11 @@
 """PyTorch's fully sharded data parallelism: `single` over parameters split across the ranks.
 
 `fully_shard` turns each parameter into a DTensor, split along its first dimension; the model's
-plan says which submodules gather and free their parameters together. Optimiser, clipping and
-checkpoint then work on DTensors as they do on plain tensors, which is why this class adds only
-the placing, the timing of gathers and reductions, and what leaves the GPU.
+plan says which submodules gather and free their parameters together. Checkpoints then work on
+DTensors as they do on plain tensors, and optimizer and clipping on this rank's rows, which is why
+this class adds only the placing, the timing of gathers and reductions, and what leaves the GPU.
+Matrices that an optimizer must see whole are dealt out over the ranks of a copy of the model, each
+to one of them (`sharded_matrices`).
 
 The model comes on the meta device, is split there, and each rank makes memory for its own rows and
 draws them: nothing is ever whole but the tensors at work. With `shard_ranks` below the number of
@@ -106,7 +108,7 @@ class Fsdp2Backend(SingleBackend):
         return module.to_empty(device="cpu" if on_cpu else self.device)
 
     def _matrices(self) -> WholeMatrices:
-        return ShardedMatrices(self._shard_group, self.device)
+        return ShardedMatrices(self._shard_group, self.device, self._dtype)
 
     def _run(self, batch: MicroBatch, loss_scale: float | None) -> LossSums:
         return self._pass(batch.to(self.device), loss_scale)

@@ -23,9 +23,12 @@ __all__ = ["ShardedMatrices"]
 class ShardedMatrices:
     """Of matrices split along their first dimension as torch.chunk does; see `WholeMatrices`."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        self.device = device
-        self._group = group
+    def __init__(
+        self, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`device`: where matrices are made whole, wherever their rows are kept."""
+        self.dtype = dtype
+        self._group, self._device = group, device
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
 
     def buckets(self, shapes: Sequence[torch.Size]) -> list[list[int]]:
@@ -50,7 +53,7 @@ class ShardedMatrices:
         mine = self._owned(self._rank, len(shapes))
         to_owners, to_me = self._splits(numels)
         sent = torch.cat([rows[i].reshape(-1) for i in self._by_owner(len(shapes))])
-        received = self._exchange(sent.to(self.device), to_owners, to_me).split(to_me)
+        received = self._exchange(sent.to(self._device), to_owners, to_me).split(to_me)
         pieces = [
             of_rank.split([numels[rank][i] for i in mine]) for rank, of_rank in enumerate(received)
         ]
@@ -69,7 +72,7 @@ class ShardedMatrices:
             matrix.contiguous().view(-1).split([of_rank[i] for of_rank in numels])
             for i, matrix in zip(mine, whole, strict=True)
         ]
-        nothing = torch.empty(0, dtype=rows[0].dtype, device=self.device)
+        nothing = torch.empty(0, dtype=rows[0].dtype, device=self._device)
         sent = torch.cat([nothing, *(of[rank] for rank in range(self._size) for of in cut)])
         received = self._exchange(sent, to_me, to_owners).to(rows[0].device)
         order = self._by_owner(len(rows))

@@ -111,7 +111,7 @@ class SingleBackend:
 
     def _matrices(self) -> WholeMatrices:
         """What makes matrices whole for optimizers that ask for them."""
-        return LocalMatrices(self.device)
+        return LocalMatrices(self._dtype)
 
     @torch.no_grad()
     def _initialise(self, model: TrainableModel, seed: int) -> None:

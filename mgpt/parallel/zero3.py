@@ -1,11 +1,11 @@
-"""DeepSpeed's ZeRO: at stage 3 weights, gradients and moments are split flat across the ranks.
+"""DeepSpeed's ZeRO: at stage 3 weights, gradients and state are split flat across the ranks.
 
 DeepSpeed holds each parameter as one flat piece a rank, empty outside the forward and backward of
-its module, with float32 masters and moments in flat buffers of their own; at stages 1 and 2 the
-weights of the passes are whole on every rank. Gradients come out divided by the number of ranks,
-which the loss is multiplied by beforehand. Checkpoints have the layout of every other backend:
-pieces (`zero_pieces`) are exchanged for rows of the first dimension, one parameter at a time.
-DeepSpeed's configuration is made here, from `ParallelConfig` alone.
+its module, with float32 masters and optimizer state in flat buffers of their own; at stages 1 and 2
+the weights of the passes are whole on every rank. Gradients come out divided by the number of
+ranks, which the loss is multiplied by beforehand. Checkpoints have the layout of every other
+backend: pieces (`zero_pieces`) are exchanged for rows of the first dimension, one parameter at a
+time. DeepSpeed's configuration is made here, from `ParallelConfig` alone.
 
     >>> backend = Zero3Backend(ParallelConfig(name="zero3"), TrainingModule(model, 1e-5),
     ...                        OptimConfig(), init_distributed(), sharding_plan(model), seed=0)
@@ -160,6 +160,8 @@ class Zero3Backend:
             self._swap_average()
 
     def _swap_average(self) -> None:
+        if not self.has_averages:
+            return
         for name in self._shapes:
             weights, averages = self._pieces.read(name), self._pieces.read(name, AVERAGE)
             self._pieces.write(name, averages)

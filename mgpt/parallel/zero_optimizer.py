@@ -94,6 +94,6 @@ class ZeroOptimizer(torch.optim.Optimizer):
             lr=group["lr"] * group["lr_ratio"],
             weight_decay=group["weight_decay"],
         )
-        rule.update(rows, LocalMatrices(tensor.device))
+        rule.update(rows, LocalMatrices())
         if self._ema_decay:
             update_average([state[AVERAGE]], [tensor.detach()], count, self._ema_decay)

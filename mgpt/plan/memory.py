@@ -367,11 +367,10 @@ def _zero3(work: RankWork, left: int) -> list[Part]:
 
 
 def _update(work: RankWork, groups: Groups) -> list[Part]:
-    """What rules that need whole matrices work in: bfloat16 on a GPU, float32 on a CPU."""
+    """What rules that need whole matrices work in, in the type of the passes."""
     if work.head_only or not groups.scratch:
         return []
-    size = _FP32 if work.on_cpu else 2
-    return [Part("at work in the update", 0, 0, size * groups.scratch)]
+    return [Part("at work in the update", 0, 0, work.itemsize * groups.scratch)]
 
 
 def _gradients(elements: int, accumulates: bool, made: int) -> Part:

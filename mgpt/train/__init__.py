@@ -1,1 +1,1 @@
-"""The training loop and what it owns: optimiser, schedule, checkpoints, guards."""
+"""The training loop and what it owns: checkpoints, the record, guards."""

@@ -328,7 +328,8 @@ class Trainer:
     def _show_pictures(self, step: int) -> None:
         if self._pictures is None:
             return
-        weights = self.backend.full_weights()
+        with self.backend.averaged_weights():
+            weights = self.backend.full_weights()
         if self.world.is_main:
             self._pictures(step, weights)
         self.world.barrier()

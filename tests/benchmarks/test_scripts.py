@@ -33,6 +33,7 @@ FOLDER = Path(__file__).parent
         ),
         ("scenes_vq.py scenes_f8 --scenes 12", "decoded"),
         ("saving.py --layers 1 --tokens 8 --rounds 1", "stalled ratio"),
+        ("optimizers.py --size debug --row-tokens 64 --steps 1", "update_share"),
     ],
 )
 def test_prints_its_table_and_json(command: str, figure: str) -> None:

@@ -92,18 +92,21 @@ def rows_of(folder: Path) -> dict[tuple[int, int], str]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("chain_of", "steps_a_leg"),
+    ("chain_of", "steps_a_leg", "kind"),
     [
-        (FEW, 3),
-        pytest.param(ALL, 3, marks=pytest.mark.long),
-        pytest.param(RANKS, 100, marks=pytest.mark.long),
+        (FEW, 3, "adamw"),
+        pytest.param(ALL, 3, "adamw", marks=pytest.mark.long),
+        pytest.param(RANKS, 100, "adamw", marks=pytest.mark.long),
+        pytest.param(RANKS, 3, "muon", marks=pytest.mark.long),
     ],
 )
 def test_one_training_on_many_numbers_of_ranks(
-    tmp_path: Path, chain_of: Chain, steps_a_leg: int
+    tmp_path: Path, chain_of: Chain, steps_a_leg: int, kind: str
 ) -> None:
     corpus, steps = make_corpus(tmp_path / "corpus"), steps_a_leg * len(chain_of)
-    whole = Run(corpus, str(tmp_path / "whole"), steps=steps, save_every=steps)
+    whole = Run(
+        corpus, str(tmp_path / "whole"), steps=steps, save_every=steps, optim={"kind": kind}
+    )
     with Attempt(whole, 1, functools.partial(recording, tmp_path / "whole")) as attempt:
         assert attempt.wait() == [0], attempt.logs()
     chain = elsewhere(whole, tmp_path / "chain")

@@ -123,6 +123,37 @@ def test_resumed_on_another_number_of_ranks(folder: Path, name: str) -> None:
     torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
 
 
+def test_rows_of_the_head_alone(tmp_path: Path, folder: Path) -> None:
+    """With train=image_head nothing else moves, and these rows decay at AdamW's rate."""
+    decay, rows, ratio = 5.0, (10, 20), 0.5
+    runs = [
+        Run(
+            str(folder / "corpus"),
+            str(tmp_path / str(weight_decay)),
+            steps=1,
+            save_every=1,
+            lr=LR,
+            optim={**MUON, "ema_decay": 0.0},
+            head_rows=rows,
+            weight_decay=weight_decay,
+        )
+        for weight_decay in (0.0, decay)
+    ]
+    run_ranks(runs)
+    plain, decayed = (
+        {name: weight.read() for name, weight in stored_weights(step).items()}
+        for step in (Path(run.folder) / "step_00000001" for run in runs)
+    )
+    name = "lm_head.weight"
+    assert all(torch.equal(plain[key], decayed[key]) for key in plain if key != name)
+    moved = (plain[name] != decayed[name]).any(1).nonzero().flatten()
+    assert moved.tolist() == list(range(*rows))
+    # One step: decayed = plain - ratio * LR * decay * first, and first is within LR of plain.
+    shrunk = (plain[name] - decayed[name])[slice(*rows)]
+    want = ratio * LR * decay * plain[name][slice(*rows)]
+    torch.testing.assert_close(shrunk, want, atol=ratio * LR * decay * LR + 1e-7, rtol=0)
+
+
 def test_averaged_weights_are_validated(folder: Path) -> None:
     import json
 

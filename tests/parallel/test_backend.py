@@ -1,6 +1,7 @@
 """Building backends, their settings, and weights given by name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from mgpt.errors import CheckpointError, ConfigError
 from mgpt.models.head_loss import HeadLoss
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.optim.config import OptimConfig
+from mgpt.optim.muon import orthogonalize
 from mgpt.parallel.backend import (
     BACKENDS,
     Backend,
@@ -20,6 +22,7 @@ from mgpt.parallel.backend import (
     check_weights,
 )
 from mgpt.parallel.dist import World
+from mgpt.parallel.snapshot import Snapshot
 
 SIZE = TransformerConfig(
     hidden=32, ffn=48, layers=2, heads=2, kv_heads=1, head_dim=16, vocab_size=50
@@ -100,6 +103,88 @@ def test_first_weights_are_the_models_own(backend: Backend) -> None:
     }
     for name, weight in model.named_parameters():
         assert torch.equal(found[name], weight), name
+
+
+def test_the_layout_of_checkpoints_before_optim_kind(backend: Backend, tmp_path: Path) -> None:
+    """Weights, exp_avg and exp_avg_sq by name, which every AdamW checkpoint has ever held."""
+    shapes = {name: p.shape for name, p in Transformer(SIZE).named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{kind}.{name}": torch.rand(shape, generator=generator)
+        for kind in ("model", "exp_avg", "exp_avg_sq")
+        for name, shape in shapes.items()
+    }
+    Snapshot.take(tensors.items(), 7, World(), copy=False).write(tmp_path / "state")
+    backend.load(tmp_path / "state")
+    again = backend.snapshot(copy=True)
+    assert again.num_updates == 7 and again.pieces.keys() == tensors.keys()
+    for name, piece in again.pieces.items():
+        assert torch.equal(piece.tensor, tensors[name]), name
+    assert backend.checkpoint_bytes == sum(tensor.nbytes for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_averaged_weights_stand_in_and_leave_no_trace(name: str, group: None) -> None:
+    cfg, optim = ParallelConfig(name=name), OptimConfig(ema_decay=0.5)
+    made = build_backend(cfg, lambda: Transformer(SIZE), optim, World(), 0, 0, sharding_plan)
+    assert made.has_averages
+    for _ in range(3):
+        made.forward_backward(batch(), 1 / 24, last=True)
+        made.step(lr=1e-2, max_norm=1.0)
+    raw, loss = made.weights_checksum(), float(made.evaluate(batch()).nll_sum)
+    saved = {
+        key.removeprefix("ema."): piece.tensor
+        for key, piece in made.snapshot(copy=True).pieces.items()
+        if key.startswith("ema.")
+    }
+    with made.averaged_weights():
+        assert made.weights_checksum() != raw
+        weights = made.full_weights()
+        assert weights.keys() == saved.keys()
+        assert all(torch.equal(weights[name], saved[name]) for name in weights)
+        # An average lags behind weights that still improve.
+        assert float(made.evaluate(batch()).nll_sum) > loss + 0.1
+    assert made.weights_checksum() == raw
+    assert float(made.evaluate(batch()).nll_sum) == loss
+
+
+@pytest.mark.parametrize("name", ["single", "fsdp2"])
+def test_muon_in_bfloat16(name: str, group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orthogonalized in the type of the passes; weights and momentum stay float32."""
+    seen = []
+
+    def noted(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
+        seen.extend(matrix.dtype for matrix in matrices)
+        return orthogonalize(matrices, steps)
+
+    monkeypatch.setattr("mgpt.optim.muon.orthogonalize", noted)
+    optim = OptimConfig(kind="muon")
+    for dtype in ("bfloat16", "float32"):
+        cfg = ParallelConfig(name=name, dtype=dtype)
+        made = build_backend(cfg, lambda: Transformer(SIZE), optim, World(), 0, 0, sharding_plan)
+        before = float(made.evaluate(batch()).nll_sum)
+        for _ in range(3):
+            made.forward_backward(batch(), 1 / 24, last=True)
+            made.step(lr=1e-2, max_norm=1.0)
+        assert float(made.evaluate(batch()).nll_sum) < before - 1
+        assert {piece.tensor.dtype for piece in made.snapshot(True).pieces.values()} == {
+            torch.float32
+        }
+        assert set(seen) == {getattr(torch, dtype)}
+        seen.clear()
+
+
+def test_zero3_refuses_whole_matrices() -> None:
+    with pytest.raises(ConfigError, match=r"optim.kind=muon .* take parallel=fsdp2"):
+        build_backend(
+            ParallelConfig(name="zero3"),
+            lambda: Transformer(SIZE),
+            OptimConfig(kind="muon"),
+            World(),
+            0,
+            0,
+            sharding_plan,
+        )
 
 
 def test_unfit_weights_are_all_named() -> None:

@@ -35,6 +35,7 @@ class LabelLoss:
     """A backend whose loss at a position is its label, one rank of several."""
 
     device = torch.device("cpu")
+    has_averages = False
 
     def __init__(self, rank: int, size: int) -> None:
         self.dp_rank, self.dp_size, self.batches = rank, size, 0
