@@ -19,7 +19,6 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 from mgpt.config import Composed
 from mgpt.errors import MachineError, MgptError
 from mgpt.files import atomic_write
-from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted, own_children
+from mgpt.launching.processes import RESUME, own_children, run_child
 from mgpt.settings import DERIVED
 from mgpt.stages.folder import check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
@@ -117,42 +116,17 @@ def run_stage(entry: Entry, record: Record) -> None:
     """
     record.begin(entry.name)
     command = [sys.executable, "-m", "mgpt", entry.stage, *entry.overrides]
-    with subprocess.Popen(command) as child, passing_signals(child):
-        try:
-            while True:
-                try:
-                    status = child.wait(timeout=_RECORD_EVERY_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    record.tick()
-        except KeyboardInterrupt:  # the terminal has told the stage too
-            child.wait()
-            raise
-    record.tick()
-    if status == INTERRUPTED_STATUS:
-        raise Interrupted(f"{entry.name} stopped in order; the same command goes on")
+    try:
+        status = run_child(command, record.tick, _RECORD_EVERY_S)
+    finally:
+        record.tick()
     if status < 0:
         raise MachineError(
             f"{entry.name} was ended by {signal.Signals(-status).name}"
-            f"{' (out of memory?)' if status == -signal.SIGKILL else ''}; the same command goes on"
+            f"{' (out of memory?)' if status == -signal.SIGKILL else ''}; {RESUME}"
         )
     if status:
-        raise MgptError(f"{entry.name} failed, as said above; mend it and the same command goes on")
-
-
-@contextmanager
-def passing_signals(child: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
-    """SIGTERM and SIGUSR1 to this process go on to the child, which saves and ends."""
-    passed = (signal.SIGTERM, signal.SIGUSR1)
-    before = {
-        name: signal.signal(name, lambda number, frame: child.send_signal(number))
-        for name in passed
-    }
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        raise MgptError(f"{entry.name} failed, as reported above; fix the cause and {RESUME}")
 
 
 class Record:

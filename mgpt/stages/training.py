@@ -20,7 +20,7 @@ from torch import Tensor
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
 from mgpt.errors import DataError, MgptError, VocabularyError
-from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
+from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
@@ -37,6 +37,7 @@ from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import is_released, plan_import
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
+from mgpt.stop_signals import Interrupted
 from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -174,8 +175,8 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
         loader.close()
         if isinstance(outcome, trainer.Interrupted):
             raise Interrupted(
-                f"{stage}: stopped by {outcome.signal} at step {outcome.step} of {cfg.steps}, "
-                "which is saved; the same command goes on from there"
+                f"{stage}: stopped by {outcome.signal}; step {outcome.step:,} of {cfg.steps:,} is "
+                f"saved, {RESUME}"
             )
         last = StepFolder(folder / step_name(outcome.step), outcome.step)
         _write_model(last, shape, vocabulary, cfg.averaged, world, tracker.print)
