@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     except MgptError as error:
         if os.environ.get("MGPT_TRACEBACK"):
             raise
-        if not report_failure(error):
+        if not report_failure(error) and not is_told(error):
             print(f"mgpt: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:

@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -89,7 +89,7 @@ def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
     try:
         run(get_args_parser().parse_args([*options, "--module", WORKER_MODULE, *arguments]))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _first_failure(error.failures)
         if failure.exitcode == SAVED_STATUS:
             raise told(Interrupted(f"stopped by a signal; {RESUME}")) from None
         if failure.exitcode == INTERRUPTED_STATUS:
@@ -190,6 +190,16 @@ def report_failure(error: BaseException) -> bool:
 
     get_error_handler().record_exception(error)
     return True
+
+
+def _first_failure(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """The earliest failure that has a message, else the earliest; a rank that only follows the
+    failure of another one has none."""
+
+    def order(found: tuple[int, Any]) -> tuple[bool, int]:
+        return found[1].error_file == "<N/A>", found[1].timestamp
+
+    return min(failures.items(), key=order)
 
 
 def _failure_words(rank: int, failure: object) -> str:
