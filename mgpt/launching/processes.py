@@ -119,7 +119,10 @@ def _interrupt_ranks() -> Callable[[int, FrameType | None], None]:
 
 
 def run_child(
-    command: Sequence[str], tick: Callable[[], None] = lambda: None, every_s: float = 10.0
+    command: Sequence[str],
+    tick: Callable[[], None] = lambda: None,
+    every_s: float = 10.0,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
     """Runs a command to its end and returns its status; calls `tick` every so often.
 
@@ -152,7 +155,7 @@ def run_child(
     handlers = {**dict.fromkeys(_PASSED_ON, pass_on), signal.SIGTSTP: suspend}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        child = subprocess.Popen(command, start_new_session=True)
+        child = subprocess.Popen(command, start_new_session=True, env=environment)
         while too_early:
             child.send_signal(too_early.pop())
         while True:

@@ -117,7 +117,7 @@ def run_stage(entry: Entry, record: Record) -> None:
     record.begin(entry.name)
     command = [sys.executable, "-m", "mgpt", entry.stage, *entry.overrides]
     try:
-        status = run_child(command, record.tick, _RECORD_EVERY_S)
+        status = run_child(command, record.tick, _RECORD_EVERY_S, _environment(entry.name))
     finally:
         record.tick()
     if status < 0:
@@ -127,6 +127,14 @@ def run_stage(entry: Entry, record: Record) -> None:
         )
     if status:
         raise MgptError(f"{entry.name} failed, as reported above; fix the cause and {RESUME}")
+
+
+def _environment(entry: str) -> dict[str, str]:
+    """A stage's environment: a name or an id of one Weights & Biases run cannot be that of all."""
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
+    if own.get("WANDB_NAME"):
+        own["WANDB_NAME"] += f"/{entry}"
+    return own
 
 
 class Record:
@@ -214,7 +222,8 @@ def _commit() -> str:
 
 def _group(output: Path, recipe: str) -> str:
     """The tracker's group: the same for every start in one output folder."""
-    return str(_read(output / RECORD).get("group") or f"{recipe}-{uuid.uuid4().hex[:6]}")
+    kept = _read(output / RECORD).get("group") or os.environ.get("WANDB_RUN_GROUP")
+    return str(kept or f"{recipe}-{uuid.uuid4().hex[:6]}")
 
 
 def _read(path: Path) -> dict[str, Any]:
