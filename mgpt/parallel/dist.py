@@ -177,7 +177,8 @@ def init_distributed(device: str = "auto", timeout_s: float = 1800.0) -> World:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     where = torch.device("cpu")
     if has_gpu and device != "cpu":
-        where = torch.device("cuda", local_rank)
+        # With one GPU bound to each task of an srun step, that one is each task's first.
+        where = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(where)
     if "RANK" in os.environ and not dist.is_initialized():
         try:

@@ -28,6 +28,7 @@ from mgpt.config import Composed
 from mgpt.errors import MachineError, MgptError
 from mgpt.files import atomic_write
 from mgpt.launching.processes import RESUME, own_children, run_child
+from mgpt.launching.srun import refuse_step
 from mgpt.settings import DERIVED
 from mgpt.stages.folder import check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
@@ -92,6 +93,7 @@ def configure(composed: Composed) -> Config:
 
 
 def main(cfg: Config) -> None:
+    refuse_step("a pipeline")
     output = Path(cfg.output)
     check_machine(output, min_free_mb=500)
     record = Record(output / RECORD, cfg)

@@ -21,6 +21,7 @@ from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
 from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
+from mgpt.launching.srun import join_step
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
@@ -34,6 +35,7 @@ from mgpt.stages.build import (
     write_model_folder,
 )
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import is_released, plan_import
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
@@ -120,16 +122,23 @@ def inputs(cfg: TrainingConfig) -> dict[str, str]:
 
 
 def train(stage: str, cfg: TrainingConfig) -> None:
-    """The stage, on as many processes as `parallel.procs` says."""
-    folder = StageFolder.open(stage, cfg, inputs(cfg))
-    if folder.is_complete:
-        return
-    procs = num_processes(cfg.parallel.name, cfg.parallel.procs)
-    if procs > 1 and not is_worker():
-        run_workers([stage, "--config", str(folder.path / CONFIG)], procs, cfg.parallel.threads)
-        return
+    """The stage, on as many processes as `parallel.procs` says, or as the ranks that torchrun or
+    srun started."""
+    join_step(cfg.parallel.name, cfg.parallel.procs)
+    folder = None if is_worker() else StageFolder.open(stage, cfg, inputs(cfg))
+    if folder is not None:
+        if folder.is_complete:
+            return
+        procs = num_processes(cfg.parallel.name, cfg.parallel.procs)
+        if procs > 1:
+            run_workers([stage, "--config", str(folder.path / CONFIG)], procs, cfg.parallel.threads)
+            return
     world = init_distributed(timeout_s=cfg.parallel.timeout_s)
     try:
+        if folder is None:
+            folder = open_on_ranks(world, cfg, lambda: StageFolder.open(stage, cfg, inputs(cfg)))
+        if folder.is_complete:
+            return
         figures = _train_here(stage, cfg, folder.path, world)
         if world.is_main:
             folder.finish(figures)
