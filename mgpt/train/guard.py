@@ -123,8 +123,8 @@ class UpdateGuard:
             why = f"its {leapt} leapt" if leapt else "its loss or gradient was not finite"
             raise TrainingError(
                 f"step {step}: the updates of {self._in_a_row} steps in a row were left out, "
-                f"{self._cfg.max_skipped} may be (train.guard.max_skipped), the last because "
-                f"{why}; lower the learning rate, or raise z_loss or warmup_steps"
+                f"{self._cfg.max_skipped} may be (guard.max_skipped), the last because "
+                f"{why}; lower optim.lr, or raise z_loss or schedule.warmup_steps"
             )
         return leapt
 
