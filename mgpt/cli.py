@@ -94,7 +94,7 @@ def _run(arguments: list[str]) -> None:
     if show is not None and show != "job":
         raise ConfigError(f"--cfg {show}: only `--cfg job` is known")
     if file is not None:
-        _run_again(module, Path(file), rest)
+        _run_again(module, Path(file).expanduser(), rest)
         return
     composed = compose_stage(name, module, rest)
     if show is not None:

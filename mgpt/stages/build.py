@@ -53,6 +53,23 @@ class ModelConfig:
         if self.size not in SIZES:
             raise ValueError(f"size={self.size!r} is none of {', '.join(SIZES)}")
 
+    def check_same(self, found: TransformerConfig, origin: str) -> None:
+        """Raises ConfigError where another size than that of given weights was asked for. The
+        default size asks for none."""
+        asked = SIZES[self.size]
+        pairs = []
+        if self.size != ModelConfig.size:
+            pairs = [(n, getattr(asked, n), getattr(found, n)) for n in ("layers", "hidden")]
+        if self.max_positions is not None:
+            pairs.append(("max_positions", self.max_positions, found.max_positions))
+        differs = [f"{name} {own} and not {other}" for name, other, own in pairs if own != other]
+        if differs:
+            raise ConfigError(
+                f"model.size={self.size}, model.max_positions={self.max_positions}: {origin} has "
+                f"{', '.join(differs)}, and weights keep their own size; leave model= out, or "
+                "start without init_from"
+            )
+
     def transformer(self, vocabulary: Vocabulary) -> TransformerConfig:
         """The size with this vocabulary."""
         chosen = replace(SIZES[self.size], vocab_size=vocabulary.size)

@@ -62,6 +62,11 @@ class HeldOutConfig:
     rows: int = 16
     """Rows measured, always the same."""
 
+    def __post_init__(self) -> None:
+        weights = [weight for one in self.sources.values() for weight in one.tasks.values()]
+        if weights and not sum(weights):
+            raise ValueError("the weights of all sources add up to 0; give a task one above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(TrainConfig):
@@ -110,6 +115,18 @@ class TrainingConfig(TrainConfig):
             raise ValueError(problem)
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
+        if 0 < self.steps <= self.schedule.warmup_steps:
+            reached = (self.steps - 1) / self.schedule.warmup_steps
+            raise ValueError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} is not below steps="
+                f"{self.steps}: the learning rate would end at {reached:.1%} of optim.lr; set "
+                f"schedule.warmup_steps={self.steps // 20} or so, or raise steps"
+            )
+        if self.validate_every and not self.held_out.sources:
+            raise ValueError(
+                f"validate_every={self.validate_every} measures held-out rows and there are none; "
+                "give held_out.sources.<name>.path and .tasks, or leave validate_every out"
+            )
         if self.pictures_every and self.samples.vq is None:
             raise ValueError("pictures_every needs samples.vq, the VQGAN that draws the pictures")
 
@@ -151,6 +168,8 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
     with open_tracker(cfg, stage, world.is_main, record=False) as tracker:
         weights = _start_weights(cfg, folder, world, tracker)
         vocabulary = _vocabulary(cfg, weights)
+        if weights:
+            cfg.model.check_same(weights.config(), f"init_from={cfg.init_from}")
         shape = weights.config() if weights else cfg.model.transformer(vocabulary)
         shape = replace(shape, dropout=cfg.dropout)
         data, held_out_data = _data(cfg)
