@@ -38,7 +38,7 @@ CFG = EvaluateConfig(
 
 
 def make_held_out(folder: Path, are_scenes: bool = True) -> None:
-    """Twelve scenes of one object, with random codes; without truths they are anybody's pictures."""
+    """Twelve scenes of one object, with random codes; without truths, just pictures."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "32", "00000") as writer:
         for index in range(12):
@@ -160,7 +160,7 @@ def test_a_finished_task_is_taken_as_it_is(alone: tuple[Path, Path]) -> None:
 def test_pictures_that_are_no_scenes_are_refused_in_one_sentence(tmp_path: Path, task: str) -> None:
     """Captions of others would be compared as lists of cubes, and free pictures with nothing."""
     make_held_out(tmp_path, are_scenes=False)
-    with pytest.raises(DataError, match="measures rendered scenes only .* none of the 12 samples"):
+    with pytest.raises(DataError, match=r"measures rendered scenes only .* none of the 12 samples"):
         build_cases(open_dataset(tmp_path / "32"), task, 5, 0, lambda index, field: np.zeros(1))
 
 
