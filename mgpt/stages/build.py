@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from mgpt.allocator import keep_freed_memory
-from mgpt.errors import CheckpointError, VocabularyError
+from mgpt.errors import CheckpointError, ConfigError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.models.folder import (

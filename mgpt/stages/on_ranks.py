@@ -1,7 +1,7 @@
 """A stage's folder on ranks that torchrun or srun started: rank 0 opens it, and all go on or none.
 
-    world = init_distributed()
-    folder = open_on_ranks(world, cfg, lambda: StageFolder.open("pretrain", cfg, inputs(cfg)))
+world = init_distributed()
+folder = open_on_ranks(world, cfg, lambda: StageFolder.open("pretrain", cfg, inputs(cfg)))
 """
 
 from __future__ import annotations
