@@ -115,13 +115,6 @@ class TrainingConfig(TrainConfig):
             raise ValueError(problem)
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
-        if 0 < self.steps <= self.schedule.warmup_steps:
-            reached = (self.steps - 1) / self.schedule.warmup_steps
-            raise ValueError(
-                f"schedule.warmup_steps={self.schedule.warmup_steps} is not below steps="
-                f"{self.steps}: the learning rate would end at {reached:.1%} of optim.lr; set "
-                f"schedule.warmup_steps={self.steps // 20} or so, or raise steps"
-            )
         if self.validate_every and not self.held_out.sources:
             raise ValueError(
                 f"validate_every={self.validate_every} measures held-out rows and there are none; "
@@ -129,6 +122,18 @@ class TrainingConfig(TrainConfig):
             )
         if self.pictures_every and self.samples.vq is None:
             raise ValueError("pictures_every needs samples.vq, the VQGAN that draws the pictures")
+
+
+def warnings_of(cfg: TrainingConfig) -> list[str]:
+    """What is allowed and hardly meant; told before the first step, and by mgpt plan."""
+    warmup, steps = cfg.schedule.warmup_steps, cfg.steps
+    if warmup < steps:
+        return []
+    return [
+        f"schedule.warmup_steps={warmup} is not below steps={steps}: the learning rate ends at "
+        f"{(steps - 1) / warmup:.1%} of optim.lr={cfg.optim.lr:g}; set schedule.warmup_steps="
+        f"{steps // 20}, say, or raise steps"
+    ]
 
 
 def inputs(cfg: TrainingConfig) -> dict[str, str]:
@@ -411,6 +416,8 @@ def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader:
     documents = "documents drawn" if is_exact else "documents drawn, about"
     columns = ["source/task", "samples", "weight", "longest, tokens", documents, "epochs"]
     tracker.table("mix", columns, rows)
+    for warning in warnings_of(cfg):
+        tracker.print(f"warning: {warning}")
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
