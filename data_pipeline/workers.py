@@ -246,6 +246,7 @@ def _work_in_child(
     job: Job, units: Sequence[str], slot: int, reports: Connection, parent_pid: int
 ) -> None:
     die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the parent, which ends this
     counted, reported_at = 0, time.monotonic()
 
     def advance(samples: int) -> None:

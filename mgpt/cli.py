@@ -2,7 +2,8 @@
 
 Finds the stage in the table, composes its configuration, and calls its `main`. Torch is imported
 only once a stage is named. A user's mistake ends as one line on stderr and status 2
-(`MGPT_TRACEBACK=1` shows where it was raised); an orderly stop by a signal has status 75.
+(`MGPT_TRACEBACK=1` shows where it was raised); a stop by a signal with the work saved has status
+75, an interruption by Ctrl-C that saves nothing further 130.
 
     $ mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,64]'
     $ mgpt tokenize --cfg job output=tokens input=raw
@@ -16,15 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from mgpt.errors import ConfigError, MgptError
-from mgpt.launching.processes import (
-    INTERRUPTED_STATUS,
-    Interrupted,
-    die_with_parent,
-    is_worker,
-    report_failure,
-)
+from mgpt.errors import ConfigError, MgptError, is_told
+from mgpt.launching.processes import RESUME, die_with_parent, is_worker, report_failure
 from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
+from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS, Interrupted, interrupt_once
 
 USAGE = """\
 usage: mgpt <stage> [field=value | group=choice …]
@@ -32,14 +28,19 @@ usage: mgpt <stage> [field=value | group=choice …]
        mgpt <stage> --cfg job        the resolved configuration, without running
        mgpt <stage> --config FILE    run again from an output folder's config.yaml
 """
+STATUSES = """\
+exit status: 0 done, 2 a mistake or a failure, named in one line, 75 stopped by a signal with the
+work saved, 130 interrupted by Ctrl-C; after 75 and 130 the same command resumes"""
 
 
 def console() -> None:
     """The `mgpt` command."""
+    interrupt_once()
     status = main(sys.argv[1:])
-    if is_worker():
+    if is_worker() or status == INTERRUPTED_STATUS:
         # A finished rank has nothing left to do, and taking torch's process groups down with the
-        # interpreter aborts now and then ("terminate called without an active exception").
+        # interpreter aborts now and then ("terminate called without an active exception"). An
+        # interrupted process would finish what its executors' threads have queued.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -53,17 +54,23 @@ def main(arguments: Sequence[str]) -> int:
         _run(list(arguments))
         return 0
     except Interrupted as error:
-        print(f"mgpt: {error}", file=sys.stderr)
-        return INTERRUPTED_STATUS
+        _tell(error, str(error))
+        return SAVED_STATUS
     except MgptError as error:
         if os.environ.get("MGPT_TRACEBACK"):
             raise
-        if not report_failure(error):
+        if not report_failure(error) and not is_told(error):
             print(f"mgpt: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("mgpt: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        _tell(error, f"stopped; {RESUME}")
+        return INTERRUPTED_STATUS
+
+
+def _tell(stop: BaseException, words: str) -> None:
+    """Tells the user of a stop, once for all processes of the command."""
+    if os.environ.get("RANK", "0") == "0" and not is_told(stop):
+        print(f"mgpt: {words}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> None:
@@ -87,7 +94,7 @@ def _run(arguments: list[str]) -> None:
     if show is not None and show != "job":
         raise ConfigError(f"--cfg {show}: only `--cfg job` is known")
     if file is not None:
-        _run_again(module, Path(file), rest)
+        _run_again(module, Path(file).expanduser(), rest)
         return
     composed = compose_stage(name, module, rest)
     if show is not None:
@@ -133,5 +140,5 @@ def overview() -> str:
     for name, stage in STAGES.items():
         lines.append(f"  {name:<{width}}  {stage.what}")
         lines.append(f"  {'':<{width}}    {stage.input} → {stage.output}")
-    lines += ["", "start here:  mgpt pipeline recipe=quickstart"]
+    lines += ["", "start here:  mgpt pipeline recipe=quickstart", "", STATUSES]
     return "\n".join(lines)

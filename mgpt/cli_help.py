@@ -35,7 +35,9 @@ def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
     if groups:
         lines += ["", "groups (group=choice)"]
         lines += [
-            f"  {group:<12} {chosen} of {', '.join(all_)}" for group, (chosen, all_) in groups
+            f"  {group:<12} {chosen} of {', '.join(all_)}"
+            f"{', or any other number' if all(one.isdigit() for one in all_) else ''}"
+            for group, (chosen, all_) in groups
         ]
     lines += ["", "fields (field=value; * must be given)", *_fields(_settings(name, module.Config))]
     if hasattr(module, "help_lines"):

@@ -40,6 +40,7 @@ from mgpt.errors import ConfigError
 from mgpt.settings import (
     MISSING,
     describe,
+    expand_home,
     field_names,
     hints_of,
     is_text,
@@ -139,6 +140,14 @@ class _Group:
     chosen: str
     choices: list[str]
 
+    def nearest(self, number: int) -> str:
+        """Of choices that are numbers, the largest that is not above `number`, else the smallest;
+        empty for a group of names."""
+        if not all(choice.isdigit() for choice in self.choices):
+            return ""
+        numbers = sorted(map(int, self.choices))
+        return str(max((one for one in numbers if one <= number), default=numbers[0]))
+
 
 class _hydra:
     """Hydra's global state, set up for one call and cleared again."""
@@ -204,6 +213,10 @@ def _read_overrides(
             problems.append(f"{override!r} is not an override; write key=value")
         elif key in groups:
             group = groups[key]
+            px_field = f"{key}_px"
+            if value.isdigit() and group.nearest(int(value)) and schema.type_of(px_field):
+                values.append((px_field, int(value)))
+                value = group.nearest(int(value))
             if value not in group.choices:
                 problems.append(f"{key}={value}: {key} is one of {', '.join(group.choices)}")
             words.append(f"{group.key}={quote(value, str)}")
@@ -212,7 +225,8 @@ def _read_overrides(
             problems.append(f"{key.lstrip('~')}: no such field{hint}")
         elif not removal:
             try:
-                values.append((key, parser.parse_override(f"x={quote(value, kind)}").value()))
+                parsed = parser.parse_override(f"x={quote(value, kind)}").value()
+                values.append((key, expand_home(parsed)))
             except HydraException as error:
                 problems.append(f"{override}: {str(error).splitlines()[0]}; put it in quotes")
     if problems:
@@ -325,7 +339,7 @@ def _scalar(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if kind in (str, Path) and isinstance(value, str):
-        return kind(value)
+        return kind(expand_home(value))
     return _wrong(path, value, describe(kind), problems)
 
 

@@ -7,9 +7,13 @@ is an `assert`, and keeps its traceback.
     raise DataError(f"{tar}: member {name!r} is cut short: {got} of {want} bytes; fetch it again")
 """
 
+from typing import TypeVar
+
+_Error = TypeVar("_Error", bound=BaseException)
+
 
 class MgptError(Exception):
-    """What a user can cause and can mend."""
+    """What a user can cause and can fix."""
 
 
 class ConfigError(MgptError):
@@ -34,3 +38,14 @@ class MachineError(MgptError):
 
 class TrainingError(MgptError):
     """A run that cannot go on: not finite for too long, fenced by a newer attempt, a lost rank."""
+
+
+def told(error: _Error) -> _Error:
+    """Marks an error that another process of the same command prints, so that this one does not."""
+    error.is_told = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether another process of the same command prints this error."""
+    return getattr(error, "is_told", False)

@@ -21,6 +21,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import os
 import re
 import textwrap
 import types
@@ -156,6 +157,18 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def expand_home(value: Any) -> Any:
+    """Text that starts with `~/` or `~user/`, in lists and mappings too, as the path it stands for.
+
+    Shells expand it at the start of a word, and not all of them after `output=`.
+    """
+    if isinstance(value, str):
+        return os.path.expanduser(value) if re.match(r"~[\w.-]*(/|$)", value) else value
+    if isinstance(value, Mapping):
+        return {key: expand_home(item) for key, item in value.items()}
+    return [expand_home(item) for item in value] if isinstance(value, list) else value
 
 
 def to_plain(value: Any) -> Any:

@@ -169,7 +169,7 @@ STAGES: dict[str, Stage] = {
         "tokenised shards, a vocabulary",
         "checkpoints, a model folder",
         "vocabulary=text model=quickstart output=pretrain steps=200 "
-        "data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1",
+        "schedule.warmup_steps=10 data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1",
     ),
     "fp_sft": Stage(
         "mgpt.stages.fp_sft",

@@ -430,7 +430,7 @@ def cache_folder() -> Path:
     """$MGPT_CACHE, else `mgpt` in the user's cache folder; anything in it may be deleted."""
     own = os.environ.get("MGPT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "mgpt"
+    return Path(own).expanduser() if own else Path(base) / "mgpt"
 
 
 def record_folder(output: Location) -> Path:

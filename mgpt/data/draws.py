@@ -28,8 +28,9 @@ def identity64(raw_shard: str, key: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def hash64(key: int, *values: np.ndarray) -> np.ndarray:
-    """Uniform uint64 from a key and integer arrays of one shape, by splitmix64 after each.
+def hash64(key: int | np.ndarray, *values: np.ndarray) -> np.ndarray:
+    """Uniform uint64 from a key, or an array of keys, and integer arrays that broadcast with it, by
+    splitmix64 after each.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
     """
@@ -45,8 +46,11 @@ def below(probability: float, draws: np.ndarray) -> np.ndarray:
     return (draws >> np.uint64(11)) < np.uint64(round(probability * 2**53))
 
 
-def permute(key: int, places: np.ndarray, size: int) -> np.ndarray:
+def permute(key: int | np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
     """Where a keyed permutation of 0..size-1 sends each of `places`; no table, any order.
+
+    Args:
+        key: one for all places, or an array with one for each.
 
     A Feistel network over an even number of bits (at least six), walked until back in range
     (Black, Rogaway, "Ciphers with arbitrary finite domains", 2002).
@@ -55,12 +59,16 @@ def permute(key: int, places: np.ndarray, size: int) -> np.ndarray:
     mask = np.uint64((1 << int(half_bits)) - 1)
     images = np.asarray(places).astype(np.uint64)
     assert images.size == 0 or int(images.max()) < size, (int(images.max()), size)
-    round_keys = hash64(key, np.arange(FEISTEL_ROUNDS)).tolist()
+    if size == 1:  # the walk below would take 64 rounds of the network to get there
+        return np.zeros(images.shape, dtype=np.int64)
+    keys = np.asarray(key, dtype=np.uint64)
+    round_keys = hash64(keys[..., None], np.arange(FEISTEL_ROUNDS))
     outside = np.ones(images.shape, dtype=bool)
     while outside.any():
         left, right = images[outside] >> half_bits, images[outside] & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (hash64(round_key, right) & mask)
+        keys_here = round_keys[outside] if keys.ndim else round_keys
+        for number in range(FEISTEL_ROUNDS):
+            left, right = right, left ^ (hash64(keys_here[..., number], right) & mask)
         images[outside] = (left << half_bits) | right
         outside = images >= np.uint64(size)
     return images.astype(np.int64)

@@ -126,11 +126,13 @@ class Mixer:
         part, size = self.components[place], len(self.components[place])
         ordinal_N = np.arange(start, stop)
         epoch_N, place_N = ordinal_N // size, ordinal_N % size
-        entry_N = np.zeros_like(ordinal_N)
-        for epoch in range(start // size, -(-stop // size)):
-            within = epoch_N == epoch
-            key = draw_key(self.seed, "order", part.source, part.task, epoch)
-            entry_N[within] = permute(key, place_N[within], size)
+        first_epoch, last_epoch = start // size, -(-stop // size)
+        order_keys = [
+            draw_key(self.seed, "order", part.source, part.task, epoch)
+            for epoch in range(first_epoch, last_epoch)
+        ]
+        keys_N = np.array(order_keys, dtype=np.uint64)[epoch_N - first_epoch]
+        entry_N = permute(keys_N, place_N, size)
         identity_N = part.lengths.identities_N[entry_N]
         variant_key = draw_key(self.seed, "variant", part.task)
         num_variants = part.lengths.counts_NVC.shape[1]

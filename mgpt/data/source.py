@@ -89,6 +89,28 @@ class DataConfig:
                 raise ValueError(f"changes at step {step}: no source {', '.join(unknown)}")
             if any(weight < 0 for tasks in sources.values() for weight in tasks.values()):
                 raise ValueError(f"changes at step {step}: no weight is below 0")
+        self._check_weights_add_up()
+
+    def _check_weights_add_up(self) -> None:
+        """Raises ValueError where nothing at all is drawn, from the start or after a change."""
+        weights = {
+            (name, task): weight
+            for name, source in self.sources.items()
+            for task, weight in source.tasks.items()
+        }
+        if weights and not sum(weights.values()):
+            shown = ", ".join(f"{name}.tasks.{task}=0" for name, task in weights)
+            raise ValueError(
+                f"the weights of all sources add up to 0 ({shown}); give a task one above 0"
+            )
+        for step in sorted(self.changes):
+            for name, tasks in self.changes[step].items():
+                weights |= {(name, task): weight for task, weight in tasks.items()}
+            if not sum(weights.values()):
+                raise ValueError(
+                    f"changes at step {step}: all weights are 0 from there on; give a task one "
+                    "above 0, or end the run there"
+                )
 
     def weights(self, source: str) -> dict[str, float]:
         """The weight at first of each task of a source that is trained on at any step."""

@@ -77,18 +77,27 @@ def build_cases(
     """The cases of one task: every turn of `num_samples` held-out samples, in a keyed order.
 
     The order is that of sha256(seed, task, sample identity): a larger `num_samples` only adds.
-    Raises DataError when the data set serves the task with no sample at all.
+    Raises DataError when the data set serves the task with no sample at all, or only with samples
+    that are no rendered scenes.
     """
-    chosen = []
+    chosen, num_scenes = [], 0
     for index in range(len(dataset)):
         shard, number = dataset.locate(index)
         meta = shard.meta(number)
+        num_scenes += is_scene(meta)
         if can_serve(task_name, meta, shard.shapes(number)) and is_measurable(task_name, meta):
             chosen.append(index)
+    if not num_scenes:
+        raise DataError(
+            f"{dataset.folder}: mgpt evaluate measures rendered scenes only (mgpt pack "
+            f"source=scenes), and none of the {len(dataset)} samples here is one; look at answers "
+            "about your own pictures with mgpt generate, and give the pictures to a training as "
+            "held_out.sources for the loss on them"
+        )
     if not chosen:
         raise DataError(
             f"{dataset.folder}: no held-out sample serves the task {task_name!r}; "
-            "pack more of them, or leave the task out of evaluate.tasks"
+            "pack more of them, or leave the task out of tasks"
         )
     chosen.sort(key=lambda index: _rank(seed, task_name, dataset.identity(index)))
     cases: list[Case] = []
@@ -98,10 +107,18 @@ def build_cases(
 
 
 def is_measurable(task_name: str, meta: Mapping[str, object]) -> bool:
-    """Whether the checker can read the true answer: free pictures need one or two objects."""
+    """Whether the checker can read the true answer: it knows rendered scenes, and of those that are
+    drawn from text alone, scenes of one or two objects."""
+    if not is_scene(meta):
+        return False
     if task_name != "text_to_image":
         return True
     return meta.get("kind") == "objects" and len(true_objects(meta)) in (1, 2)
+
+
+def is_scene(meta: Mapping[str, object]) -> bool:
+    """Whether a sample is a rendered scene, which brings the truth of all that can be measured."""
+    return isinstance(meta.get("truth"), Mapping)
 
 
 def true_objects(meta: Mapping[str, object]) -> list[Mapping[str, str]]:

@@ -71,14 +71,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.image_candidates < 1:
-            raise ConfigError(
-                f"evaluate.image_candidates={self.image_candidates} must be at least 1"
-            )
+            raise ConfigError(f"image_candidates={self.image_candidates} must be at least 1")
         for setting, names in (("tasks", self.tasks), ("samples_of", self.samples_of)):
             if unknown := [name for name in names if name not in FIGURES]:
-                raise ConfigError(
-                    f"evaluate.{setting}: {unknown} unknown; there are {sorted(FIGURES)}"
-                )
+                raise ConfigError(f"{setting}: {unknown} unknown; there are {sorted(FIGURES)}")
 
 
 def evaluate(

@@ -12,23 +12,24 @@ import ctypes
 import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import FrameType
+from typing import Any
 
-from mgpt.errors import MgptError, TrainingError
+from mgpt.errors import MgptError, TrainingError, told
 from mgpt.files import create_exclusive
+from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS, Interrupted, end_at_once
 
 WORKER_MODULE = "mgpt"
 PARENT_VARIABLE = "MGPT_PARENT_PID"
 ERROR_VARIABLE = "MGPT_ERROR_FILE"
 SHUTDOWN_S = 600
-INTERRUPTED_STATUS = 75  # EX_TEMPFAIL: stopped in order by a signal; the same command goes on
+RESUME = "run the same command again to resume"
 _PR_SET_PDEATHSIG = 1
-
-
-class Interrupted(MgptError):
-    """A stage that a signal ended in order, with its work saved; exit status 75."""
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def is_worker() -> bool:
@@ -62,7 +63,7 @@ def die_with_parent() -> None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):  # it ended before the line above
-        raise SystemExit(INTERRUPTED_STATUS)
+        raise SystemExit(SAVED_STATUS)
 
 
 def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
@@ -75,23 +76,106 @@ def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:
     from torch.distributed.run import get_args_parser, run
 
     # What it would log about a failed rank is in the error raised below.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     own_children()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Half a minute, the launcher's own, is too short for the step under way and a large save.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={procs}"]
     # Passed on to the ranks, which save and end; SIGUSR1 is what schedulers send ahead of time.
-    options.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    options.append("--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT,SIGUSR1")
+    before = signal.signal(signal.SIGINT, _interrupt_ranks())
     try:
         run(get_args_parser().parse_args([*options, "--module", WORKER_MODULE, *arguments]))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _first_failure(error.failures)
+        if failure.exitcode == SAVED_STATUS:
+            raise told(Interrupted(f"stopped by a signal; {RESUME}")) from None
         if failure.exitcode == INTERRUPTED_STATUS:
-            raise Interrupted("stopped by a signal, work saved; the same command goes on") from None
+            raise told(KeyboardInterrupt()) from None
         raise TrainingError(_failure_words(rank, failure)) from None
     except SignalException as error:
-        raise Interrupted(f"stopped by {error.sigval.name}; the same command goes on") from None
+        stop = Interrupted(f"stopped by {error.sigval.name}; {RESUME}")
+        raise (told(stop) if error.sigval == signal.SIGINT else stop) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_ranks() -> Callable[[int, FrameType | None], None]:
+    """A handler of SIGINT for the launcher. The first one is passed on to the ranks, which torch
+    starts in sessions of their own; the second ends this process and, with it, its ranks."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            end_at_once()
+        raise SignalException("SIGINT", sigval=signal.SIGINT)
+
+    return interrupt
+
+
+def run_child(
+    command: Sequence[str],
+    tick: Callable[[], None] = lambda: None,
+    every_s: float = 10.0,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Runs a command to its end and returns its status; calls `tick` every so often.
+
+    The child has a session of its own, and SIGINT, SIGTERM and SIGUSR1 to this process are passed
+    on to it: it receives a Ctrl-C once, whether the terminal or somebody else sends it. Ctrl-Z
+    stops both.
+
+    Raises:
+        Interrupted: a signal stopped the child, with its work saved if it can save.
+        KeyboardInterrupt: Ctrl-C stopped it, and it saves nothing halfway.
+    """
+    received: list[int] = []
+    too_early: list[int] = []
+    child: subprocess.Popen[Any] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if child is None:
+            too_early.append(number)
+        else:
+            child.send_signal(number)
+
+    def suspend(number: int, frame: FrameType | None) -> None:
+        if child is not None:
+            os.killpg(child.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT
+        if child is not None:
+            os.killpg(child.pid, signal.SIGCONT)
+
+    handlers = {**dict.fromkeys(_PASSED_ON, pass_on), signal.SIGTSTP: suspend}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        child = subprocess.Popen(command, start_new_session=True, env=environment)
+        while too_early:
+            child.send_signal(too_early.pop())
+        while True:
+            try:
+                status = child.wait(timeout=every_s)
+                break
+            except subprocess.TimeoutExpired:
+                tick()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status == INTERRUPTED_STATUS:
+        raise told(KeyboardInterrupt())
+    name = signal.Signals(received[0]).name if received else "a signal"
+    stop = Interrupted(f"stopped by {name}; {RESUME}")
+    if status == SAVED_STATUS:
+        raise told(stop)
+    if received and -status in (0, *received):
+        raise stop
+    return status
 
 
 def report_failure(error: BaseException) -> bool:
@@ -111,6 +195,16 @@ def report_failure(error: BaseException) -> bool:
     return True
 
 
+def _first_failure(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """The earliest failure that has a message, else the earliest; a rank that only follows the
+    failure of another one has none."""
+
+    def order(found: tuple[int, Any]) -> tuple[bool, int]:
+        return found[1].error_file == "<N/A>", found[1].timestamp
+
+    return min(failures.items(), key=order)
+
+
 def _failure_words(rank: int, failure: object) -> str:
     message = getattr(failure, "message", "")
     if isinstance(message, dict):
@@ -120,4 +214,4 @@ def _failure_words(rank: int, failure: object) -> str:
         return f"{words if kind.endswith('Error') else message} (rank {rank})"
     code = failure.exitcode  # type: ignore[attr-defined]
     end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-    return f"rank {rank} {end}; its last lines above may say why, and the same command goes on"
+    return f"rank {rank} {end}; its last lines above may say why; {RESUME}"

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mgpt.errors import MachineError, MgptError
+from mgpt.errors import MachineError, MgptError, told
+from mgpt.parallel.failures import FailureWatch, share
 
 __all__ = ["World", "init_distributed"]
 
@@ -47,6 +48,8 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
     """Whose collectives these are; None: the one that all share."""
+    failures: FailureWatch | None = field(default=None, compare=False)
+    """Ends this rank when another one fails; None for a lone process."""
 
     def apart(self) -> "World":
         """The same ranks with a process group of their own: another thread may use it while this
@@ -98,13 +101,16 @@ class World:
         return self.gather_objects(value if self.is_main else None)[0]
 
     def raise_together(self, error: MgptError | None) -> None:
-        """Raises on every rank, as the same kind, the error of the lowest rank that has one."""
+        """Raises on every rank, as the same kind, the error of the lowest rank that has one.
+
+        Those of ranks that have none are marked as told.
+        """
         found = [None, None] if error is None else [type(error).__name__, str(error)]
         for rank, (kind, message) in enumerate(self.gather_objects(found)):
             if kind is not None:
-                if error is not None:
-                    raise error
-                raise _error_kind(kind)(f"{message} (on rank {rank})")
+                if rank == self.rank:
+                    raise share(error)
+                raise told(_error_kind(kind)(f"{message} (on rank {rank})"))
 
     def require_process_group(self) -> None:
         """A process group exists afterwards; a lone process gets one of its own, without ports."""
@@ -134,11 +140,21 @@ class World:
                 time.sleep(0.005)
 
     def shutdown(self) -> None:
-        """Leaves the process group, if any; collective, except while an error travels up."""
+        """Leaves the process group, if any; collective, except while an error travels up.
+
+        That error ends the other ranks as well; if another rank has failed before, this one ends
+        here.
+        """
         if not dist.is_initialized():
             return
-        if sys.exc_info()[0] is None:
+        error = sys.exc_info()[1]
+        if error is None:
             self.settle()
+        if self.failures is not None:
+            if error is None:
+                self.failures.close()
+            elif not self.failures.announce(error):
+                self.failures.end()
         dist.destroy_process_group()
 
 
@@ -161,7 +177,8 @@ def init_distributed(device: str = "auto", timeout_s: float = 1800.0) -> World:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     where = torch.device("cpu")
     if has_gpu and device != "cpu":
-        where = torch.device("cuda", local_rank)
+        # With one GPU bound to each task of an srun step, that one is each task's first.
+        where = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(where)
     if "RANK" in os.environ and not dist.is_initialized():
         try:
@@ -172,7 +189,10 @@ def init_distributed(device: str = "auto", timeout_s: float = 1800.0) -> World:
                 f"rank {rank} of {size} did not meet the others at {address}: {error}; "
                 "check that the address is reachable and the port free"
             ) from error
-    return World(rank, size, local_rank, local_size, where)
+    failures = None
+    if size > 1:
+        failures = FailureWatch(dist.distributed_c10d._get_default_store(), rank, size)
+    return World(rank, size, local_rank, local_size, where, failures=failures)
 
 
 def _collectives(device: torch.device) -> str:

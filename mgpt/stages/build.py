@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from mgpt.allocator import keep_freed_memory
-from mgpt.errors import CheckpointError, VocabularyError
+from mgpt.errors import CheckpointError, ConfigError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.models.folder import (
@@ -52,6 +52,23 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"size={self.size!r} is none of {', '.join(SIZES)}")
+
+    def check_same(self, found: TransformerConfig, origin: str) -> None:
+        """Raises ConfigError where another size than that of given weights was asked for. The
+        default size asks for none."""
+        asked = SIZES[self.size]
+        pairs = []
+        if self.size != ModelConfig.size:
+            pairs = [(n, getattr(asked, n), getattr(found, n)) for n in ("layers", "hidden")]
+        if self.max_positions is not None:
+            pairs.append(("max_positions", self.max_positions, found.max_positions))
+        differs = [f"{name} {own} and not {other}" for name, other, own in pairs if own != other]
+        if differs:
+            raise ConfigError(
+                f"model.size={self.size}, model.max_positions={self.max_positions}: {origin} has "
+                f"{', '.join(differs)}, and weights keep their own size; leave model= out, or "
+                "start without init_from"
+            )
 
     def transformer(self, vocabulary: Vocabulary) -> TransformerConfig:
         """The size with this vocabulary."""

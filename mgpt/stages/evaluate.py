@@ -20,10 +20,12 @@ from mgpt.errors import DataError
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
 from mgpt.evals.measures import MEASURES
 from mgpt.launching.processes import is_worker, num_processes, run_workers
+from mgpt.launching.srun import join_step
 from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.stages.build import build_pipeline, vq_input
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.truth import TruthPictures
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -62,15 +64,23 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("evaluate", cfg, inputs(cfg))
-    if folder.is_complete:
-        return
-    procs = num_processes("evaluate", cfg.procs)
-    if procs > 1 and not is_worker():
-        run_workers(["evaluate", "--config", str(folder.path / CONFIG)], procs, cfg.threads)
-        return
+    join_step("evaluate", cfg.procs)
+    folder = None if is_worker() else StageFolder.open("evaluate", cfg, inputs(cfg))
+    if folder is not None:
+        if folder.is_complete:
+            return
+        procs = num_processes("evaluate", cfg.procs)
+        if procs > 1:
+            run_workers(["evaluate", "--config", str(folder.path / CONFIG)], procs, cfg.threads)
+            return
     world = init_distributed()
     try:
+        if folder is None:
+            folder = open_on_ranks(
+                world, cfg, lambda: StageFolder.open("evaluate", cfg, inputs(cfg))
+            )
+        if folder.is_complete:
+            return
         torch.set_num_threads(cfg.threads)
         with open_tracker(cfg, "evaluate", world.is_main) as tracker:
             measures = _evaluate_here(cfg, folder.path, world, tracker)

@@ -36,6 +36,7 @@ from mgpt.tracking.tracker import TrackingConfig
 
 FREE = "free"
 _LARGEST_DEFAULT_GRIDS = 16  # 512 px with a 16x VQGAN: the first rung of the published model
+_MARK = "<prompt>"
 _FILLED_IN = "."  # stands in an answer's place while a task builds the question
 
 
@@ -66,7 +67,8 @@ class Config(SamplingConfig):
     views: int = 4
     """Pictures of a multi_view answer."""
     n: int = 1
-    """Answers to each prompt."""
+    """Answers to each prompt. They depend on the prompt, its pictures, the seed and their number
+    alone, not on what else is asked."""
     candidates: int = 1
     """Pictures drawn for each answer to text_to_image; kept is the one from which the model itself
     most likely reads the prompt."""
@@ -111,6 +113,11 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
+    if not all(prompt.strip() for prompt in cfg.prompts) and reads_prompt(cfg.task):
+        raise ConfigError(
+            f"task={cfg.task} asks with a prompt and there is none; give prompt='what to draw, ask "
+            "or do'"
+        )
     folder = StageFolder.open("generate", cfg, inputs(cfg), min_free_mb=20)
     if folder.is_complete:
         return
@@ -174,7 +181,7 @@ def question(
         conversation, sampling, draws = Conversation((turn,)), cfg.sampling, False
     else:
         drawn = (grids[0] * LATENTS_PER_GRID, grids[1] * LATENTS_PER_GRID)
-        whole = _task_item(cfg, prompt, drawn, pipeline.vqgan.cfg.downsample)
+        whole = _task_item(cfg.task, prompt, drawn, pipeline.vqgan.cfg.downsample, cfg.views)
         slots = [part for part in whole.turns[0].answer if isinstance(part, ImageSlot)]
         modality: Modality = "image" if slots else "text"
         conversation, draws = whole.ask(0), bool(slots)
@@ -203,7 +210,8 @@ def _answers(
         [asked[number].codes for number, _ in jobs],
         # The same for all: the task decides it.
         asked[0].sampling,
-        [f"{number}/{sample}" for number, sample in jobs],
+        # By what is asked, not by its place in the list, so that a prompt's pictures are its own.
+        [f"{cfg.prompts[number]}/{sample}" for number, sample in jobs],
     )
     sizes = [grids if asked[number].draws else None for number, _ in jobs]
     if cfg.candidates == 1:
@@ -212,7 +220,17 @@ def _answers(
     return best_answers(pipeline, cfg.candidates, *given, readings, sizes)
 
 
-def _task_item(cfg: Config, prompt: str, drawn: tuple[int, int], latent_px: int) -> Conversation:
+def reads_prompt(task: str) -> bool:
+    """Whether the question of a task holds the prompt; free does, depth and caption do not."""
+    if task == FREE:
+        return True
+    turn = _task_item(task, _MARK, (2, 2), 8, views=2).turns[0]
+    return any(isinstance(part, str) and _MARK in part for part in turn.question)
+
+
+def _task_item(
+    task: str, prompt: str, drawn: tuple[int, int], latent_px: int, views: int
+) -> Conversation:
     """The task's whole conversation about a sample that has everything, answers included."""
     meta: dict[str, Any] = {
         "caption": prompt or _FILLED_IN,
@@ -224,10 +242,10 @@ def _task_item(cfg: Config, prompt: str, drawn: tuple[int, int], latent_px: int)
     }
     fields = ("image", "other", "depth", "normals", "segmentation", "pose", "detection", "edit_1")
     shapes = dict.fromkeys(fields, drawn)
-    if cfg.task == "multi_view":
-        shapes = {f"view_{number:02d}": drawn for number in range(cfg.views)}
-    item = TASKS[cfg.task].build(SampleView(meta, shapes, latent_px), 0)
-    assert isinstance(item, Conversation), cfg.task
+    if task == "multi_view":
+        shapes = {f"view_{number:02d}": drawn for number in range(views)}
+    item = TASKS[task].build(SampleView(meta, shapes, latent_px), 0)
+    assert isinstance(item, Conversation), task
     return item
 
 

@@ -19,7 +19,6 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +27,8 @@ from typing import Any
 from mgpt.config import Composed
 from mgpt.errors import MachineError, MgptError
 from mgpt.files import atomic_write
-from mgpt.launching.processes import INTERRUPTED_STATUS, Interrupted, own_children
+from mgpt.launching.processes import RESUME, own_children, run_child
+from mgpt.launching.srun import refuse_step
 from mgpt.settings import DERIVED
 from mgpt.stages.folder import check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
@@ -93,6 +93,7 @@ def configure(composed: Composed) -> Config:
 
 
 def main(cfg: Config) -> None:
+    refuse_step("a pipeline")
     output = Path(cfg.output)
     check_machine(output, min_free_mb=500)
     record = Record(output / RECORD, cfg)
@@ -117,42 +118,25 @@ def run_stage(entry: Entry, record: Record) -> None:
     """
     record.begin(entry.name)
     command = [sys.executable, "-m", "mgpt", entry.stage, *entry.overrides]
-    with subprocess.Popen(command) as child, passing_signals(child):
-        try:
-            while True:
-                try:
-                    status = child.wait(timeout=_RECORD_EVERY_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    record.tick()
-        except KeyboardInterrupt:  # the terminal has told the stage too
-            child.wait()
-            raise
-    record.tick()
-    if status == INTERRUPTED_STATUS:
-        raise Interrupted(f"{entry.name} stopped in order; the same command goes on")
+    try:
+        status = run_child(command, record.tick, _RECORD_EVERY_S, _environment(entry.name))
+    finally:
+        record.tick()
     if status < 0:
         raise MachineError(
             f"{entry.name} was ended by {signal.Signals(-status).name}"
-            f"{' (out of memory?)' if status == -signal.SIGKILL else ''}; the same command goes on"
+            f"{' (out of memory?)' if status == -signal.SIGKILL else ''}; {RESUME}"
         )
     if status:
-        raise MgptError(f"{entry.name} failed, as said above; mend it and the same command goes on")
+        raise MgptError(f"{entry.name} failed, as reported above; fix the cause and {RESUME}")
 
 
-@contextmanager
-def passing_signals(child: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
-    """SIGTERM and SIGUSR1 to this process go on to the child, which saves and ends."""
-    passed = (signal.SIGTERM, signal.SIGUSR1)
-    before = {
-        name: signal.signal(name, lambda number, frame: child.send_signal(number))
-        for name in passed
-    }
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+def _environment(entry: str) -> dict[str, str]:
+    """A stage's environment: a name or an id of one Weights & Biases run cannot be that of all."""
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
+    if own.get("WANDB_NAME"):
+        own["WANDB_NAME"] += f"/{entry}"
+    return own
 
 
 class Record:
@@ -240,7 +224,8 @@ def _commit() -> str:
 
 def _group(output: Path, recipe: str) -> str:
     """The tracker's group: the same for every start in one output folder."""
-    return str(_read(output / RECORD).get("group") or f"{recipe}-{uuid.uuid4().hex[:6]}")
+    kept = _read(output / RECORD).get("group") or os.environ.get("WANDB_RUN_GROUP")
+    return str(kept or f"{recipe}-{uuid.uuid4().hex[:6]}")
 
 
 def _read(path: Path) -> dict[str, Any]:

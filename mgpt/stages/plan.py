@@ -35,7 +35,7 @@ from mgpt.stage_table import configure as configure_stage
 from mgpt.stages.build import Weights, load_vocabulary
 from mgpt.stages.recipe import TRAINING, read_recipe
 from mgpt.stages.released import is_released, plan_model
-from mgpt.stages.training import TrainingConfig, at_resolution
+from mgpt.stages.training import TrainingConfig, at_resolution, warnings_of
 from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -118,6 +118,8 @@ def main(cfg: Config) -> None:
     for name, run in cfg.runs:
         plan, lengths = plan_stage(cfg, run)
         show(tracker, name, plan, lengths)
+        for warning in warnings_of(run):
+            tracker.print(f"  warning: {warning}")
         problems += [f"{name}: {problem}" for problem in plan.problems]
         gpu_hours += plan.gpu_hours
     if len(cfg.runs) > 1:

@@ -4,7 +4,7 @@ Documents are plain text, image-caption pairs in either order, and interleaved t
 Every token after the first is trained; there are no questions and no guidance drop.
 
     mgpt pretrain vocabulary=text model=quickstart output=pretrain steps=200 \
-        data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1
+        schedule.warmup_steps=10 data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1
 """
 
 from mgpt.stages.training import TrainingConfig as Config

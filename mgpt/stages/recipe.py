@@ -161,7 +161,7 @@ def _shared_overrides(composed: Composed, group: str) -> dict[str, list[str]]:
         changed = {key: value for key, value in now.items() if base.get(key, MISSING) != value}
         shared[name] = [f"{name}={choice}"]
         shared[name] += [f"{name}.{key}={_word(value)}" for key, value in changed.items()]
-    if group:
+    if group and not node.tracking.get("group"):
         shared["tracking"].append(f"tracking.group={group}")
     shared["seed"] = [f"seed={node.seed}"]
     shared["redo"] = ["redo=true"] if node.redo else []

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -39,18 +38,13 @@ from mgpt.launching import preflight, slurm
 from mgpt.launching.code_version import code_version, edits, in_words
 from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
 from mgpt.launching.launcher import Launcher, Resources
-from mgpt.launching.processes import (
-    INTERRUPTED_STATUS,
-    Interrupted,
-    num_processes,
-    own_children,
-)
+from mgpt.launching.processes import RESUME, num_processes, own_children, run_child
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
 from mgpt.settings import DERIVED
 from mgpt.stage_table import STAGES, compose_stage, load_stage
 from mgpt.stage_table import configure as configure_stage
 from mgpt.stages import plan
-from mgpt.stages.pipeline import RECORD, conditions, passing_signals
+from mgpt.stages.pipeline import RECORD, conditions
 from mgpt.stages.recipe import TRAINING
 from mgpt.stages.status import CHAIN
 from mgpt.stages.training import at_resolution
@@ -255,16 +249,8 @@ def _run_here(cfg: Config, works: Sequence[Work]) -> None:
     with folder.claim():
         folder.freeze(_frozen(cfg, work) | {LOCAL: text})
     own_children()
-    with subprocess.Popen([str(folder.path / LOCAL)]) as child, passing_signals(child):
-        try:
-            status = child.wait()
-        except KeyboardInterrupt:  # the terminal has told it too
-            child.wait()
-            raise
-    if status == INTERRUPTED_STATUS:
-        raise Interrupted(f"{cfg.stage} stopped in order; the same command goes on")
-    if status:
-        raise MgptError(f"{cfg.stage} failed, as said above; mend it and the same command goes on")
+    if run_child([str(folder.path / LOCAL)]):
+        raise MgptError(f"{cfg.stage} failed, as reported above; fix the cause and {RESUME}")
 
 
 def _local_folder(cfg: Config, works: Sequence[Work]) -> LaunchFolder:

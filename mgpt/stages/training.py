@@ -20,7 +20,8 @@ from torch import Tensor
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
 from mgpt.errors import DataError, MgptError, VocabularyError
-from mgpt.launching.processes import Interrupted, is_worker, num_processes, run_workers
+from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
+from mgpt.launching.srun import join_step
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
@@ -34,9 +35,11 @@ from mgpt.stages.build import (
     write_model_folder,
 )
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import is_released, plan_import
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
+from mgpt.stop_signals import Interrupted
 from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -58,6 +61,11 @@ class HeldOutConfig:
     """By name, as data.sources; their rows have the length of those of training."""
     rows: int = 16
     """Rows measured, always the same."""
+
+    def __post_init__(self) -> None:
+        weights = [weight for one in self.sources.values() for weight in one.tasks.values()]
+        if weights and not sum(weights):
+            raise ValueError("the weights of all sources add up to 0; give a task one above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +115,25 @@ class TrainingConfig(TrainConfig):
             raise ValueError(problem)
         if not self.data.sources:
             raise ValueError("data.sources is empty; give data.sources.<name>.path and .tasks")
+        if self.validate_every and not self.held_out.sources:
+            raise ValueError(
+                f"validate_every={self.validate_every} measures held-out rows and there are none; "
+                "give held_out.sources.<name>.path and .tasks, or leave validate_every out"
+            )
         if self.pictures_every and self.samples.vq is None:
             raise ValueError("pictures_every needs samples.vq, the VQGAN that draws the pictures")
+
+
+def warnings_of(cfg: TrainingConfig) -> list[str]:
+    """What is allowed and hardly meant; told before the first step, and by mgpt plan."""
+    warmup, steps = cfg.schedule.warmup_steps, cfg.steps
+    if warmup < steps:
+        return []
+    return [
+        f"schedule.warmup_steps={warmup} is not below steps={steps}: the learning rate ends at "
+        f"{(steps - 1) / warmup:.1%} of optim.lr={cfg.optim.lr:g}; set schedule.warmup_steps="
+        f"{steps // 20}, say, or raise steps"
+    ]
 
 
 def inputs(cfg: TrainingConfig) -> dict[str, str]:
@@ -119,16 +144,23 @@ def inputs(cfg: TrainingConfig) -> dict[str, str]:
 
 
 def train(stage: str, cfg: TrainingConfig) -> None:
-    """The stage, on as many processes as `parallel.procs` says."""
-    folder = StageFolder.open(stage, cfg, inputs(cfg))
-    if folder.is_complete:
-        return
-    procs = num_processes(cfg.parallel.name, cfg.parallel.procs)
-    if procs > 1 and not is_worker():
-        run_workers([stage, "--config", str(folder.path / CONFIG)], procs, cfg.parallel.threads)
-        return
+    """The stage, on as many processes as `parallel.procs` says, or as the ranks that torchrun or
+    srun started."""
+    join_step(cfg.parallel.name, cfg.parallel.procs)
+    folder = None if is_worker() else StageFolder.open(stage, cfg, inputs(cfg))
+    if folder is not None:
+        if folder.is_complete:
+            return
+        procs = num_processes(cfg.parallel.name, cfg.parallel.procs)
+        if procs > 1:
+            run_workers([stage, "--config", str(folder.path / CONFIG)], procs, cfg.parallel.threads)
+            return
     world = init_distributed(timeout_s=cfg.parallel.timeout_s)
     try:
+        if folder is None:
+            folder = open_on_ranks(world, cfg, lambda: StageFolder.open(stage, cfg, inputs(cfg)))
+        if folder.is_complete:
+            return
         figures = _train_here(stage, cfg, folder.path, world)
         if world.is_main:
             folder.finish(figures)
@@ -141,6 +173,8 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
     with open_tracker(cfg, stage, world.is_main, record=False) as tracker:
         weights = _start_weights(cfg, folder, world, tracker)
         vocabulary = _vocabulary(cfg, weights)
+        if weights:
+            cfg.model.check_same(weights.config(), f"init_from={cfg.init_from}")
         shape = weights.config() if weights else cfg.model.transformer(vocabulary)
         shape = replace(shape, dropout=cfg.dropout)
         data, held_out_data = _data(cfg)
@@ -174,8 +208,8 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
         loader.close()
         if isinstance(outcome, trainer.Interrupted):
             raise Interrupted(
-                f"{stage}: stopped by {outcome.signal} at step {outcome.step} of {cfg.steps}, "
-                "which is saved; the same command goes on from there"
+                f"{stage}: stopped by {outcome.signal}; step {outcome.step:,} of {cfg.steps:,} is "
+                f"saved, {RESUME}"
             )
         last = StepFolder(folder / step_name(outcome.step), outcome.step)
         _write_model(last, shape, vocabulary, cfg.averaged, world, tracker.print)
@@ -382,6 +416,8 @@ def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader:
     documents = "documents drawn" if is_exact else "documents drawn, about"
     columns = ["source/task", "samples", "weight", "longest, tokens", documents, "epochs"]
     tracker.table("mix", columns, rows)
+    for warning in warnings_of(cfg):
+        tracker.print(f"warning: {warning}")
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mgpt.tracking.progress import Bar, figure_texts, progress
-from mgpt.tracking.wandb_run import Mode, hold_run, note_shown, open_run, shown_through
+from mgpt.tracking.wandb_run import (
+    RunNames,
+    choose_mode,
+    hold_run,
+    note_shown,
+    open_run,
+    shown_through,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,17 +37,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
+class TrackingConfig(RunNames):
     """Where a run is shown. Nothing here can change a result."""
-
-    mode: Mode = "auto"
-    """Weights & Biases: online, offline, disabled; auto is online with a key, else offline."""
-    project: str = "mgpt"
-    """Its project."""
-    entity: str | None = None
-    """Its team or user; null is the key's own."""
-    group: str = ""
-    """Name that groups the runs of one pipeline."""
 
 
 class Tracker:
@@ -77,15 +75,13 @@ class Tracker:
         self._record = run_folder / "metrics.jsonl" if record and is_main else None
         self._run: Any = None
         self._hold: IO[str] | None = None
-        wanted = is_main and cfg.mode != "disabled"
+        wanted = is_main and choose_mode(cfg.mode) != "disabled"
         if wanted and shared:
             self._hold = hold_run(run_folder)
             wanted = self._hold is not None
         if wanted:
             config = resolved_config or {}
-            self._run = open_run(
-                cfg.mode, run_folder, cfg.project, cfg.entity, stage, cfg.group or group, config
-            )
+            self._run = open_run(cfg, run_folder, stage, group, config)
         if self._run is not None:
             # Asked before anything is shown: a table without a step changes what the run says.
             self._through = shown_through(self._run, run_folder)

@@ -7,7 +7,11 @@ server that cannot be reached makes the run an offline one, kept below `<stage f
 step the run is known to hold everything is what the server says of it, and, where none is asked,
 `<stage folder>/wandb/shown`, written when a start has ended in order.
 
-    >>> run = open_run("auto", Path("outputs/a"), "mgpt", None, "pretrain", "a", config={})
+The configuration wins, then the client's own environment variables (`RunNames`; WANDB_DIR,
+WANDB_RUN_ID, WANDB_JOB_TYPE and those of its settings too; WANDB_TAGS, WANDB_NOTES and
+WANDB_BASE_URL it reads by itself), then a default.
+
+    >>> run = open_run(RunNames(), Path("outputs/a"), "pretrain", "a", config={})
     >>> run.log({"step": 1, "loss": 2.3})
     >>> run.finish()
 """
@@ -20,6 +24,8 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -38,17 +44,30 @@ _JOB = {
     "partition": "SLURM_JOB_PARTITION",
 }
 Mode = Literal["auto", "online", "offline", "disabled"]
+_OLD_MODES = {"dryrun": "offline", "run": "online"}
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class RunNames:
+    """Where a run is shown, and as what."""
+
+    mode: Mode = "auto"
+    """Weights & Biases: online, offline, disabled; auto: WANDB_MODE, else disabled with
+    WANDB_DISABLED=true, else online with a key (WANDB_API_KEY or ~/.netrc), else offline."""
+    project: str | None = None
+    """Its project; null: WANDB_PROJECT, else mgpt."""
+    entity: str | None = None
+    """Its team or user; null: WANDB_ENTITY, else the key's own."""
+    group: str = ""
+    """Name that groups the runs of one pipeline; empty: WANDB_RUN_GROUP, else the pipeline's."""
+    name: str | None = None
+    """Name of the run; null: WANDB_NAME, else <group>/<stage>. In a pipeline WANDB_NAME is followed
+    by the stage's name."""
+
+
 def open_run(
-    mode: Mode,
-    folder: Path,
-    project: str,
-    entity: str | None,
-    stage: str,
-    group: str,
-    config: Mapping[str, Any],
+    names: RunNames, folder: Path, stage: str, group: str, config: Mapping[str, Any]
 ) -> Any:
     """The wandb run of a stage folder; `step` is the axis of everything it logs. None where the
     client fails; the next start shows what this one could not.
@@ -63,19 +82,22 @@ def open_run(
         ) from error
     where = folder / "wandb"
     where.mkdir(parents=True, exist_ok=True)
+    environment = os.environ
+    group = names.group or environment.get("WANDB_RUN_GROUP") or group
+    default_name = f"{group}/{stage}" if group else stage
     options: dict[str, Any] = {
-        "project": project,
-        "entity": entity,
+        "project": names.project or environment.get("WANDB_PROJECT") or "mgpt",
+        "entity": names.entity or environment.get("WANDB_ENTITY") or None,
         "group": group,
-        "job_type": stage,
-        "name": f"{group}/{stage}" if group else stage,
+        "job_type": environment.get("WANDB_JOB_TYPE") or stage,
+        "name": names.name or environment.get("WANDB_NAME") or default_name,
         "id": _run_id(where),
-        "dir": str(folder),
+        "dir": _files_folder(folder),
         "config": {**config, "starts": _note_start(where)},
         "resume": "allow",
         "settings": wandb.Settings(**_settings(wandb.Settings.model_fields)),
     }
-    chosen = choose_mode(mode)
+    chosen = choose_mode(names.mode)
     if chosen == "online":
         try:
             run = wandb.init(mode="online", **options)
@@ -90,6 +112,8 @@ def open_run(
         except Exception as error:
             _log.warning("Weights & Biases: %s; this start is not shown", error)
             return None
+    if run.id != options["id"] and chosen != "disabled":  # a sweep chooses its runs' ids itself
+        atomic_write(where / _RUN_ID, run.id.encode())
     run.define_metric("*", step_metric="step")
     return run
 
@@ -113,12 +137,15 @@ def note_shown(folder: Path, step: int) -> None:
 
 
 def choose_mode(mode: Mode) -> Mode:
-    """auto as WANDB_MODE says, else online where WANDB_API_KEY or ~/.netrc has a key."""
-    asked = os.environ.get("WANDB_MODE")
+    """`RunNames.mode`, where auto is what the environment says."""
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    asked = _OLD_MODES.get(asked, asked)
     if mode != "auto":
         return mode
     if asked in ("online", "offline", "disabled"):
         return asked  # type: ignore[return-value]
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     netrc_file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
@@ -157,7 +184,19 @@ def _settings(known: Mapping[str, Any]) -> dict[str, Any]:
         "disable_git": True,
         "save_code": False,
     }
-    return {name: value for name, value in wanted.items() if name in known}
+    return {
+        name: value
+        for name, value in wanted.items()
+        if name in known and f"WANDB_{name.upper()}" not in os.environ
+    }
+
+
+def _files_folder(folder: Path) -> str:
+    """Where the client keeps its files, below `wandb/`: WANDB_DIR, else the stage's folder."""
+    chosen = os.environ.get("WANDB_DIR") or str(folder)
+    with suppress(OSError):  # the client then says what is wrong with it
+        Path(chosen).mkdir(parents=True, exist_ok=True)
+    return chosen
 
 
 def _note_start(where: Path) -> list[dict[str, str]]:
@@ -177,8 +216,9 @@ def _note_start(where: Path) -> list[dict[str, str]]:
 
 
 def _run_id(where: Path) -> str:
-    """The id kept in the folder; a new one the first time."""
+    """The id kept in the folder; the first time WANDB_RUN_ID or else a new one."""
     file = where / _RUN_ID
     if not file.exists():
-        atomic_write(file, uuid.uuid4().hex[:12].encode())
+        run_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]
+        atomic_write(file, run_id.encode())
     return file.read_text().strip()

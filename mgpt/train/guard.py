@@ -1,10 +1,9 @@
 """What can go wrong while training runs, and what is done about it.
 
-A signal to stop ends the run in order, after a save. An update that is not finite is made by no
-rank, and counted; too many in a row end the run. A loss or a gradient that leaps is reported, or
-its update is not made either, or the run goes back to its last checkpoint and passes the rows over
-(`mgpt.train.rollback`). A rank that is slower than the rest is named; one that hangs ends the run
-(`mgpt.train.hang`).
+An update that is not finite is made by no rank, and counted; too many in a row end the run. A loss
+or a gradient that leaps is reported, or its update is not made either, or the run goes back to its
+last checkpoint and passes the rows over (`mgpt.train.rollback`). A rank that is slower than the
+rest is named; one that hangs ends the run (`mgpt.train.hang`).
 
     >>> guard = UpdateGuard(GuardConfig(on_spike="skip"))
     >>> grad_norm, updated = backend.step(lr, max_norm, guard.limit(loss))
@@ -12,22 +11,18 @@ its update is not made either, or the run goes back to its last checkpoint and p
 """
 
 import math
-import signal
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
 
 from mgpt.errors import TrainingError
 
-__all__ = ["SIGNALS", "GuardConfig", "SlowRanks", "StopSignals", "UpdateGuard"]
+__all__ = ["GuardConfig", "SlowRanks", "UpdateGuard"]
 
-SIGNALS = ("SIGTERM", "SIGUSR1")
-"""What ends a run in order: Slurm and torchrun send one of them before they kill."""
 _NEVER = -1.0  # a limit below any norm
 _LEAST_SIGMA = 0.005  # of the mean: where hardly anything varies, hardly anything would be a leap
 _NEW_LEVEL_STEPS = 16
@@ -73,26 +68,6 @@ class GuardConfig:
             )
         if self.straggler_ratio <= 1:
             raise ValueError(f"straggler_ratio={self.straggler_ratio} must be above 1")
-
-
-class StopSignals:
-    """Notes SIGTERM and SIGUSR1 while it is open."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        numbers = [signal.Signals[name] for name in SIGNALS]
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
 
 
 class UpdateGuard:
@@ -148,8 +123,8 @@ class UpdateGuard:
             why = f"its {leapt} leapt" if leapt else "its loss or gradient was not finite"
             raise TrainingError(
                 f"step {step}: the updates of {self._in_a_row} steps in a row were left out, "
-                f"{self._cfg.max_skipped} may be (train.guard.max_skipped), the last because "
-                f"{why}; lower the learning rate, or raise z_loss or warmup_steps"
+                f"{self._cfg.max_skipped} may be (guard.max_skipped), the last because "
+                f"{why}; lower optim.lr, or raise z_loss or schedule.warmup_steps"
             )
         return leapt
 

@@ -103,7 +103,7 @@ class HangWatch:
         _, what = self._fed
         _say(
             f"{self._words(self._rank)} has not finished {what} within {self._limit_s:g} s "
-            "(train.guard.hang_s); its stacks:"
+            "(guard.hang_s); its stacks:"
         )
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         for rank, peer in enumerate(self._peers):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgpt.parallel.dist import World
-from mgpt.train.guard import SIGNALS
+from mgpt.stop_signals import STOPPING
 
 __all__ = ["RankReport", "StepReport", "meet"]
 
@@ -29,7 +29,7 @@ class RankReport:
     cells: Sequence[float]
     """Of the loss tally; as many on every rank."""
     signal: str | None
-    """One of SIGNALS, where it came to this rank."""
+    """One of STOPPING, where it came to this rank."""
     must_end: bool
     """The checkpoint store has a reason to end the run."""
     wait_s: float
@@ -55,7 +55,7 @@ class StepReport:
 
 def meet(world: World, report: RankReport) -> StepReport:
     """What all ranks report, the same on each; collective."""
-    flags = [*(float(report.signal == name) for name in SIGNALS), float(report.must_end)]
+    flags = [*(float(report.signal == name) for name in STOPPING), float(report.must_end)]
     places = [0.0] * (len(_OF_EACH) * world.size)
     for index, name in enumerate(_OF_EACH):
         places[index * world.size + world.rank] = getattr(report, name)
@@ -65,7 +65,7 @@ def meet(world: World, report: RankReport) -> StepReport:
     by_rank = [
         places[index * world.size : (index + 1) * world.size] for index in range(len(_OF_EACH))
     ]
-    came = (name for name, count in zip(SIGNALS, signals, strict=True) if count)
+    came = (name for name, count in zip(STOPPING, signals, strict=True) if count)
     return StepReport(
         totals[0],
         totals[1],

@@ -78,7 +78,7 @@ class RunState:
         words = f"step {at_step}: {leapt} leapt to {value:.4g}"
         if len(self._rollbacks) == self._cfg.max_rollbacks:
             raise TrainingError(
-                f"{words} after {self._cfg.max_rollbacks} rollbacks (train.guard.max_rollbacks); "
+                f"{words} after {self._cfg.max_rollbacks} rollbacks (guard.max_rollbacks); "
                 "lower the learning rate, or look at the rows that rollbacks.json names"
             )
         done = self._rollbacks.add(at_step, to_step, leapt, value, self._cfg.pass_steps)

@@ -50,6 +50,7 @@ from mgpt.models.vqgan_loss import (
     start_near_identity,
     straight_through,
 )
+from mgpt.stop_signals import Interrupted, StopSignals
 
 __all__ = ["BatchConfig", "VqTrainConfig", "picture_batches", "reconstruction_psnr", "train_vqgan"]
 
@@ -175,6 +176,7 @@ def train_vqgan(
         CheckpointError: `out_dir` holds a checkpoint of other settings.
         ConfigError: `start` has other sizes than `model_cfg`.
         TrainingError: the loss is no longer finite.
+        Interrupted: a signal came; the step it came in is finished and saved.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     run = _Run(cfg, model_cfg, device, start)
@@ -184,20 +186,26 @@ def train_vqgan(
     source = batches(step)
     window: list[dict[str, float]] = []
     window_start_s, window_pictures = time.monotonic(), 0
-    while step < cfg.steps:
-        pictures_BHW3 = next(source)
-        window.append(run.step(step, _to_pixels(pictures_BHW3, device)))
-        window_pictures += len(pictures_BHW3)
-        step += 1
-        if step % cfg.log_every_steps == 0 or step == cfg.steps:
-            # The last step names them all: the discriminator's values start within a window.
-            values = {n: float(np.mean([w[n] for w in window if n in w])) for n in window[-1]}
-            elapsed_s = time.monotonic() - window_start_s
-            rate = {"pictures_per_s": window_pictures / max(elapsed_s, 1e-9)}
-            on_log(step, values | run.codebook.usage() | rate)
-            window, window_start_s, window_pictures = [], time.monotonic(), 0
-        if step % cfg.save_every_steps == 0 or step == cfg.steps:
-            run.save(out_dir / _CHECKPOINT, step)
+    with StopSignals() as signals:
+        while step < cfg.steps:
+            pictures_BHW3 = next(source)
+            window.append(run.step(step, _to_pixels(pictures_BHW3, device)))
+            window_pictures += len(pictures_BHW3)
+            step += 1
+            if step % cfg.log_every_steps == 0 or step == cfg.steps:
+                # The last step names them all: the discriminator's values start within a window.
+                values = {n: float(np.mean([w[n] for w in window if n in w])) for n in window[-1]}
+                elapsed_s = time.monotonic() - window_start_s
+                rate = {"pictures_per_s": window_pictures / max(elapsed_s, 1e-9)}
+                on_log(step, values | run.codebook.usage() | rate)
+                window, window_start_s, window_pictures = [], time.monotonic(), 0
+            if step % cfg.save_every_steps == 0 or step == cfg.steps or signals.received:
+                run.save(out_dir / _CHECKPOINT, step)
+            if signals.received and step < cfg.steps:
+                raise Interrupted(
+                    f"stopped by {signals.received}; step {step:,} of {cfg.steps:,} is saved, run "
+                    "the same command again to resume"
+                )
     run.model.eval()
     save_vqgan(run.model, out_dir / "model")
     figures = reconstruction_psnr(run.model, held_out or {})

@@ -29,10 +29,11 @@ from mgpt.optim.config import OptimConfig
 from mgpt.optim.schedule import ScheduleConfig, learning_rate
 from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
+from mgpt.stop_signals import StopSignals
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.gradients import accumulate
-from mgpt.train.guard import GuardConfig, SlowRanks, StopSignals
+from mgpt.train.guard import GuardConfig, SlowRanks
 from mgpt.train.hang import HangWatch, find_peers
 from mgpt.train.metrics import LossTally, MetricsRecord, VocabularyLike, memory_mb
 from mgpt.train.reports import RankReport, StepReport, meet
@@ -168,7 +169,7 @@ class Trainer:
         watch = HangWatch(cfg.guard.hang_s, self.world.rank, self._peers)
         with (
             watch,
-            StopSignals() as signals,
+            StopSignals(self.world.is_main) as signals,
             self.store,
             self.tracker.progress(cfg.steps, "steps", "train", done=step) as bar,
         ):
@@ -197,7 +198,6 @@ class Trainer:
                 if self._due(step, cfg.pictures_every):
                     self._show_pictures(step)
                 if done.signal and step < cfg.steps:
-                    self.tracker.print(f"stopped by {done.signal}; step {step} is saved")
                     return Interrupted(step, done.signal)
         return Finished(step, self._final_metrics(step))
 

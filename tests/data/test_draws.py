@@ -46,3 +46,12 @@ FIXED_KEY = 13352484545088788517
 FIXED_IDENTITY = 5198493842507712972
 FIXED_HASHES = [7958955049054603978, 7191089600892374487]
 FIXED_PERMUTATION = [7, 1, 2, 6, 3, 4, 5, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64, 100])
+def test_a_key_for_each_place_gives_what_each_key_gives(size: int):
+    keys = [draw_key(0, "order", epoch) for epoch in range(40)]
+    places = np.arange(40) % size
+    together = permute(np.array(keys, np.uint64), places, size)
+    apart = [int(permute(key, places[i : i + 1], size)[0]) for i, key in enumerate(keys)]
+    assert together.tolist() == apart

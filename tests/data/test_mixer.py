@@ -1,9 +1,11 @@
 """Quotas, epochs, caps and draws of the mix, on made-up lengths."""
 
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from mgpt.data.lengths import TaskLengths
 from mgpt.data.mixer import Mixer
@@ -135,3 +137,23 @@ def count_calls(run) -> int:
     finally:
         sys.setprofile(None)
     return calls
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_window_of_many_epochs_takes_as_long_as_one_of_few(size: int):
+    """Overfitting a sample or three: each window holds hundreds of epochs."""
+    documents = 4096
+    few = mixer_of(component("a", documents, 1.0), window=documents)
+    many = mixer_of(component("a", size, 1.0), window=documents)
+
+    def seconds(mixer: Mixer) -> float:
+        times = []
+        for number in (5, 6, 7):
+            began = time.perf_counter()
+            mixer.window(number)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert seconds(many) < 10 * seconds(few)
+    documents_of = drawn(many, range(1))
+    assert [epoch for _, epoch, _ in documents_of] == [n // size for n in range(documents)]

@@ -21,7 +21,7 @@ from mgpt.parallel.snapshot import Snapshot
 from mgpt.train.run_folder import RunFolder
 from mgpt.train.validate import HeldOut
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Where a run spends its time: a method, and the call of it in which the signal comes.
 PLACES: dict[str, tuple[type, str, int]] = {
     "rows": (RowLoader, "read_step", 4),
@@ -58,7 +58,7 @@ def test_wherever_it_comes(
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), SIGNALS[len(place) % 2])
+            os.kill(os.getpid(), SIGNALS[len(place) % 3])
         return real(*args, **options)
 
     run = elsewhere(short, tmp_path)

@@ -110,7 +110,7 @@ def test_a_signal_to_one_ends_all_in_order(corpus: str, tmp_path: Path, to: str,
     target = job.pid if to == "launcher" else ranks_of(tmp_path)[1]
     os.kill(target, signal.Signals[name])
     out, err = job.communicate(timeout=PATIENCE_S)
-    assert f"stopped by {name}; step" in out, out + err
+    assert f"stopped by {'a signal' if to == 'rank 1' else name}; run the same" in out, out + err
     assert not ranks_of(tmp_path), "orphans"
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     newest = newest_complete(tmp_path)

@@ -1,4 +1,4 @@
-"""README's "Tokenise your own images": exactly its commands, on a small folder of pictures."""
+"""README's commands from a folder of pictures to shards and to a fine-tuned model."""
 
 import json
 import os
@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-HEADING = "## Tokenise your own images"
+TOKENISE, FINE_TUNE = "## Tokenise your own images", "## Fine-tune on your own pictures"
 
 
-def commands() -> tuple[list[str], list[str]]:
-    """The three commands, and those that look at what they made."""
-    section = (ROOT / "README.md").read_text().split(HEADING)[1].split("\n## ")[0]
+def commands(heading: str) -> list[list[str]]:
+    """The commands of each block of a section."""
+    section = (ROOT / "README.md").read_text().split(f"\n{heading}\n")[1].split("\n## ")[0]
     blocks = re.findall(r"^```bash\n(.*?)^```", section, re.M | re.S)
-    first, then = (block.strip().splitlines() for block in blocks)
-    return first, then
+    return [re.sub(r"\\\n\s*", "", block).strip().splitlines() for block in blocks]
 
 
 def write_pictures(folder: Path) -> None:
@@ -55,13 +55,13 @@ def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
 
 
 def test_three_commands_lead_from_pictures_to_verified_shards(tmp_path: Path) -> None:
     write_pictures(tmp_path / "my_pictures")
-    three, looks = commands()
+    three, looks = commands(TOKENISE)
     assert len(three) == 3
     for line in three:
         done = run(line, tmp_path)
@@ -76,3 +76,38 @@ def test_three_commands_lead_from_pictures_to_verified_shards(tmp_path: Path) ->
         assert done.returncode == 0, done.stdout + done.stderr
     assert "a grey cat on a chair" in (tmp_path / "inspected" / "cat.html").read_text()
     assert (tmp_path / "summary" / "summary.html").exists()
+
+
+def make_quickstart_weights(folder: Path) -> None:
+    """`outputs/quickstart/omni_sft` as if a quickstart had run: a small model, hardly trained."""
+    source = "data.sources.scenes.path=tokens data.sources.scenes.tasks.image_text=1"
+    for line in (
+        "mgpt pack source=scenes scenes.num_scenes=20 output=raw",
+        "mgpt tokenize input=raw output=tokens vq=scenes_f8 resolution=[64]",
+        "mgpt train_text input=tokens output=text num_pieces=400",
+        "mgpt pretrain vocabulary=text model=debug resolution_px=64 steps=2 data.row_tokens=512 "
+        f"data.step_rows=2 schedule.warmup_steps=1 parallel=single {source} output=omni_sft",
+    ):
+        done = run(f"{line} tracking=disabled", folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "outputs" / "quickstart").mkdir(parents=True)
+    (folder / "omni_sft").rename(folder / "outputs" / "quickstart" / "omni_sft")
+
+
+@pytest.mark.timeout(900)
+def test_four_commands_lead_from_pictures_to_one_that_a_fine_tuned_model_draws(
+    tmp_path: Path,
+) -> None:
+    make_quickstart_weights(tmp_path)
+    write_pictures(tmp_path / "my_pictures")
+    (four,) = commands(FINE_TUNE)
+    assert [line.split()[1] for line in four] == ["pack", "tokenize", "fp_sft", "generate"]
+    for line in four:
+        done = run(line, tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    record = (tmp_path / "mine" / "fp_sft" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(row)["loss"] for row in record]
+    assert len(losses) == 100 and losses[-1] < losses[0] - 1, "it learns the one caption there is"
+    (answer,) = json.loads((tmp_path / "mine" / "pictures" / "answers.json").read_text())
+    with Image.open(tmp_path / "mine" / "pictures" / answer["images"][0]) as picture:
+        assert picture.size == (64, 64)

@@ -14,7 +14,9 @@ from rank_runs import start_ranks
 
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import ShardWriter, TokenisedSample
+from mgpt.errors import DataError
 from mgpt.evals import evaluate as evaluation
+from mgpt.evals.cases import build_cases
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
 from mgpt.evals.measures import MEASURES
 from mgpt.images.pixels import to_uint8
@@ -35,8 +37,8 @@ CFG = EvaluateConfig(
 )  # fmt: skip
 
 
-def make_held_out(folder: Path) -> None:
-    """Twelve scenes of one object, with random codes."""
+def make_held_out(folder: Path, are_scenes: bool = True) -> None:
+    """Twelve scenes of one object, with random codes; without truths, just pictures."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "32", "00000") as writer:
         for index in range(12):
@@ -44,8 +46,9 @@ def make_held_out(folder: Path) -> None:
             meta = {
                 "caption": f"a large {colour} matte {shape}",
                 "kind": "objects",
-                "truth": {"objects": [{"shape": shape, "colour": colour}]},
             }
+            if are_scenes:
+                meta["truth"] = {"objects": [{"shape": shape, "colour": colour}]}
             fields = ("image", "depth")
             codes = {name: rng.integers(0, NUM_CODES, (4, 4), np.uint16) for name in fields}
             writer.add(TokenisedSample(f"{index:06d}", meta, codes))
@@ -151,6 +154,14 @@ def test_a_finished_task_is_taken_as_it_is(alone: tuple[Path, Path]) -> None:
     (output / "text_to_image" / MEASURES).unlink()
     assert evaluate_here(folder, output, World()) == done_by("text_to_image")
     assert (output / "returned_0.json").read_text() == whole
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "caption", "depth", "edit"])
+def test_pictures_that_are_no_scenes_are_refused_in_one_sentence(tmp_path: Path, task: str) -> None:
+    """Captions of others would be compared as lists of cubes, and free pictures with nothing."""
+    make_held_out(tmp_path, are_scenes=False)
+    with pytest.raises(DataError, match=r"measures rendered scenes only .* none of the 12 samples"):
+        build_cases(open_dataset(tmp_path / "32"), task, 5, 0, lambda index, field: np.zeros(1))
 
 
 if __name__ == "__main__":

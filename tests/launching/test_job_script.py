@@ -227,3 +227,10 @@ def test_variables_of_the_shell_that_submitted_do_not_reach_the_ranks(tmp_path: 
     script.plan('echo "${RANK-none} ${MGPT_PARENT_PID-none} $MY_FLAG" >"$T/seen"; exit 0')
     script.start(RANK="3", MGPT_PARENT_PID="1")
     assert (script.notes / "seen").read_text() == "none none it's on\n"
+
+
+def test_ranks_get_the_scripts_environment_at_sites_that_export_none(tmp_path: Path) -> None:
+    """sbatch --export=NONE leaves SLURM_EXPORT_ENV=NONE to the script, and srun obeys it."""
+    script = JobScript(tmp_path)
+    script.plan('echo "export=${SLURM_EXPORT_ENV-all}" >>"$T/calls"; exit 0')
+    assert "export=all" in script.start(SLURM_EXPORT_ENV="NONE").calls

@@ -18,6 +18,7 @@ BASE = {"torch", "numpy", "safetensors", "PIL"}
 OPEN_TO_ALL = {
     "mgpt.allocator",
     "mgpt.errors",
+    "mgpt.stop_signals",
     "mgpt.files",
     "mgpt.child_processes",
     "mgpt.storage",
@@ -29,6 +30,7 @@ EVERYTHING = {"mgpt", "data_pipeline"}
 ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.errors": (set(), set(), set()),
     "mgpt.allocator": (set(), set(), set()),
+    "mgpt.stop_signals": (set(), set(), set()),
     "mgpt.files": (set(), set(), set()),
     "mgpt.child_processes": (set(), set(), set()),
     "mgpt.remote": (set(), set(), {"fsspec", "aiohttp"}),

@@ -48,7 +48,13 @@ class Run:
         self.command = [
             *(*MGPT, "submit", "pretrain", f"output={output}", f"vocabulary={inputs.text}"),
             *("model=debug", "parallel=fsdp2", f"steps={STEPS}", "save_every=4", "keep=20"),
-            *("log_every=1", "dropout=0.1", "data.row_tokens=256", "data.step_rows=4"),
+            *(
+                "log_every=1",
+                "dropout=0.1",
+                "schedule.warmup_steps=2",
+                "data.row_tokens=256",
+                "data.step_rows=4",
+            ),
             *(f"data.sources.a.path={inputs.tokens}", "data.sources.a.tasks.image_text=1"),
             *("tracking=disabled", *words),
         ]

@@ -9,7 +9,7 @@ import pytest
 from mgpt.errors import ConfigError
 from mgpt.infer.sampling import Guidance, SamplingConfig
 from mgpt.stage_table import compose_stage, configure, load_stage
-from mgpt.stages.generate import Config, Question, question
+from mgpt.stages.generate import Config, Question, _answers, question
 from mgpt.tasks.registry import TASKS
 from mgpt.tokens.chat import ImageSlot, Turn
 
@@ -73,6 +73,25 @@ def test_every_task_can_be_asked(task: str):
     assert len(asked.codes) == whole_fields.get(task, 1)
     assert asked.draws == (TASKS[task].answer != "text")
     assert asked.sampling.num_images == (3 if task == "multi_view" else 1)
+
+
+def test_draws_are_keyed_by_the_prompt_and_not_by_its_place():
+    def keys(*prompts: str, n: int = 2) -> dict[str, list[str]]:
+        cfg = Config(ckpt="", vq="", output="", prompt=list(prompts), n=n, task="vqa")
+        seen: list[str] = []
+        pipeline: Any = SimpleNamespace(answer=lambda *given: seen.extend(given[3]))
+        jobs = [(number, sample) for number in range(len(prompts)) for sample in range(n)]
+        asked = [ask("vqa", prompt, 1) for prompt in prompts]
+        _answers(cfg, pipeline, asked, jobs, (4, 6))
+        found: dict[str, list[str]] = {}
+        for (number, _), key in zip(jobs, seen, strict=True):
+            found.setdefault(prompts[number], []).append(key)
+        return found
+
+    alone, among = keys("a red cube"), keys("a blue cone", "a red cube", "a sphere")
+    assert among["a red cube"] == alone["a red cube"]
+    assert keys("a red cube", n=5)["a red cube"][:2] == alone["a red cube"]
+    assert len({key for each in among.values() for key in each}) == 6
 
 
 def test_a_free_prompt_goes_word_for_word():

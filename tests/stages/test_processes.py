@@ -18,7 +18,7 @@ RANK = """
 import os, sys, time
 from mgpt import cli
 from mgpt.errors import DataError
-from mgpt.launching.processes import Interrupted
+from mgpt.stop_signals import Interrupted
 
 def run(arguments):
     if arguments == ["stop"]:
@@ -58,7 +58,9 @@ def test_the_first_failure_of_a_rank_is_the_message(tmp_path: Path) -> None:
 
 
 def test_an_orderly_stop_is_told_from_a_failure(tmp_path: Path) -> None:
-    assert "Interrupted stopped by a signal, work saved" in launched(tmp_path, "stop")
+    assert "Interrupted stopped by a signal; run the same command again" in launched(
+        tmp_path, "stop"
+    )
 
 
 @pytest.mark.parametrize(

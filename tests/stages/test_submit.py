@@ -32,6 +32,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         *("pretrain", "model=debug", f"vocabulary={corpus}/vocab", "steps=6", "parallel=fsdp2"),
         *(f"data.sources.a.path={corpus}/32", "data.sources.a.tasks.image_text=1"),
         *("data.row_tokens=256", "data.step_rows=4", "output=out", "launcher.gpus_per_node=0"),
+        "schedule.warmup_steps=1",
     ]
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from wandb_files import config, history, records, run_files
+from wandb_files import config, history, records, run_files, run_record
 from wandb_service import KEY, Service
 
 from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.wandb_run import choose_mode
 from mgpt.train.metrics import MetricsRecord
 
 pytestmark = pytest.mark.timeout(900)  # the client starts slowly on a busy machine
@@ -183,3 +184,64 @@ def test_without_an_answer_at_the_start_the_run_is_kept_offline(tmp_path: Path, 
         start(tmp_path, 0, 3, mode="online", **environment)
     assert sorted(history(tmp_path)) == [1, 2, 3]
     assert [file.parent.name[:12] for file in run_files(tmp_path)][-1] == "offline-run-"
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "team",
+    "WANDB_RUN_GROUP": "sweep 3",
+    "WANDB_NAME": "wide",
+    "WANDB_TAGS": "a,b",
+    "WANDB_RUN_ID": "abc123",
+}
+
+
+def test_what_the_configuration_leaves_open_the_environment_says(tmp_path: Path) -> None:
+    start(tmp_path, 0, 1, mode="offline", **VARIABLES, WANDB_DIR=str(tmp_path / "scratch"))
+    (file,) = run_files(tmp_path / "scratch")
+    run = run_record(file)
+    assert (run.project, run.entity, run.run_group) == ("theirs", "team", "sweep 3")
+    assert (run.display_name, list(run.tags), run.job_type) == ("wide", ["a", "b"], "pretrain")
+    assert run.run_id == (tmp_path / "wandb" / "run_id").read_text() == "abc123"
+
+
+def test_the_configuration_wins_over_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    cfg = TrackingConfig("offline", "ours", "us", "these", "this")
+    with Tracker(cfg, tmp_path, "pretrain", "pipeline") as tracker:
+        tracker.log(1, {"loss": 2.0})
+    run = run_record(run_files(tmp_path)[0])
+    names = (run.project, run.entity, run.run_group, run.display_name)
+    assert names == ("ours", "us", "these", "this")
+
+
+def test_an_id_that_a_sweep_imposes_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "run_id").write_text("of an earlier start")
+    start(tmp_path, 0, 1, mode="offline", **VARIABLES, WANDB_SWEEP_ID="s1")
+    (file,) = run_files(tmp_path)
+    assert run_record(file).run_id == (tmp_path / "wandb" / "run_id").read_text() == "abc123"
+
+
+@pytest.mark.parametrize(
+    ("variables", "configured", "want"),
+    [
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, "auto", "disabled"),
+        ({"WANDB_MODE": "dryrun", "WANDB_API_KEY": KEY}, "auto", "offline"),
+        ({"WANDB_DISABLED": "true", "WANDB_API_KEY": KEY}, "auto", "disabled"),
+        ({"WANDB_DISABLED": "false", "WANDB_API_KEY": KEY}, "auto", "online"),
+        ({"WANDB_MODE": "online", "WANDB_DISABLED": "true"}, "auto", "online"),
+        ({"WANDB_MODE": "disabled"}, "online", "online"),
+    ],
+)
+def test_the_mode(
+    variables: dict[str, str], configured: str, want: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert choose_mode(configured) == want  # type: ignore[arg-type]

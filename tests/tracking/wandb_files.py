@@ -65,3 +65,8 @@ def config(file: Path) -> dict[str, Any]:
 
 def _items(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def run_record(file: Path) -> Any:
+    """What a file says of its run: project, entity, run_group, display_name, job_type, tags."""
+    return next(r.run for r in records(file) if r.WhichOneof("record_type") == "run")

@@ -1,27 +1,15 @@
-"""Signals, updates that are left out, leaps and slow ranks."""
+"""Updates that are left out, leaps and slow ranks."""
 
 import json
 import math
-import os
 import random
-import signal
 
 import pytest
 
 from mgpt.errors import TrainingError
-from mgpt.train.guard import GuardConfig, SlowRanks, StopSignals, UpdateGuard
+from mgpt.train.guard import GuardConfig, SlowRanks, UpdateGuard
 
 NAN = math.nan
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopSignals() as signals:
-        assert signals.received is None
-        os.kill(os.getpid(), number)
-        assert signals.received == number.name
-    assert signal.getsignal(number) == before
 
 
 def usual(guard: UpdateGuard, steps: int, seed: int = 0) -> None:
