@@ -122,9 +122,12 @@ def _answer(
 ) -> list[Reply]:
     """The model's replies to all cases; each rank answers every size-th one."""
     mine = cases[world.rank :: world.size]
-    replies: list[Reply] = []
+    # Pictures of one size go through the engine in step.
+    order = sorted(range(len(mine)), key=lambda index: _answer_shapes(mine[index]))
+    replies: dict[int, Reply] = {}
     for start in range(0, len(mine), cfg.batch_cases):
-        batch = mine[start : start + cfg.batch_cases]
+        numbers = order[start : start + cfg.batch_cases]
+        batch = [mine[index] for index in numbers]
         asked = (
             [case.conversation for case in batch],
             [case.codes for case in batch],
@@ -136,13 +139,19 @@ def _answer(
             answers = best_answers(pipeline, cfg.image_candidates, *asked, readings)
         else:
             answers = pipeline.answer(*asked)
-        replies += [Reply(answer.text, tuple(answer.images)) for answer in answers]
+        given = [Reply(answer.text, tuple(answer.images)) for answer in answers]
+        replies.update(zip(numbers, given, strict=True))
+    in_order = [replies[index] for index in range(len(mine))]
     if world.size == 1:
-        return replies
-    shares = world.gather_objects([_packed(reply) for reply in replies])
+        return in_order
+    shares = world.gather_objects([_packed(reply) for reply in in_order])
     return [
         _unpacked(shares[index % world.size][index // world.size]) for index in range(len(cases))
     ]
+
+
+def _answer_shapes(case: Case) -> list[tuple[int, ...]]:
+    return [case.codes[name].shape for name in case.answer_fields]
 
 
 def _packed(reply: Reply) -> list[str]:
