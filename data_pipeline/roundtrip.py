@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.contact_sheet import png
 from data_pipeline.decoding import CodeDecoder
 from data_pipeline.fitting import Fitted, Target, decode, fit_fields
 from data_pipeline.job_settings import read_settings
@@ -32,6 +31,7 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.errors import DataError
 from mgpt.files import atomic_write
+from mgpt.images.png import png_bytes
 from mgpt.storage import Location, locate
 from mgpt.tracking.tracker import Tracker
 
@@ -170,7 +170,7 @@ class _Comparison:
         }
 
     def _save(self, name: str, levels_HWC: Levels) -> str:
-        atomic_write(Path(self._cfg.output) / name, png(levels_HWC))
+        atomic_write(Path(self._cfg.output) / name, png_bytes(levels_HWC))
         return name
 
 

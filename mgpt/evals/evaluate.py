@@ -7,7 +7,7 @@ the paired bootstrap's 95 % interval of the difference lies on the better side o
 
 A finished task is a folder with its `measures.json`; a second start takes it from there.
 
-    measures = evaluate(cfg, dataset, pipeline, vqgan, output, truth_picture, world, on_task=print)
+    measures = evaluate(cfg, dataset, pipeline, output, truth_picture, world, on_task=print)
     measures["caption"]["figures"]["attributes_right"]["model"]      # 0.83
 """
 
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mgpt.data.dataset import TokenisedDataset
@@ -30,11 +29,10 @@ from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
 from mgpt.evals.measures import FIGURES, MEASURES, Figure, score
 from mgpt.files import atomic_write
-from mgpt.images.pixels import to_uint8
+from mgpt.images.png import png_bytes
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import NO_GUIDANCE, Guidance, SamplingConfig
-from mgpt.models.vqgan import Vqgan
 from mgpt.parallel.dist import World
 from mgpt.tasks.registry import caption_reading
 
@@ -81,7 +79,6 @@ def evaluate(
     cfg: EvaluateConfig,
     dataset: TokenisedDataset,
     pipeline: Pipeline,
-    vqgan: Vqgan,
     output: Path,
     truth_picture: TruthPicture,
     world: World,
@@ -102,7 +99,7 @@ def evaluate(
         cases = build_cases(dataset, name, num_samples, cfg.seed, truth_picture)
         replies = _answer(cfg, name, cases, pipeline, world)
         if world.is_main:
-            measures[name] = _measure(cfg, cases, replies, vqgan)
+            measures[name] = _measure(cfg, cases, replies, pipeline)
             _write_gallery(output / name, cases[: cfg.gallery], replies[: cfg.gallery])
             atomic_write(output / name / MEASURES, json.dumps(measures[name], indent=1).encode())
             on_task(name, measures[name])
@@ -121,9 +118,12 @@ def _answer(
 ) -> list[Reply]:
     """The model's replies to all cases; each rank answers every size-th one."""
     mine = cases[world.rank :: world.size]
-    replies: list[Reply] = []
+    # Pictures of one size go through the engine in step.
+    order = sorted(range(len(mine)), key=lambda index: _answer_shapes(mine[index]))
+    replies: dict[int, Reply] = {}
     for start in range(0, len(mine), cfg.batch_cases):
-        batch = mine[start : start + cfg.batch_cases]
+        numbers = order[start : start + cfg.batch_cases]
+        batch = [mine[index] for index in numbers]
         asked = (
             [case.conversation for case in batch],
             [case.codes for case in batch],
@@ -135,20 +135,26 @@ def _answer(
             answers = best_answers(pipeline, cfg.image_candidates, *asked, readings)
         else:
             answers = pipeline.answer(*asked)
-        replies += [Reply(answer.text, tuple(answer.images)) for answer in answers]
-    shares = world.gather_objects([_packed(reply) for reply in replies])
+        given = [Reply(answer.text, tuple(answer.images)) for answer in answers]
+        replies.update(zip(numbers, given, strict=True))
+    in_order = [replies[index] for index in range(len(mine))]
+    if world.size == 1:
+        return in_order
+    shares = world.gather_objects([_packed(reply) for reply in in_order])
     return [
         _unpacked(shares[index % world.size][index // world.size]) for index in range(len(cases))
     ]
+
+
+def _answer_shapes(case: Case) -> list[tuple[int, ...]]:
+    return [case.codes[name].shape for name in case.answer_fields]
 
 
 def _packed(reply: Reply) -> list[str]:
     """A reply as JSON-able texts: what it says, then each picture as base64 of a PNG."""
     packed = [reply.text]
     for image in reply.images:
-        stream = io.BytesIO()
-        Image.fromarray(image).save(stream, format="PNG")
-        packed.append(base64.b64encode(stream.getvalue()).decode())
+        packed.append(base64.b64encode(png_bytes(image)).decode())
     return packed
 
 
@@ -172,12 +178,12 @@ def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConf
 
 
 def _measure(
-    cfg: EvaluateConfig, cases: list[Case], replies: list[Reply], vqgan: Vqgan
+    cfg: EvaluateConfig, cases: list[Case], replies: list[Reply], pipeline: Pipeline
 ) -> dict[str, object]:
     by_answerer = {
         "model": replies,
         "constant": best_constant_replies(cases),
-        "ceiling": [_through_vqgan(case, vqgan) for case in cases],
+        "ceiling": _through_vqgan(cases, pipeline),
     }
     scores = {
         answerer: [score(case, reply) for case, reply in zip(cases, given, strict=True)]
@@ -218,14 +224,12 @@ def _compare(figure: Figure, columns: dict[str, np.ndarray], seed: int) -> dict[
     return comparison
 
 
-def _through_vqgan(case: Case, vqgan: Vqgan) -> Reply:
-    """The true answer as a perfect language model would give it: its codes, decoded."""
-    images = []
-    for name in case.answer_fields:
-        codes_1HW = torch.from_numpy(case.codes[name].astype(np.int64))[None]
-        with torch.inference_mode():
-            images.append(to_uint8(vqgan.decode(codes_1HW)[0].numpy()))
-    return Reply(case.truth.text, tuple(images))
+def _through_vqgan(cases: list[Case], pipeline: Pipeline) -> list[Reply]:
+    """The true answers as a perfect language model would give them: their codes, decoded."""
+    drawn = iter(pipeline.draw([case.codes[name] for case in cases for name in case.answer_fields]))
+    return [
+        Reply(case.truth.text, tuple(next(drawn) for _ in case.answer_fields)) for case in cases
+    ]
 
 
 def _write_gallery(folder: Path, cases: Sequence[Case], replies: Sequence[Reply]) -> None:

@@ -120,6 +120,9 @@ class Engine:
         table = BranchTable(self._model, self._num_rows(sequences))
         while waiting or active:
             active += self._admit(waiting, active, table)
+            active = self._take_forced(active, table)
+            if not active:
+                continue
             hidden_RD = table.forward()
             tokens = self._choose(active, hidden_RD)
             for sequence, token in zip(active, tokens, strict=True):
@@ -200,6 +203,21 @@ class Engine:
                 sequence.free = table.open(sequence.ids[-sequence.grammar.tokens_in_image :])
             admitted.append(sequence)
         return admitted
+
+    def _take_forced(self, active: list[_Sequence], table: BranchTable) -> list[_Sequence]:
+        """Takes tokens that are no choice (ends of lines, of an image, of the turn) without a
+        forward of their own, as long as every sequence is at one; returns those not finished.
+
+        Where only some are, they wait: rows that take in one token each are the fastest together.
+        """
+        while active:
+            choices = [sequence.grammar.next() for sequence in active]
+            if any(choice.kind != "forced" for choice in choices):
+                break
+            for sequence, choice in zip(active, choices, strict=True):
+                self._take(sequence, choice.start, table)
+            active = [sequence for sequence in active if not sequence.grammar.finished]
+        return active
 
     def _take(self, sequence: _Sequence, token: int, table: BranchTable) -> None:
         """Appends a chosen token and makes it pending in every branch it belongs to."""

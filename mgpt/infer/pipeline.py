@@ -148,14 +148,18 @@ class Pipeline:
         return Answer("".join(texts), [], grids, ids, finished)
 
     def _draw_images(self, answers: list[Answer]) -> None:
-        """Fills every answer's pictures, those of equal size decoded together."""
+        """Fills every answer's pictures."""
+        drawn = iter(self.draw([codes_HW for answer in answers for codes_HW in answer.codes]))
+        for answer in answers:
+            answer.images.extend(next(drawn) for _ in answer.codes)
+
+    def draw(self, grids: Sequence[Codes]) -> list[Pixels]:
+        """The picture of each grid of codes, those of equal size decoded together."""
         by_shape: dict[tuple[int, ...], list[Codes]] = {}
-        for answer in answers:
-            for codes_HW in answer.codes:
-                by_shape.setdefault(codes_HW.shape, []).append(codes_HW)
-        drawn = {shape: iter(self._decode(np.stack(grids))) for shape, grids in by_shape.items()}
-        for answer in answers:
-            answer.images.extend(next(drawn[codes_HW.shape]) for codes_HW in answer.codes)
+        for codes_HW in grids:
+            by_shape.setdefault(codes_HW.shape, []).append(codes_HW)
+        drawn = {shape: iter(self._decode(np.stack(same))) for shape, same in by_shape.items()}
+        return [next(drawn[codes_HW.shape]) for codes_HW in grids]
 
     def _decode(self, codes_BHW: npt.NDArray[np.uint16]) -> list[Pixels]:
         batch = max(1, _LATENTS_PER_DECODE // codes_BHW[0].size)

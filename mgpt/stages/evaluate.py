@@ -108,7 +108,7 @@ def _evaluate_here(cfg: Config, folder: Path, world: World, tracker: Tracker) ->
             tracker.log(0, {f"{name}/{key}": value for key, value in figures.items()})
             bar.advance(1, task=name, **dict(list(figures.items())[:1]))
 
-        measures = evaluate(cfg, dataset, pipeline, pipeline.vqgan, folder, truth, world, on_task)
+        measures = evaluate(cfg, dataset, pipeline, folder, truth, world, on_task)
     rows = [
         [name, key, figure["model"], figure["constant"], figure["ceiling"], figure["cases"]]
         for name, measured in measures.items()

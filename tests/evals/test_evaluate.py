@@ -103,7 +103,7 @@ def evaluate_here(folder: Path, output: Path, world: World) -> list[str]:
         patch.setattr(evaluation, "_measure", counted_measure)
         patch.setattr(evaluation, "atomic_write", counted_write)
         found = evaluate(
-            CFG, dataset, pipeline, vqgan, output, truth_picture, world,
+            CFG, dataset, pipeline, output, truth_picture, world,
             on_task=lambda name, _: did.append(f"on_task {name}"),
         )  # fmt: skip
     (output / f"returned_{world.rank}.json").write_text(json.dumps(found))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mgpt.errors import ConfigError, DataError, VocabularyError
+from mgpt.infer.branches import BranchTable
 from mgpt.infer.engine import Engine
 from mgpt.infer.grammar import AnswerGrammar
 from mgpt.infer.sampling import Guidance, SamplingConfig, draw, keyed_uniform
@@ -98,6 +99,21 @@ def test_batch_composition_changes_no_answer(model: Transformer, vocab: Vocabula
         for prompt, cfg, key in zip(prompts, cfgs, keys, strict=True)
     ]
     assert together == few_rows == alone
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_in_step_a_forced_token_takes_no_forward_of_its_own(
+    model: Transformer, vocab: Vocabulary, guidance: float, monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    forward = BranchTable.forward
+    monkeypatch.setattr(BranchTable, "forward", lambda table: calls.append(table) or forward(table))
+    cfg = SamplingConfig(modality="image", guidance=Guidance(guidance), image_top_k=20)
+    prompts, grids = _prompts(vocab, 3), [(2, 1)] * 3
+    answers = Engine(model, vocab).generate(prompts, cfg, list("abc"), grids)
+    assert len(calls) == 4 * 2  # a forward a code
+    for prompt, answer, key in zip(prompts, answers, "abc", strict=True):
+        assert answer == _plain(model, vocab, prompt, cfg, key, (2, 1))
 
 
 def test_the_key_and_the_seed_decide_the_draws(model: Transformer, vocab: Vocabulary):
