@@ -19,7 +19,14 @@ class CodeDecoder:
     Raises, when it is made: DataError where `vq` is not the model of `fingerprint`, with both.
     """
 
-    def __init__(self, vq: str, fingerprint: str, where: str, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        vq: str,
+        fingerprint: str,
+        where: str,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._model = load_vqgan(vq)
         found = vqgan_fingerprint(self._model)
         if found != fingerprint:
@@ -28,13 +35,13 @@ class CodeDecoder:
                 "it was encoded with"
             )
         self._model = self._model.to(device).eval()
-        self._device = device
+        self._device, self._dtype = device, dtype
 
     def __call__(self, codes_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         """One picture. Raises DataError where the model gives something that is no number."""
         with torch.inference_mode():
             codes_1HW = torch.from_numpy(codes_HW.astype(np.int64))[None].to(self._device)
-            pixels_CHW = self._model.decode(codes_1HW)[0].cpu().numpy()
+            pixels_CHW = self._model.decode(codes_1HW, self._dtype)[0].cpu().numpy()
         if not np.isfinite(pixels_CHW).all():
             raise DataError("the VQ model decodes these codes to pixels that are not finite")
         return to_uint8(pixels_CHW)

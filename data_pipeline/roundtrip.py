@@ -29,6 +29,7 @@ from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from mgpt.allocator import keep_freed_memory
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample
+from mgpt.dtypes import PIXELS, Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import DataError
 from mgpt.files import atomic_write
 from mgpt.images.png import png_bytes
@@ -56,6 +57,14 @@ class RoundtripConfig:
     """Decode the first so many samples at each resolution; null is all."""
     threads: int = 1
     """Torch threads."""
+    dtype: Dtype = "auto"
+    """Of the VQ model's layers. auto is float32 on every device: bfloat16 moves pixels by a few
+    levels."""
+
+    @property
+    def chosen_dtype(self) -> DtypeChoice:
+        """The type that this machine decodes in."""
+        return choose_dtype(self.dtype, torch.device("cpu"), keep_float32=PIXELS)
 
 
 def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
@@ -70,7 +79,10 @@ def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
         DataError: no tokenised output, another VQ model, or raw shards that are not its own.
     """
     settings = read_settings(locate(cfg.input))
-    decoder = CodeDecoder(cfg.vq, settings.get("vq_fingerprint", "none"), cfg.input)
+    dtype = cfg.chosen_dtype
+    dtype.announce(tracker.print)
+    fingerprint = settings.get("vq_fingerprint", "none")
+    decoder = CodeDecoder(cfg.vq, fingerprint, cfg.input, dtype=dtype.torch)
     comparison = _Comparison(cfg, settings, decoder)
     rows = []
     threads_before = torch.get_num_threads()

@@ -42,6 +42,7 @@ from data_pipeline.reject_log import RejectLog
 from data_pipeline.workers import run_units
 from mgpt.allocator import keep_freed_memory
 from mgpt.data.shards import Manifest, ShardWriter, canonical_json, read_manifests
+from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import DataError, MachineError
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
@@ -82,9 +83,9 @@ class TokenizeConfig:
     """Threads of a process that decode and fit pictures while another one encodes, to keep a GPU
     busy; 0 does one thing after the other; null is 8 with a GPU and 0 without. Twice as many
     pictures are in memory at once. The output does not depend on it."""
-    precision: Literal["exact", "bf16"] = "exact"
-    """Arithmetic of the VQ model's layers. bf16 is for GPUs; a few codes in a hundred are others,
-    and how many is said once."""
+    dtype: Dtype = "auto"
+    """Of the VQ model's layers. auto is float32 on every device; bfloat16 is for GPUs, and changes
+    a few codes in a hundred: how many is printed once."""
     compile: bool = False
     """Whether these layers run as machine code (torch.compile), made anew for each size of picture
     and worker: for GPUs, in jobs that outlast that. A few codes may be others; how many is said."""
@@ -125,7 +126,7 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
 
     Returns:
         `shards`, `inputs`, `damaged` (names of raw shards), and by resolution (as text)
-        `written` and `rejected` (counts by reason), of the whole output.
+        `written` and `rejected` (counts by reason), of the whole output; `dtype` and its reason.
 
     Raises:
         ConfigError: the output was made with another VQ model or other settings.
@@ -137,6 +138,8 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
     done = job.finished()
     finished = sum(counts[unit] for unit in job.units() if unit in done)
     threads_before = torch.get_num_threads()
+    dtype = choose_dtype(cfg.dtype, torch.device(job.device), keep_float32=CODES)
+    dtype.announce(tracker.print)
     try:
         if job.looks_across and finished < sum(counts.values()):
             with tracker.progress(sum(counts.values()), "samples", "find duplicates") as bar:
@@ -152,7 +155,7 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
     list_finished(job.output, job.units())
     summary = _summarise(job)
     _print_summary(summary, tracker)
-    return summary
+    return {**summary, "dtype": str(dtype)}
 
 
 @dataclass(frozen=True)
@@ -188,8 +191,8 @@ class TokenizeJob:
             **{name: getattr(cfg, name) for name in _DECISIVE},
             **{f"filters.{name}": value for name, value in vars(cfg.filters).items()},
         }
-        if cfg.precision != "exact":
-            settings["precision"] = cfg.precision
+        if cfg.dtype == "bfloat16":
+            settings["precision"] = "bf16"
         if cfg.compile:
             settings["compile"] = True
         if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
@@ -268,7 +271,7 @@ class TokenizeWorker:
             raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
         exact = partial(vq_codes, vq)
         self._encode: Callable[[Levels], Codes] = exact
-        is_bf16, is_compiled = job.cfg.precision == "bf16", job.cfg.compile
+        is_bf16, is_compiled = job.cfg.dtype == "bfloat16", job.cfg.compile
         if is_bf16 or is_compiled:
             fast = FastCodes(vq, is_bf16, is_compiled, job.cfg.batch_pixels)
             self._encode = Agreement(fast, exact)

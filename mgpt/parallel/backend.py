@@ -21,13 +21,14 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.table import OPTIMIZERS
@@ -50,8 +51,6 @@ __all__ = [
     "optimizer_problem",
 ]
 
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -60,7 +59,8 @@ class ParallelConfig:
     name: Literal["single", "fsdp2", "zero3"] = "single"
     """single: one process; fsdp2: PyTorch's fully_shard; zero3: DeepSpeed's ZeRO."""
     procs: int | Literal["auto"] = "auto"
-    """Processes on this machine; auto: one a GPU, else 2 on a CPU, and 1 for single."""
+    """Processes on this machine; auto: 1 for single, else one a GPU; on a CPU as many as its cores
+    hold at `threads` each, at most 2."""
     micro_rows: int = 1
     """Rows that one rank takes through forward and backward at once."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -69,8 +69,9 @@ class ParallelConfig:
     compile: bool = False
     """torch.compile for the blocks: faster on a GPU, a minute or more slower to start; single and
     fsdp2 only."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of forward and backward; weights, moments and reductions are float32 in either case."""
+    dtype: Dtype = "auto"
+    """Of forward and backward; weights, moments and reductions are float32 in either case. auto:
+    bfloat16 where every rank's device multiplies it natively, else float32."""
     gather: Literal["block", "model"] = "block"
     """fsdp2 only: what a rank holds whole at once. block: least memory; model: fewest messages, for
     models so small that a step's collectives cost more than its sums."""
@@ -230,6 +231,7 @@ class Backend(Protocol):
     has_averages: bool
     """Whether averaged weights are kept."""
     own_time: OwnTime
+    dtype: DtypeChoice
 
     def forward_backward(self, batch: MicroBatch, loss_scale: float, last: bool) -> MicroSums:
         """Adds this micro-batch's gradients. `last` is set on the last one before `step`."""
@@ -314,6 +316,8 @@ def build_backend(
         raise ConfigError(problem)
     if world.device.type == "cpu":
         torch.set_num_threads(cfg.threads)
+    dtype = choose_dtype(cfg.dtype, world.device, gather=world.gather_objects)
+    cfg = replace(cfg, dtype=dtype.name)
     model: TrainableModel = on_meta(model_fn)
     module_name, class_name = BACKENDS[cfg.name].split(":")
     backend_class = getattr(importlib.import_module(module_name), class_name)
@@ -321,7 +325,7 @@ def build_backend(
     if cfg.name != "zero3":  # which gathers weights inside the blocks
         own_time.watch(model.get_submodule(name) for name in plan)
     backend = backend_class(cfg, TrainingModule(model, z_loss), optim_cfg, world, plan, seed)
-    backend.own_time = own_time
+    backend.own_time, backend.dtype = own_time, dtype
     return backend
 
 

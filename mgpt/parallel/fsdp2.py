@@ -15,8 +15,9 @@ inside a group, gradients are reduced inside it and then summed over the groups.
 Every rank must run the same number of micro-batches: one that is short of one leaves the others
 waiting in their all-gather.
 
-    >>> backend = Fsdp2Backend(ParallelConfig(name="fsdp2"), TrainingModule(model, 1e-5),
-    ...                        OptimConfig(), init_distributed(), sharding_plan(model), seed=0)
+    >>> backend = Fsdp2Backend(ParallelConfig(name="fsdp2", dtype="float32"),
+    ...                        TrainingModule(model, 1e-5), OptimConfig(),
+    ...                        init_distributed(), sharding_plan(model), seed=0)
 """
 
 from collections.abc import Sequence
@@ -34,10 +35,10 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from mgpt.dtypes import DTYPES
 from mgpt.errors import ConfigError
 from mgpt.optim.rule import WholeMatrices
 from mgpt.parallel.backend import (
-    DTYPES,
     LossSums,
     MicroBatch,
     MicroSums,

@@ -3,8 +3,8 @@
 Everything here is written for parameters that may be sharded tensors, because `fsdp2` is this
 class over such parameters; see there.
 
-    >>> backend = SingleBackend(ParallelConfig(), TrainingModule(model, 1e-5), OptimConfig(),
-    ...                         World(), sharding_plan(model), seed=0)
+    >>> backend = SingleBackend(ParallelConfig(dtype="float32"), TrainingModule(model, 1e-5),
+    ...                         OptimConfig(), World(), sharding_plan(model), seed=0)
 """
 
 import math
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
+from mgpt.dtypes import DTYPES, DtypeChoice
 from mgpt.errors import ConfigError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.rule import LocalMatrices, WholeMatrices
 from mgpt.parallel.backend import (
-    DTYPES,
     LossSums,
     MicroBatch,
     MicroSums,
@@ -67,6 +67,7 @@ class SingleBackend:
     """One model in one process; see `mgpt.parallel.backend.Backend` for the contract."""
 
     own_time: OwnTime
+    dtype: DtypeChoice
 
     def __init__(
         self,

@@ -7,8 +7,9 @@ ranks, which the loss is multiplied by beforehand. Checkpoints have the layout o
 backend: pieces (`zero_pieces`) are exchanged for rows of the first dimension, one parameter at a
 time. DeepSpeed's configuration is made here, from `ParallelConfig` alone.
 
-    >>> backend = Zero3Backend(ParallelConfig(name="zero3"), TrainingModule(model, 1e-5),
-    ...                        OptimConfig(), init_distributed(), sharding_plan(model), seed=0)
+    >>> backend = Zero3Backend(ParallelConfig(name="zero3", dtype="float32"),
+    ...                        TrainingModule(model, 1e-5), OptimConfig(),
+    ...                        init_distributed(), sharding_plan(model), seed=0)
 """
 
 import logging
@@ -26,11 +27,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 
+from mgpt.dtypes import DTYPES, DtypeChoice
 from mgpt.errors import MachineError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.optimizer import AVERAGE
 from mgpt.parallel.backend import (
-    DTYPES,
     MicroBatch,
     MicroSums,
     ParallelConfig,
@@ -61,6 +62,7 @@ class Zero3Backend:
     """One model under ZeRO; see `mgpt.parallel.backend.Backend` for the contract."""
 
     own_time: OwnTime
+    dtype: DtypeChoice
 
     def __init__(
         self,

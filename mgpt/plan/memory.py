@@ -28,10 +28,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mgpt.dtypes import DTYPES
 from mgpt.models.transformer import TransformerConfig, sharding_plan
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.rule import WHOLE_NUMEL
-from mgpt.parallel.backend import DTYPES, ParallelConfig
+from mgpt.parallel.backend import ParallelConfig
 from mgpt.parallel.fsdp2 import shard_ranks
 from mgpt.parallel.zero3 import REDUCE_BUCKET_NUMEL
 from mgpt.plan.activations import meta_model, trace

@@ -233,7 +233,12 @@ def vq_input(vq: str | None) -> dict[str, str]:
 
 
 def build_pipeline(
-    ckpt: str, vq: str, device: torch.device, averaged: bool, report: Callable[[str], None]
+    ckpt: str,
+    vq: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    averaged: bool,
+    report: Callable[[str], None],
 ) -> Pipeline:
     """A model for inference with the VQGAN that draws its pictures.
 
@@ -245,7 +250,7 @@ def build_pipeline(
     for note in weights.notes():
         report(note)
     vocabulary = weights.vocabulary()
-    engine = Engine(weights.load(device), vocabulary)
+    engine = Engine(weights.load(device, dtype), vocabulary)
     return Pipeline(engine, load_vqgan(vq).to(device).eval(), vocabulary)
 
 

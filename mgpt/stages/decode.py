@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from mgpt.dtypes import PIXELS, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError
 from mgpt.files import atomic_write
 from mgpt.images.pixels import open_image, to_uint8, whiten
@@ -40,19 +41,25 @@ class Config:
     """Folder of the pictures, <file name without its ending>.png each."""
     device: str = "auto"
     """auto, cpu, cuda."""
+    dtype: Dtype = "auto"
+    """Of the VQGAN's layers. auto is float32 on every device: bfloat16 moves pixels by a few
+    levels."""
     redo: bool = False
     """Write over pictures that differ."""
 
 
 def main(cfg: Config) -> None:
-    vqgan = load_vqgan(cfg.vq).to(pick_device(cfg.device))
+    device = pick_device(cfg.device)
+    dtype = choose_dtype(cfg.dtype, device, keep_float32=PIXELS)
+    vqgan = load_vqgan(cfg.vq).to(device)
     codes = read_codes(Path(cfg.input), vqgan.cfg.n_embed)
     targets = target_names(codes)
     check_machine(Path(cfg.output), min_free_mb=1)
+    dtype.announce(print)
     with progress(len(codes), "pictures", "decode") as bar:
         for name, codes_hw in codes.items():
             codes_1hw = torch.from_numpy(codes_hw)[None]
-            pixels_13HW = vqgan.decode(codes_1hw.to(vqgan.quantize.embedding.weight.device))
+            pixels_13HW = vqgan.decode(codes_1hw.to(device), dtype.torch)
             levels_HW3 = to_uint8(pixels_13HW[0].cpu().numpy())
             write_png(Path(cfg.output) / targets[name], levels_HW3, cfg.redo)
             bar.advance()

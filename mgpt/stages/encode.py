@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError
 from mgpt.images.buckets import bucket_sizes, choose_bucket
 from mgpt.images.pixels import MAX_PIXELS, fit, normalise, open_image, whiten
@@ -53,21 +54,27 @@ class Config:
     """Largest picture that is decoded, in pixels."""
     device: str = "auto"
     """auto, cpu, cuda."""
+    dtype: Dtype = "auto"
+    """Of the layers before the codebook. auto is float32 on every device: bfloat16 changes a few
+    codes in a hundred."""
 
 
 def main(cfg: Config) -> None:
     pictures = find_pictures([cfg.input] if isinstance(cfg.input, str) else cfg.input)
     output = Path(cfg.output)
     check_output(output)
-    vqgan = load_vqgan(cfg.vq).to(pick_device(cfg.device))
+    device = pick_device(cfg.device)
+    dtype = choose_dtype(cfg.dtype, device, keep_float32=CODES)
+    vqgan = load_vqgan(cfg.vq).to(device)
     grid_px = LATENTS_PER_GRID * vqgan.cfg.downsample
     check_pictures(cfg, pictures, grid_px)
+    dtype.announce(print)
     codes = {}
     with progress(len(pictures), "pictures", "encode") as bar:
         for name, path in pictures.items():
             levels_HW3 = np.asarray(fitted(cfg, name, path, grid_px))
             pixels_13HW = torch.from_numpy(normalise(levels_HW3))[None]
-            codes_1hw = vqgan.encode(pixels_13HW.to(vqgan.quantize.embedding.weight.device))
+            codes_1hw = vqgan.encode(pixels_13HW.to(device), dtype.torch)
             codes[name] = codes_1hw[0].cpu().numpy()
             bar.advance()
     write_codes(output, codes)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from mgpt.data.dataset import open_dataset
+from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import DataError
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
 from mgpt.evals.measures import MEASURES
@@ -50,9 +51,13 @@ class Config(EvaluateConfig):
     output: str
     """Folder for measures and galleries."""
     procs: int | Literal["auto"] = "auto"
-    """Processes that share the cases; auto: one a GPU, else 2. Their number changes no figure."""
+    """Processes that share the cases; auto: one a GPU, else one for each `threads` cores, at most
+    8. Their number changes no figure."""
     threads: int = 1
     """torch's threads a process on a CPU."""
+    dtype: Dtype = "auto"
+    """Of the transformer. auto: bfloat16 where every process's device multiplies it natively, else
+    float32. The VQGAN computes in float32 always."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     redo: bool = False
     """Make the output anew where it holds another configuration."""
@@ -69,7 +74,7 @@ def main(cfg: Config) -> None:
     if folder is not None:
         if folder.is_complete:
             return
-        procs = num_processes("evaluate", cfg.procs)
+        procs = num_processes("evaluate", cfg.procs, cfg.threads)
         if procs > 1:
             run_workers(["evaluate", "--config", str(folder.path / CONFIG)], procs, cfg.threads)
             return
@@ -83,17 +88,23 @@ def main(cfg: Config) -> None:
             return
         torch.set_num_threads(cfg.threads)
         with open_tracker(cfg, "evaluate", world.is_main) as tracker:
-            measures = _evaluate_here(cfg, folder.path, world, tracker)
+            dtype = choose_dtype(cfg.dtype, world.device, gather=world.gather_objects)
+            dtype.announce(tracker.print)
+            measures = _evaluate_here(cfg, folder.path, world, tracker, dtype)
             if world.is_main:
-                folder.finish({"tasks": len(measures)})
+                folder.finish({"tasks": len(measures), "dtype": str(dtype)})
         world.barrier()
     finally:
         world.shutdown()
 
 
-def _evaluate_here(cfg: Config, folder: Path, world: World, tracker: Tracker) -> dict[str, Any]:
+def _evaluate_here(
+    cfg: Config, folder: Path, world: World, tracker: Tracker, dtype: DtypeChoice
+) -> dict[str, Any]:
     dataset = open_dataset(Path(cfg.input) / str(cfg.resolution_px))
-    pipeline = build_pipeline(cfg.ckpt, cfg.vq, world.device, cfg.averaged, tracker.print)
+    pipeline = build_pipeline(
+        cfg.ckpt, cfg.vq, world.device, dtype.torch, cfg.averaged, tracker.print
+    )
     if vqgan_fingerprint(pipeline.vqgan) != dataset.vq_fingerprint:
         raise DataError(
             f"vq={cfg.vq} has fingerprint {vqgan_fingerprint(pipeline.vqgan)}, {cfg.input} was "
@@ -116,5 +127,5 @@ def _evaluate_here(cfg: Config, folder: Path, world: World, tracker: Tracker) ->
     ]
     columns = ["task", "figure", "model", "best constant", "ceiling", "cases"]
     tracker.table("measures on held-out samples", columns, rows)
-    tracker.finish({"tasks": len(measures)})
+    tracker.finish({"tasks": len(measures), "dtype": dtype.name})
     return measures

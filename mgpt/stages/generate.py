@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mgpt.dtypes import Dtype, choose_dtype
 from mgpt.errors import ConfigError
 from mgpt.files import atomic_write
 from mgpt.images.pixels import open_image
@@ -74,6 +75,9 @@ class Config(SamplingConfig):
     most likely reads the prompt."""
     device: str = "auto"
     """auto, cpu, cuda."""
+    dtype: Dtype = "auto"
+    """Of the transformer. auto: bfloat16 where the device multiplies it natively, else float32. The
+    VQGAN computes in float32 always."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     redo: bool = False
     """Make the output anew where it holds another configuration."""
@@ -122,8 +126,11 @@ def main(cfg: Config) -> None:
     if folder.is_complete:
         return
     with open_tracker(cfg, "generate") as tracker:
+        device = pick_device(cfg.device)
+        dtype = choose_dtype(cfg.dtype, device)
+        dtype.announce(tracker.print)
         pipeline = build_pipeline(
-            cfg.ckpt, cfg.vq, pick_device(cfg.device), cfg.averaged, tracker.print
+            cfg.ckpt, cfg.vq, device, dtype.torch, cfg.averaged, tracker.print
         )
         width_px, height_px = picture_size(cfg.size, pipeline)
         grids = pipeline.grids(width_px, height_px)
@@ -145,8 +152,8 @@ def main(cfg: Config) -> None:
         atomic_write(folder.path / "answers.json", json.dumps(records, indent=1).encode())
         shown = [(r["prompt"], a.images[0]) for r, a in zip(records, answers) if a.images]
         tracker.images(0, "answers", shown)
-        tracker.finish({"answers": len(records)})
-    folder.finish({"answers": len(records)})
+        tracker.finish({"answers": len(records), "dtype": dtype.name})
+    folder.finish({"answers": len(records), "dtype": str(dtype)})
     print(f"answers in {folder.path / 'answers.json'}")
 
 

@@ -26,6 +26,7 @@ from mgpt.errors import ConfigError, MgptError
 from mgpt.images.buckets import bucket_sizes
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import TransformerConfig
+from mgpt.parallel.backend import ParallelConfig
 from mgpt.plan.devices import DEVICES
 from mgpt.plan.documents import DocumentLengths, assumed_lengths, count_lengths
 from mgpt.plan.run import Machine, Plan, RunSize, plan_run
@@ -134,7 +135,7 @@ def plan_stage(cfg: Config, run: TrainingConfig) -> tuple[Plan, DocumentLengths]
     lengths = _lengths(run, vocabulary)
     size = RunSize(
         transformer=_transformer(run, vocabulary),
-        parallel=run.parallel,
+        parallel=_on_gpus(run.parallel),
         steps=run.steps,
         step_rows=run.data.step_rows,
         row_tokens=run.data.row_tokens,
@@ -156,6 +157,11 @@ def plan_stage(cfg: Config, run: TrainingConfig) -> tuple[Plan, DocumentLengths]
         mfu=cfg.mfu,
     )
     return plan_run(size, machine), lengths
+
+
+def _on_gpus(parallel: ParallelConfig) -> ParallelConfig:
+    """The configuration as it resolves there: every device that is planned multiplies bfloat16."""
+    return replace(parallel, dtype="bfloat16") if parallel.dtype == "auto" else parallel
 
 
 def _vocabulary(run: TrainingConfig) -> Vocabulary | None:

@@ -42,4 +42,4 @@ def main(cfg: Config) -> None:
         tracker.log(0, by_resolution)
         figures = {"pictures": len(rows), **by_resolution}
         tracker.finish(figures)
-    folder.finish(figures)
+    folder.finish({**figures, "dtype": str(cfg.chosen_dtype)})

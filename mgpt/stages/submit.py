@@ -305,7 +305,7 @@ def _ranks(cfg: Config, work: Work) -> int:
         return own.procs_per_node or 1
     parallel = work.config.parallel
     if cfg.launcher.name == "local" or parallel.name == "single":
-        return num_processes(parallel.name, parallel.procs)
+        return num_processes(parallel.name, parallel.procs, parallel.threads)
     given = parallel.procs if isinstance(parallel.procs, int) else None
     return own.procs_per_node or given or own.gpus_per_node or 2
 

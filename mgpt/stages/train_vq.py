@@ -26,7 +26,13 @@ from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.storage import Location
 from mgpt.tracking.tracker import Tracker, TrackingConfig
-from mgpt.train.train_vqgan import BatchConfig, VqTrainConfig, picture_batches, train_vqgan
+from mgpt.train.train_vqgan import (
+    BatchConfig,
+    VqTrainConfig,
+    picture_batches,
+    train_vqgan,
+    training_dtype,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,9 @@ def main(cfg: Config) -> None:
     if folder.is_complete:
         return
     with open_tracker(cfg, "train_vq") as tracker:
+        device = pick_device(cfg.device)
+        dtype = training_dtype(cfg.train, device)
+        dtype.announce(tracker.print)
         pictures, held_out = _read(cfg, tracker)
         with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
             figures = train_vqgan(
@@ -74,11 +83,11 @@ def main(cfg: Config) -> None:
                 _logger(tracker, bar.advance, cfg.train.log_every_steps),
                 folder.path,
                 held_out,
-                str(pick_device(cfg.device)),
+                str(device),
                 load_vqgan(cfg.init_from) if cfg.init_from else None,
             )
         tracker.finish(figures)
-    folder.finish(figures)
+    folder.finish({**figures, "dtype": str(dtype)})
 
 
 def _logger(

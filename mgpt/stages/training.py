@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
+from mgpt.dtypes import DtypeChoice
 from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
@@ -46,7 +47,7 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.metrics import LossTally
-from mgpt.train.step_folder import StepFolder, step_name
+from mgpt.train.step_folder import StepFolder, newest_complete, step_name
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
 
@@ -151,9 +152,10 @@ def train(stage: str, cfg: TrainingConfig) -> None:
     if folder is not None:
         if folder.is_complete:
             return
-        procs = num_processes(cfg.parallel.name, cfg.parallel.procs)
+        parallel = cfg.parallel
+        procs = num_processes(parallel.name, parallel.procs, parallel.threads)
         if procs > 1:
-            run_workers([stage, "--config", str(folder.path / CONFIG)], procs, cfg.parallel.threads)
+            run_workers([stage, "--config", str(folder.path / CONFIG)], procs, parallel.threads)
             return
     world = init_distributed(timeout_s=cfg.parallel.timeout_s)
     try:
@@ -189,7 +191,13 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             sharding_plan=sharding_plan,
         )
         _print_plan(tracker, cfg, backend, loader)
-        record = {"stage": stage, "config": to_plain(cfg), "transformer": to_plain(shape)}
+        _announce_dtype(tracker, folder, backend.dtype)
+        record = {
+            "stage": stage,
+            "config": to_plain(cfg),
+            "transformer": to_plain(shape),
+            "dtype": to_plain(backend.dtype),
+        }
         outcome = Trainer(
             cfg,
             backend=backend,
@@ -213,8 +221,9 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             )
         last = StepFolder(folder / step_name(outcome.step), outcome.step)
         _write_model(last, shape, vocabulary, cfg.averaged, world, tracker.print)
-        tracker.finish(_figures(outcome.metrics))
-    return outcome.metrics
+        figures = _figures(outcome.metrics)
+        tracker.finish({**figures, "dtype": backend.dtype.name})
+    return {**outcome.metrics, "dtype": str(backend.dtype)}
 
 
 def _write_model(
@@ -388,6 +397,24 @@ def _pictures(
         tracker.images(step, "samples", samples.draw(weights))
 
     return show
+
+
+def _announce_dtype(tracker: Tracker, folder: Path, dtype: DtypeChoice) -> None:
+    """Says what the run computes in, and whether its checkpoint was computed in something else."""
+    if not tracker.is_main:
+        return
+    dtype.announce(tracker.print)
+    newest = newest_complete(folder)
+    if newest is None:
+        return
+    saved = yaml.safe_load((newest.path / "config.yaml").read_text()) or {}
+    chosen = saved.get("dtype") or saved.get("config", {}).get("parallel", {})
+    before = chosen.get("name", chosen.get("dtype", dtype.name))
+    if before != dtype.name:
+        tracker.print(
+            f"dtype: {newest.path} was trained in {before}, this start continues in {dtype.name}; "
+            f"its weights and moments are float32 either way (parallel.dtype={before} keeps it)"
+        )
 
 
 def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader: RowLoader) -> None:

@@ -44,7 +44,7 @@ def make_backend(layers: int) -> Backend:
         hidden=512, ffn=1376, layers=layers, heads=8, kv_heads=8, head_dim=64, vocab_size=8192
     )
     return build_backend(
-        ParallelConfig(),
+        ParallelConfig(dtype="float32"),
         lambda: Transformer(cfg),
         OptimConfig(),
         World(),

@@ -23,6 +23,7 @@ from data_pipeline.tokenize_shards import TokenizeConfig, TokenizeJob, tokenize
 from data_pipeline.workers import WORK_FOLDER
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, read_manifest
+from mgpt.dtypes import CODES
 from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.images.pixels import MAX_PIXELS
 from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
@@ -66,6 +67,7 @@ def test_every_key_is_written_or_refused_at_every_resolution(tmp_path, config, t
         "damaged": [],
         "written": {"16": 39, "32": 27},
         "rejected": {"16": refused, "32": {**refused, "too_small": 12}},
+        "dtype": f"float32 ({CODES})",
     }
     for px in (16, 32):
         for name in ("00000", "00001", "00002"):
@@ -246,7 +248,7 @@ def test_compiled_layers_see_full_batches_only(tmp_path, config, tracker, monkey
 def test_bf16_says_how_many_codes_are_exact(tmp_path, config, tracker, caplog, monkeypatch):
     monkeypatch.setattr("data_pipeline.encoding.COMPARED_PICTURES", 8)
     tokenize(config("exact", resolution=[32]), tracker)
-    tokenize(config("fast", resolution=[32], precision="bf16"), tracker)
+    tokenize(config("fast", resolution=[32], dtype="bfloat16"), tracker)
     (said,) = [line for line in caplog.messages if "exact mode" in line]
     share = float(said.split(" %")[0])
     assert 50 < share <= 100

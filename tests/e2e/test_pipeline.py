@@ -25,6 +25,7 @@ def pretrain_words(tiny: Path, output: Path) -> list[str]:
         "pretrain",
         "tracking=disabled",
         "model=debug",
+        "parallel.dtype=float32",
         f"output={output}",
         f"vocabulary={tiny / 'text'}",
         "resolution_px=32",

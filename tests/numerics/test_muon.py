@@ -184,7 +184,7 @@ def test_packing() -> None:
 
 def _trained(cfg: TransformerConfig, batch: MicroBatch) -> Iterator[tuple[str, Tensor]]:
     backend = build_backend(
-        ParallelConfig(),
+        ParallelConfig(dtype="float32"),
         lambda: Transformer(cfg),
         OptimConfig(kind="muon", lr=LR),
         World(),

@@ -30,7 +30,7 @@ SIZE = TransformerConfig(
 
 
 def build(name: str = "single", seed: int = 0, **settings: object) -> Backend:
-    cfg = ParallelConfig(name=name, **settings)
+    cfg = ParallelConfig(name=name, **{"dtype": "float32", **settings})
     world = World()
     return build_backend(
         cfg, lambda: Transformer(SIZE), OptimConfig(), world, 0, seed, sharding_plan
@@ -249,7 +249,7 @@ def type_name(backend: Backend) -> str:
 
 def test_single_refuses_several_processes() -> None:
     with pytest.raises(ConfigError, match="started in 2"):
-        cfg, several = ParallelConfig(), World(size=2)
+        cfg, several = ParallelConfig(dtype="float32"), World(size=2)
         build_backend(cfg, lambda: Transformer(SIZE), OptimConfig(), several, 0, 0, sharding_plan)
 
 

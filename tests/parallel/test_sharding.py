@@ -92,8 +92,8 @@ peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 warm = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)
 before = peak()
 backend = build_backend(
-    ParallelConfig("fsdp2"), lambda: Transformer(SIZES["7b"]), OptimConfig(), world, 0, 0,
-    sharding_plan,
+    ParallelConfig("fsdp2", dtype="float32"), lambda: Transformer(SIZES["7b"]), OptimConfig(),
+    world, 0, 0, sharding_plan,
 )
 own = sum(p.to_local().numel() for p in backend._parameters)
 print(json.dumps([backend.num_parameters, own, peak() - before]))

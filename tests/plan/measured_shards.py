@@ -37,7 +37,7 @@ def measure(folder: Path) -> None:
 
 def held_by(optim: OptimConfig, world: World) -> dict[str, int]:
     backend = build_backend(
-        ParallelConfig(name="fsdp2"),
+        ParallelConfig(name="fsdp2", dtype="float32"),
         lambda: Transformer(MODEL),
         optim,
         world,

@@ -25,6 +25,7 @@ import measured_shards  # noqa: E402
 from rank_runs import start_ranks  # noqa: E402
 
 FSDP2 = ParallelConfig("fsdp2", dtype="bfloat16")
+FSDP2_FP32 = ParallelConfig("fsdp2", dtype="float32")
 
 
 def planned(
@@ -45,9 +46,7 @@ def test_what_two_ranks_of_fsdp2_hold(tmp_path: Path) -> None:
     assert codes == [0, 0], "\n".join(logs)
     held = json.loads((tmp_path / "held.json").read_text())
     for kind, optim in measured_shards.OPTIMIZERS.items():
-        work = RankWork(
-            measured_shards.MODEL, ParallelConfig("fsdp2"), 2, 64, on_cpu=True, optim=optim
-        )
+        work = RankWork(measured_shards.MODEL, FSDP2_FP32, 2, 64, on_cpu=True, optim=optim)
         memory = plan_memory(work)
         scratch = held[kind].pop("at work in the update")
         for name, measured in held[kind].items():

@@ -55,7 +55,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
 
 
 def test_changes_come_together_where_none_is_enough() -> None:
-    alone = replace(RUN, parallel=ParallelConfig("single", micro_rows=4))
+    alone = replace(RUN, parallel=ParallelConfig("single", micro_rows=4, dtype="float32"))
     (problem,) = plan_run(alone, Machine("A100-80", nodes=1, procs=1)).problems
     words = problem.partition("what would fit: ")[2]
     assert words.startswith("parallel=fsdp2 procs=8 with parallel.dtype=bfloat16")

@@ -50,6 +50,7 @@ class Run:
             *("model=debug", "parallel=fsdp2", f"steps={STEPS}", "save_every=4", "keep=20"),
             *(
                 "log_every=1",
+                "parallel.dtype=float32",
                 "dropout=0.1",
                 "schedule.warmup_steps=2",
                 "data.row_tokens=256",

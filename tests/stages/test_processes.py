@@ -64,13 +64,33 @@ def test_an_orderly_stop_is_told_from_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "procs", "want"), [("single", "auto", 1), ("fsdp2", 3, 3), ("zero3", "auto", 2)]
+    ("work", "procs", "threads", "cores", "want"),
+    [
+        ("single", "auto", 1, 4, 1),
+        ("fsdp2", 3, 1, 2, 3),
+        ("zero3", "auto", 1, 4, 2),
+        ("fsdp2", "auto", 1, 1, 1),
+        ("fsdp2", "auto", 2, 2, 1),
+        ("evaluate", "auto", 1, 4, 4),
+        ("evaluate", "auto", 4, 2, 1),
+    ],
 )
-def test_numbers_of_processes(
-    backend: str, procs: int | str, want: int, monkeypatch: pytest.MonkeyPatch
+def test_numbers_of_processes_on_a_cpu(
+    work: str,
+    procs: int | str,
+    threads: int,
+    cores: int,
+    want: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert num_processes(backend, procs) == want
+    monkeypatch.setattr("mgpt.launching.processes.num_cores", lambda: cores)
+    assert num_processes(work, procs, threads) == want
+
+
+def test_a_process_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert num_processes("fsdp2", "auto", 4) == num_processes("evaluate", "auto") == 8
 
 
 def test_a_rank_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

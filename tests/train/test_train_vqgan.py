@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_bf16_training_leaves_an_fp32_model(tmp_path: Path) -> None:
-    run(replace(TRAIN, bf16=True), tmp_path)
+    run(replace(TRAIN, dtype="bfloat16"), tmp_path)
     model = load_vqgan(tmp_path / "model")
     assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
 
