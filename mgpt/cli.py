@@ -16,17 +16,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from mgpt.errors import ConfigError, MgptError, is_told
 from mgpt.launching.processes import RESUME, die_with_parent, is_worker, report_failure
 from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS, Interrupted, interrupt_once
 
+if TYPE_CHECKING:
+    from mgpt.config import Composed
+
 USAGE = """\
 usage: mgpt <stage> [field=value | group=choice …]
        mgpt <stage> --help           its fields, groups and an example
        mgpt <stage> --cfg job        the resolved configuration, without running
-       mgpt <stage> --config FILE    run again from an output folder's config.yaml
+       mgpt <stage> --config FILE [field=value …]   run again from an output folder's config.yaml
+       mgpt --version
 """
 STATUSES = """\
 exit status: 0 done, 2 a mistake or a failure, named in one line, 75 stopped by a signal with the
@@ -77,6 +82,9 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return
+    if arguments[0] == "--version":
+        print(version_line())
+        return
     name, *rest = arguments
     if name not in STAGES:
         from mgpt.config import nearest
@@ -93,26 +101,38 @@ def _run(arguments: list[str]) -> None:
     file = _take_option(rest, "--config")
     if show is not None and show != "job":
         raise ConfigError(f"--cfg {show}: only `--cfg job` is known")
-    if file is not None:
-        _run_again(module, Path(file).expanduser(), rest)
-        return
-    composed = compose_stage(name, module, rest)
+    if file is None:
+        composed = compose_stage(name, module, rest)
+    else:
+        composed = _compose_again(name, module, Path(file), rest)
     if show is not None:
         print(composed.yaml(), end="")
         return
     module.main(configure(module, composed))
 
 
-def _run_again(module: ModuleType, file: Path, rest: list[str]) -> None:
-    import yaml
+def _compose_again(name: str, module: ModuleType, file: Path, rest: list[str]) -> Composed:
+    """A stage's resolved configuration from a file, with the overrides in it."""
+    from mgpt.config import compose_over, schema_of
 
-    from mgpt.config import from_hydra
+    if hasattr(module, "compose"):
+        hint = "; a pipeline of your own is recipe=FILE" if name == "pipeline" else ""
+        raise ConfigError(f"mgpt {name} takes no --config{hint}")
+    return compose_over(name, schema_of(module.Config), file, rest)
 
-    if rest:
-        raise ConfigError(f"--config {file} takes no overrides beside it: {' '.join(rest)}")
-    if not file.exists():
-        raise ConfigError(f"--config {file}: there is no such file")
-    module.main(from_hydra(module.Config, yaml.safe_load(file.read_text())))
+
+def version_line() -> str:
+    """`mgpt 0.1.0, commit 0123456789ab, edited; torch 2.13.0; python 3.11.9`."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mgpt.launching.code_version import code_version, in_words
+
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "not installed"
+    return f"{in_words(code_version())}; torch {torch}; python {platform.python_version()}"
 
 
 def _take_option(rest: list[str], option: str) -> str | None:

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -53,6 +54,7 @@ from mgpt.settings import (
 
 CONFIG_MODULE = "mgpt.conf"
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-4, which yaml 1.1 takes for text
 _INVALID = object()  # stands for a value whose mistake is already on the list
 
 
@@ -115,15 +117,91 @@ def compose(config_name: str, schema: Schema, overrides: Sequence[str] = ()) -> 
             choices = _choices(composed)
             del_hydra = OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"])
             node = OmegaConf.merge(OmegaConf.create(to_plain(schema.defaults)), del_hydra)
-            for path, value in values:
-                OmegaConf.update(node, path, value, force_add=True)
-            for path in [word[1:] for word in overrides if word.startswith("~")]:
-                _remove(node, path)
-            OmegaConf.resolve(node)
+            assert isinstance(node, DictConfig)
+            node = _settled(node, values, overrides)
         except _HYDRA_ERRORS as error:
             raise ConfigError(f"conf/{config_name}.yaml: {error}") from error
-    assert isinstance(node, DictConfig)
     return Composed(node, choices)
+
+
+def compose_over(
+    config_name: str, schema: Schema, file: Path, overrides: Sequence[str] = ()
+) -> Composed:
+    """A configuration that is resolved already, as an output folder's config.yaml, with overrides.
+
+    `group=choice` puts the values of the choice's yaml over those of the file; the others stay.
+    Raises ConfigError for a file that is missing or no mapping, and as `compose` does.
+    """
+    node, groups = read_mapping(file, "--config", literal=True), _groups(config_name)
+    words, values = _read_overrides(overrides, schema, groups)
+    chosen = {key: group.chosen for key, group in groups.items()}
+    for word in words:
+        key, _, choice = word.partition("=")
+        path, _, package = key.partition("@")
+        name = choice.strip("'")
+        chosen[path.rpartition("/")[2]] = name
+        own = compose(f"{path}/{name}", Schema(lambda path: None, [], {})).node
+        own = OmegaConf.select(own, path.replace("/", ".")) or own
+        package = package or path.replace("/", ".")
+        _merge(node, "" if package == "_global_" else package, own)
+    return Composed(_settled(node, values, overrides), chosen)
+
+
+def read_mapping(file: Path, given_as: str, literal: bool = False) -> DictConfig:
+    """A yaml file that a user names; `literal`: `${` in its text means itself.
+
+    Raises ConfigError for one that is missing, unreadable or no mapping.
+    """
+    try:
+        text = file.expanduser().read_text()
+        node = OmegaConf.create(_escaped(yaml.safe_load(text)) if literal else text)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"{given_as} {file}: {why}") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{given_as} {file}: holds no fields; a yaml mapping belongs there")
+    return node
+
+
+def _escaped(tree: Any) -> Any:
+    """Plain data whose texts OmegaConf takes as they are."""
+    if isinstance(tree, dict):
+        return {key: _escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    return _escape_interpolation(tree) if isinstance(tree, str) else tree
+
+
+def _escape_interpolation(text: str) -> str:
+    # A run of backslashes is doubled only where it meets what a backslash would escape.
+    return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
+
+
+def add_choice(group: str, name: str, node: DictConfig) -> None:
+    """Makes `<group>=<name>` a choice in this process, beside those of `conf/<group>`."""
+    ConfigStore.instance().store(name=name, node=node, group=group, package="_global_")
+    _groups.cache_clear()
+
+
+def _merge(node: DictConfig, path: str, values: Any) -> None:
+    target = OmegaConf.select(node, path) if path else node
+    OmegaConf.update(node, path, values) if target is None else target.merge_with(values)
+
+
+def _settled(
+    node: DictConfig, values: Sequence[tuple[str, Any]], overrides: Sequence[str]
+) -> DictConfig:
+    """The configuration with the overridden fields, without what `~path` removes, resolved.
+
+    Its texts are escaped, so that `${` in one means itself however often the result is resolved.
+    """
+    for path, value in values:
+        OmegaConf.update(node, path, value, force_add=True)
+    for path in [word[1:] for word in overrides if word.startswith("~")]:
+        _remove(node, path)
+    settled = OmegaConf.create(_escaped(OmegaConf.to_container(node, resolve=True)))
+    assert isinstance(settled, DictConfig)
+    return settled
 
 
 def group_choices(config_name: str) -> list[tuple[str, tuple[str, list[str]]]]:
@@ -254,8 +332,7 @@ def quote(value: str, kind: Any) -> str:
     null = value == "null" and type(None) in options_of(kind)
     if not is_text(kind) or quoted or listed or null or _other_option(value, kind):
         return value
-    # A run of backslashes is doubled only where it meets what a backslash would escape.
-    value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
+    value = _escape_interpolation(value)
     value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
     value = re.sub(r"(\\+)$", lambda m: m[1] * 2, value)
     return f"'{value}'"
@@ -333,6 +410,8 @@ def _scalar(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if kind is type(None) and value is None:
         return None
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -2,9 +2,11 @@
 
 Each stage runs as a process of its own whose command is printed, so that it can be run again
 alone; weights are handed on from stage to stage. Kill it at any time: the same command goes on.
-A stage's fields stand under its name in the recipe, one rung's under the rung's.
+A stage's fields stand under its name in the recipe, one rung's under the rung's. `recipe=` takes a
+name or a yaml file of your own; `until=` ends the pipeline after one of its entries.
 
     mgpt pipeline recipe=quickstart fp_sft.steps=20 fp_sft.64.optim.lr=1e-4 parallel=zero3
+    mgpt pipeline recipe=quickstart until=fp_sft
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mgpt.config import Composed
-from mgpt.errors import MachineError, MgptError
+from mgpt.config import Composed, nearest
+from mgpt.errors import ConfigError, MachineError, MgptError
 from mgpt.files import atomic_write
 from mgpt.launching.processes import RESUME, own_children, run_child
 from mgpt.launching.srun import refuse_step
@@ -57,12 +59,16 @@ class Config:
     """Seed of every stage that has one."""
     redo: bool = False
     """Make stages anew whose output holds another configuration."""
+    until: str = ""
+    """Entry after which the pipeline ends: fp_sft/32, or fp_sft for its last rung; empty: none."""
     recipe: str = field(default="", metadata={DERIVED: True})
-    """The yaml of conf/recipe that was chosen."""
+    """The yaml of conf/recipe that was chosen, or the name of a file of the user's own."""
     group: str = field(default="", metadata={DERIVED: True})
     """Name of the tracker's group; made at the first start."""
     entries: list[Entry] = field(default_factory=list, metadata={DERIVED: True})
-    """The recipe's stages, read."""
+    """The recipe's stages, read; those after `until` are left out."""
+    later: list[str] = field(default_factory=list, metadata={DERIVED: True})
+    """Names of the stages after `until`."""
 
 
 def compose(overrides: Sequence[str]) -> Composed:
@@ -89,7 +95,28 @@ def configure(composed: Composed) -> Config:
     recipe = composed.choices["recipe"]
     group = _group(Path(node.output), recipe)
     entries = read_recipe(composed, group)
-    return Config(str(node.output), int(node.seed), bool(node.redo), recipe, group, entries)
+    count = _num_through(str(node.until), [entry.name for entry in entries])
+    return Config(
+        output=str(node.output),
+        seed=int(node.seed),
+        redo=bool(node.redo),
+        until=str(node.until),
+        recipe=recipe,
+        group=group,
+        entries=entries[:count],
+        later=[entry.name for entry in entries[count:]],
+    )
+
+
+def _num_through(until: str, names: Sequence[str]) -> int:
+    """How many entries a pipeline has through `until`; the last rung of an entry with rungs."""
+    if not until:
+        return len(names)
+    meant = [number for number, name in enumerate(names) if until in (name, name.split("/")[0])]
+    if not meant:
+        hint = nearest(until, names) or ""
+        raise ConfigError(f"until={until}: no such entry{hint}; there are {', '.join(names)}")
+    return meant[-1] + 1
 
 
 def main(cfg: Config) -> None:
@@ -106,6 +133,11 @@ def main(cfg: Config) -> None:
         print(f"\n{title}\n$ {shlex.join(['mgpt', entry.stage, *entry.overrides])}", flush=True)
         run_stage(entry, record)
     record.print_summary()
+    if cfg.later:
+        print(
+            f"until={cfg.until}: not run are {', '.join(cfg.later)}; leave until= out to run them"
+        )
+        return
     page = output / "report.html"
     if page.exists():
         print(f"report: {page}")
@@ -152,7 +184,8 @@ class Record:
             "stages": [
                 {"name": entry.name, "stage": entry.stage, **fresh, **kept.get(entry.name, {})}
                 for entry in cfg.entries
-            ],
+            ]
+            + [kept[name] for name in cfg.later if name in kept],
             **conditions(),
         }
         self._current: dict[str, Any] | None = None

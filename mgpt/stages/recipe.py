@@ -1,7 +1,8 @@
 """A recipe read: ordered entries, each a stage with its overrides, weights handed on.
 
-A recipe is a yaml of the group `recipe`: `order` names the entries, and each entry is a mapping of
-its `stage` and that stage's fields. What an entry leaves out is filled in:
+A recipe is a yaml of the group `recipe`, or a file anywhere (`recipe=my/recipe.yaml`). `order`
+names the entries, and each entry is a mapping of its `stage` and that stage's fields. What an entry
+leaves out is filled in:
 
 - `output`: `<pipeline's output>/<entry>`;
 - the groups model, parallel and tracking, seed and redo: the pipeline's own;
@@ -18,12 +19,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mgpt.config import Composed, Schema, compose, group_choices, nearest, quote, schema_of
+from mgpt.config import (
+    Composed,
+    Schema,
+    add_choice,
+    compose,
+    group_choices,
+    nearest,
+    quote,
+    read_mapping,
+    schema_of,
+)
 from mgpt.errors import ConfigError
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.settings import MISSING, settings_of, type_at
@@ -57,8 +69,10 @@ class Entry:
 
 def compose_recipe(overrides: Sequence[str]) -> Composed:
     """The recipe with the overrides in it. Raises ConfigError that lists every mistake."""
+    overrides, own_name = _with_own_file(overrides)
     chosen = [word for word in overrides if word.startswith("recipe=")]
     bare = compose("pipeline", Schema(lambda path: None, [], {}), chosen)
+    _check_entries(bare.node)
     stages = {name: _stage_of(bare.node, name) for name in bare.node.order}
     rungs = {name: [str(r) for r in bare.node[name].get("rungs", [])] for name in stages}
     configs = {name: load_stage(stage).Config for name, stage in stages.items()}
@@ -83,7 +97,40 @@ def compose_recipe(overrides: Sequence[str]) -> Composed:
     names = [*own]
     names += [f"{g}.{s.path}" for g, cls in SHARED_GROUPS.items() for s in settings_of(cls)]
     names += [f"{name}.{s.path}" for name, cls in configs.items() for s in settings_of(cls)]
-    return compose("pipeline", Schema(type_of, names, {}), overrides)
+    composed = compose("pipeline", Schema(type_of, names, {}), overrides)
+    if own_name is None:
+        return composed
+    return Composed(composed.node, {**composed.choices, "recipe": own_name})
+
+
+def _with_own_file(overrides: Sequence[str]) -> tuple[list[str], str | None]:
+    """The overrides with `recipe=FILE` as a choice of the group, and that recipe's name.
+
+    The name is None for a recipe of `conf/recipe`. Raises ConfigError for a file that is missing.
+    """
+    words, name = list(overrides), None
+    for index, word in enumerate(words):
+        key, _, value = word.partition("=")
+        path = Path(value.strip("'\""))
+        if key == "recipe" and (path.suffix in (".yaml", ".yml") or len(path.parts) > 1):
+            name = path.stem
+            add_choice("recipe", f"{name} of your own", read_mapping(path, "recipe"))
+            words[index] = f"recipe={name} of your own"
+    return words, name
+
+
+def _check_entries(node: DictConfig) -> None:
+    """Raises ConfigError for a recipe without what every recipe has."""
+    if not OmegaConf.is_list(node.get("order")) or not node.order:
+        raise ConfigError("the recipe has no `order`; list the names of its entries there")
+    lacking = [name for name in node.order if not OmegaConf.is_dict(node.get(name))]
+    if lacking:
+        raise ConfigError(
+            f"the recipe's order names {', '.join(map(str, lacking))}, which it has no fields of; "
+            "give each entry a mapping with its `stage`"
+        )
+    if not node.get("output"):
+        raise ConfigError("the recipe has no `output`, the folder of the whole pipeline")
 
 
 def _stage_of(node: DictConfig, name: str) -> str:
@@ -156,8 +203,8 @@ def _shared_overrides(composed: Composed, group: str) -> dict[str, list[str]]:
     for name in SHARED_GROUPS:
         choice = composed.choices[name]
         plain = compose(f"{name}/{choice}", Schema(lambda path: None, [], {}), []).node
-        base = dict(flatten(OmegaConf.to_container(plain[name])))
-        now = dict(flatten(OmegaConf.to_container(node[name])))
+        base = dict(flatten(OmegaConf.to_container(plain[name], resolve=True)))
+        now = dict(flatten(OmegaConf.to_container(node[name], resolve=True)))
         changed = {key: value for key, value in now.items() if base.get(key, MISSING) != value}
         shared[name] = [f"{name}={choice}"]
         shared[name] += [f"{name}.{key}={_word(value)}" for key, value in changed.items()]

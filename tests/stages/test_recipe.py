@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mgpt.errors import ConfigError
+from mgpt.stages import pipeline
 from mgpt.stages.recipe import Entry, _stage_of, compose_recipe, read_recipe
 
 
@@ -79,3 +80,52 @@ def test_a_command_without_a_record_is_no_entry() -> None:
     assert _stage_of(node, "raw") == "pack"
     with pytest.raises(ConfigError, match="codes: mgpt encode keeps no record"):
         _stage_of(node, "codes")
+
+
+def test_a_recipe_of_ones_own_is_a_file_anywhere(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults:\n  - tiny\n\nfp_sft:\n  steps: 11\n")
+    composed = compose_recipe([f"recipe={file}", "fp_sft.64.steps=12"])
+    assert composed.choices["recipe"] == "mine"
+    found = {entry.name: entry.config for entry in read_recipe(composed)}
+    assert (found["fp_sft/32"].steps, found["fp_sft/64"].steps) == (11, 12)
+    assert found["pretrain"].steps == 4, "what tiny says"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("output: out\n", "no `order`"),
+        ("order: [a, b]\noutput: out\na: {stage: pack}\n", "names b, which it has no fields of"),
+        ("order: [a]\na: {stage: pack}\n", "no `output`"),
+        ("- a list\n", "a yaml mapping belongs there"),
+        ("order: [a\n", "mine.yaml"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        compose_recipe([f"recipe={tmp_path}/mine.yaml"])
+
+
+def test_a_recipe_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: there is no such file"):
+        compose_recipe([f"recipe={tmp_path}/nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("until", "last", "first_later"),
+    [("fp_sft/32", "fp_sft/32", "fp_sft/64"), ("fp_sft", "fp_sft/64", "omni_sft")],
+)
+def test_a_pipeline_ends_after_an_entry(
+    until: str, last: str, first_later: str, tmp_path: Path
+) -> None:
+    words = ["recipe=tiny", f"output={tmp_path}", f"until={until}"]
+    cfg = pipeline.configure(pipeline.compose(words))
+    assert (cfg.entries[-1].name, cfg.later[0]) == (last, first_later)
+
+
+def test_an_entry_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    words = ["recipe=tiny", f"output={tmp_path}", "until=fp_stf"]
+    with pytest.raises(ConfigError, match=r"did you mean 'fp_sft/.*there are scenes_raw, train_vq"):
+        pipeline.configure(pipeline.compose(words))
