@@ -12,8 +12,9 @@ import dataclasses
 import importlib
 import json
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError
 from mgpt.storage import Location, locate, read_all, write_new
 from mgpt.tracking.tracker import Tracker
+
+_LEAST_SOME, _MOST_SOME, _MOST_SOME_BYTES = 16, 64, 3_000_000
 
 
 def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
@@ -163,3 +166,24 @@ def _add(writer: RawShardWriter, sample: RawSample) -> Rejected | None:
     except RefusedSample as refusal:
         return refusal.rejected
     return None
+
+
+def write_some(output: Location, items: Iterable[RawSample | Rejected], seconds: float) -> int:
+    """The first samples of a source or of other shards as one raw shard; returns their number.
+
+    It ends after about so many seconds, or with 3 MB of pictures, but not before 16 samples; with
+    64 in any case.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    began, count, num_bytes = time.monotonic(), 0, 0
+    with RawShardWriter(output / "00000.tar") as writer:
+        for item in items:
+            if isinstance(item, Rejected) or _add(writer, item) is not None:
+                continue
+            count += 1
+            num_bytes += sum(len(picture.data) for picture in item.pictures.values())
+            is_enough = time.monotonic() - began > seconds or num_bytes > _MOST_SOME_BYTES
+            if count >= _MOST_SOME or (count >= _LEAST_SOME and is_enough):
+                break
+        writer.close()
+    return count

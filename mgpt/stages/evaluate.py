@@ -9,7 +9,7 @@ measures and a gallery; a task that is finished is not measured again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,12 @@ from mgpt.launching.processes import is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
 from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World, init_distributed
-from mgpt.stages.build import build_pipeline, vq_input
+from mgpt.stages.build import build_pipeline, pick_device, vq_input
+from mgpt.stages.evaluate_times import rehearse_evaluation
 from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
 from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale
 from mgpt.stages.truth import TruthPictures
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
@@ -129,3 +131,33 @@ def _evaluate_here(
     tracker.table("measures on held-out samples", columns, rows)
     tracker.finish({"tasks": len(measures), "dtype": dtype.name})
     return measures
+
+
+def is_long(cfg: Config) -> bool:
+    return cfg.samples > 16
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """A few cases of each kind of answer, answered by the stand-in's model."""
+    dataset = open_dataset(Path(cfg.input) / str(cfg.resolution_px))
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(cfg.threads)
+    dtype = choose_dtype(cfg.dtype, pick_device())
+    pipeline = build_pipeline(
+        cfg.ckpt, cfg.vq, pick_device(), dtype.torch, cfg.averaged, lambda line: None
+    )
+    truth = TruthPictures(cfg.input, cfg.raw, dataset)
+
+    def evaluation(some: EvaluateConfig, folder: Path) -> dict[str, dict]:
+        vqgan, alone = pipeline.vqgan, World(device=pick_device())
+        return evaluate(some, dataset, pipeline, vqgan, folder, truth, alone, lambda *_: None)
+
+    done = [task for task in real.tasks if (Path(real.output) / task / MEASURES).exists()]
+    left = replace(real, tasks=tuple(task for task in real.tasks if task not in done))
+    procs = num_processes("evaluate", cfg.procs, cfg.threads)
+    try:
+        return rehearse_evaluation(
+            left, Path(cfg.output), dataset, scale(real.input), procs, evaluation
+        )
+    finally:
+        torch.set_num_threads(threads_before)

@@ -7,6 +7,8 @@ forgetting. Each rung starts from the one below: 512, 768, 1024 in full-size rec
         data.sources.a.path=tokens data.sources.a.tasks.text_to_image=1
 """
 
+from mgpt.stages.rehearsal import Estimate, Scale
+from mgpt.stages.step_times import is_long, rehearse_training
 from mgpt.stages.training import TrainingConfig as Config
 from mgpt.stages.training import inputs, train
 
@@ -15,4 +17,8 @@ def main(cfg: Config) -> None:
     train("fp_sft", cfg)
 
 
-__all__ = ["Config", "inputs", "main"]
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    return rehearse_training("fp_sft", cfg, real)
+
+
+__all__ = ["Config", "inputs", "is_long", "main", "rehearse"]

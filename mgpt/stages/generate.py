@@ -30,6 +30,7 @@ from mgpt.infer.sampling import Modality, SamplingConfig
 from mgpt.stages.build import build_pipeline, pick_device, vq_input
 from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tasks.registry import TASKS, SampleView, caption_reading
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, split_parts
 from mgpt.tokens.unirep import LATENTS_PER_GRID
@@ -38,6 +39,7 @@ from mgpt.tracking.tracker import TrackingConfig
 FREE = "free"
 _LARGEST_DEFAULT_GRIDS = 16  # 512 px with a 16x VQGAN: the first rung of the published model
 _MARK = "<prompt>"
+_REHEARSED_TOKENS = 256  # a model that has learned nothing never ends a text
 _FILLED_IN = "."  # stands in an answer's place while a task builds the question
 
 
@@ -280,3 +282,11 @@ def _saved(answer: Answer, folder: Any, stem: str) -> dict[str, Any]:
         "tokens": len(answer.ids),
         "finished": answer.finished,
     }
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """The first prompts themselves, as answers of the stand-in's model."""
+    few = replace(cfg, prompt=cfg.prompts[:2], n=min(cfg.n, 2))
+    few = replace(few, max_new_tokens=min(cfg.max_new_tokens, _REHEARSED_TOKENS))
+    seconds = timed(lambda: main(few))
+    return Estimate(seconds * len(cfg.prompts) * cfg.n / (len(few.prompts) * few.n))

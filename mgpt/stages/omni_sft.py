@@ -4,6 +4,8 @@ r"""mgpt omni_sft: fine-tuning on all sixteen tasks at once.
         data.sources.a.path=tokens data.sources.a.tasks.caption=1 data.sources.a.tasks.depth=1
 """
 
+from mgpt.stages.rehearsal import Estimate, Scale
+from mgpt.stages.step_times import is_long, rehearse_training
 from mgpt.stages.training import TrainingConfig as Config
 from mgpt.stages.training import inputs, train
 
@@ -12,4 +14,8 @@ def main(cfg: Config) -> None:
     train("omni_sft", cfg)
 
 
-__all__ = ["Config", "inputs", "main"]
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    return rehearse_training("omni_sft", cfg, real)
+
+
+__all__ = ["Config", "inputs", "is_long", "main", "rehearse"]

@@ -6,12 +6,15 @@ mgpt pack source=folder input=my_pictures output=raw/mine
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
-from data_pipeline.build_shards import PackConfig, pack
+from data_pipeline.build_shards import PackConfig, PackJob, pack, write_some
 from data_pipeline.workers import Place
 from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale, shares, timed
+from mgpt.storage import locate
 from mgpt.tracking.tracker import TrackingConfig
 
 
@@ -38,3 +41,20 @@ def main(cfg: Config) -> None:
         tracker.log(0, counts)
         tracker.finish(counts)
     folder.finish(figures)
+
+
+def is_long(cfg: Config) -> bool:
+    return cfg.source == "scenes" and cfg.scenes.num_scenes > 200
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Packs the first samples of the source, of whichever kind it is."""
+    job = PackJob(real)
+    parts, done = job.parts, job.finished()
+    items = itertools.chain.from_iterable(part.read() for part in parts.values())
+    counts: list[int] = []
+    seconds = timed(lambda: counts.append(write_some(locate(cfg.output), items, seconds=1.5)))
+    total = sum(part.num_samples for part in parts.values())
+    left = sum(part.num_samples for part in parts.values() if part.name not in done)
+    workers = shares(min(cfg.workers, len(parts)))
+    return Estimate(seconds * left / counts[0] / workers, total / counts[0])

@@ -32,8 +32,10 @@ from mgpt.files import atomic_write
 from mgpt.launching.processes import RESUME, own_children, run_child
 from mgpt.launching.srun import refuse_step
 from mgpt.settings import DERIVED
-from mgpt.stages.folder import check_machine, is_complete
+from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, is_long
+from mgpt.stages.folder import DONE, check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
+from mgpt.storage import locate
 
 RECORD = "pipeline.json"
 _RECORD_EVERY_S = 10.0
@@ -125,11 +127,15 @@ def main(cfg: Config) -> None:
     check_machine(output, min_free_mb=500)
     record = Record(output / RECORD, cfg)
     own_children()
+    is_estimated = False
     for number, entry in enumerate(cfg.entries, start=1):
         title = f"[{number}/{len(cfg.entries)}] {entry.name}"
         if is_complete(entry.stage, entry.config, entry.module.inputs(entry.config)):
             print(f"{title}: complete", flush=True)
             continue
+        if not is_estimated:
+            is_estimated = True
+            _estimate(cfg.entries[number - 1 :], record)
         print(f"\n{title}\n$ {shlex.join(['mgpt', entry.stage, *entry.overrides])}", flush=True)
         run_stage(entry, record)
     record.print_summary()
@@ -141,6 +147,18 @@ def main(cfg: Config) -> None:
     page = output / "report.html"
     if page.exists():
         print(f"report: {page}")
+
+
+def _estimate(entries: Sequence[Entry], record: Record) -> None:
+    """Says what the stages from the first incomplete one on will take, if they are long."""
+    entries = [entry for entry in entries if not (locate(entry.config.output) / DONE).exists()]
+    if not is_long(entries):
+        return
+    print(f"\nestimating the time of {len(entries)} stages …", flush=True)
+    estimate = estimate_pipeline(entries)
+    if estimate is not None:
+        estimate.print()
+        record.expect(estimate)
 
 
 def run_stage(entry: Entry, record: Record) -> None:
@@ -192,6 +210,15 @@ class Record:
         self._ticked_s = time.monotonic()
         self._write()
 
+    def expect(self, estimate: PipelineEstimate) -> None:
+        """Notes what this start is expected to take, in all and by stage."""
+        self._content["estimate"] = estimate.record()
+        for one in self._content["stages"]:
+            if one["name"] in estimate.stages:
+                one["expected_s"] = estimate.stages[one["name"]]
+                one["before_s"] = one["seconds"]
+        self._write()
+
     def begin(self, name: str) -> None:
         """The stage `name` starts."""
         self._current = next(one for one in self._content["stages"] if one["name"] == name)
@@ -215,11 +242,23 @@ class Record:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("stage", "seconds", "starts")
-        for one in self._content["stages"]:
-            table.add_row(one["name"], f"{one['seconds']:,.0f}", str(one["starts"]))
-        table.add_row("all", f"{sum(one['seconds'] for one in self._content['stages']):,.0f}", "")
+        stages = self._content["stages"]
+        table = Table("stage", "seconds", "starts", "expected, s")
+        for one in stages:
+            expected = one.get("expected_s")
+            words = "" if expected is None else f"{expected:,.0f}"
+            table.add_row(one["name"], f"{one['seconds']:,.0f}", str(one["starts"]), words)
+        table.add_row("all", f"{sum(one['seconds'] for one in stages):,.0f}", "", "")
         Console().print(table)
+        estimated = [one for one in stages if one.get("expected_s") is not None]
+        if "estimate" in self._content and estimated:
+            # Only what the estimate was of: the time since it, of the stages that it knew.
+            actual_s = sum(one["seconds"] - one["before_s"] for one in estimated)
+            expected_s = sum(one["expected_s"] for one in estimated)
+            self._content["estimate"]["actual_s"] = round(actual_s, 1)
+            self._write()
+            print(f"expected {expected_s:,.0f} s, took {actual_s:,.0f} s", end=" ")
+            print(f"({actual_s / max(expected_s, 0.1) - 1:+.0%})")
 
 
 def conditions() -> dict[str, Any]:

@@ -7,6 +7,8 @@ Every token after the first is trained; there are no questions and no guidance d
         schedule.warmup_steps=10 data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1
 """
 
+from mgpt.stages.rehearsal import Estimate, Scale
+from mgpt.stages.step_times import is_long, rehearse_training
 from mgpt.stages.training import TrainingConfig as Config
 from mgpt.stages.training import inputs, train
 
@@ -15,4 +17,8 @@ def main(cfg: Config) -> None:
     train("pretrain", cfg)
 
 
-__all__ = ["Config", "inputs", "main"]
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    return rehearse_training("pretrain", cfg, real)
+
+
+__all__ = ["Config", "inputs", "is_long", "main", "rehearse"]

@@ -5,13 +5,15 @@ mgpt roundtrip input=tokens raw=raw vq=photos_f16 output=roundtrip
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from data_pipeline.roundtrip import RoundtripConfig, roundtrip
+from mgpt.data.dataset import open_dataset, resolution_folders
 from mgpt.stages.build import vq_input
 from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.tracking.tracker import TrackingConfig
 
 
@@ -43,3 +45,17 @@ def main(cfg: Config) -> None:
         figures = {"pictures": len(rows), **by_resolution}
         tracker.finish(figures)
     folder.finish({**figures, "dtype": str(cfg.chosen_dtype)})
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Decodes two samples of each resolution; time goes with pixels."""
+    rows = []
+    some = replace(cfg, samples_per_resolution=2)
+    seconds = timed(lambda: rows.extend(roundtrip(some, silent_tracker(cfg.output))))
+    megapixels = sum(row["width"] * row["height"] for row in rows) / 1e6
+    limit, expected = real.samples_per_resolution, 0.0
+    for folder in resolution_folders([cfg.input]):
+        there = len(open_dataset(folder)) * scale(real.input)
+        samples = there if limit is None else min(limit, there)
+        expected += samples * int(folder.name) ** 2 / 1e6
+    return Estimate(seconds * expected / max(megapixels, 1e-6))

@@ -5,13 +5,20 @@ mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' worke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from data_pipeline.build_shards import write_some
+from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
+from data_pipeline.raw_shards import RawShardReader
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from data_pipeline.workers import Place
 from mgpt.stages.build import vq_input
 from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale, shares, silent_tracker, timed
+from mgpt.storage import locate
 from mgpt.tracking.tracker import TrackingConfig
 
 
@@ -40,3 +47,34 @@ def main(cfg: Config) -> None:
         tracker.log(figures["shards"], counts)
         tracker.finish({"shards": figures["shards"], "samples": figures["inputs"]})
     folder.finish(figures)
+
+
+def is_long(cfg: Config) -> bool:
+    paths = [cfg.input] if isinstance(cfg.input, str) else cfg.input
+    is_there = all(locate(path).exists() for path in paths)
+    return is_there and sum(estimate_samples(find_raw_shards(cfg.input)).values()) > 200
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Tokenises the stand-in's samples, or the first ones of shards that are there."""
+    is_there = cfg.input == real.input
+    if is_there:
+        shards = find_raw_shards(real.input)
+        items = itertools.chain.from_iterable(
+            reader for path in shards.values() for reader in [RawShardReader.open(path)]
+        )
+        some = f"{cfg.output}.raw"
+        times = sum(estimate_samples(shards).values()) / write_some(locate(some), items, 0.5)
+        cfg = replace(cfg, input=some)
+    else:
+        paths = [real.input] if isinstance(real.input, str) else real.input
+        times = max(scale(path) for path in paths)
+    cfg = replace(cfg, workers=1)
+    seconds = timed(lambda: tokenize(cfg, silent_tracker(cfg.output)))
+    left = 1.0
+    if is_there:
+        done = {
+            px: {p.stem for p in Path(real.output, str(px)).glob("*.json")} for px in cfg.resolution
+        }
+        left = 1 - len(set.intersection(*done.values()) & set(shards)) / len(shards)
+    return Estimate(seconds * times * left / shares(real.workers), times)

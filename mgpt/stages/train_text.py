@@ -9,13 +9,15 @@ together make the vocabulary, whose fingerprint the weights carry.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mgpt.data.dataset import TokenisedDataset, open_dataset, resolution_folders
 from mgpt.errors import ConfigError
 from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tasks.registry import READINGS, TASKS, SampleView, can_serve
 from mgpt.tokens.chat import Conversation, Document
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
@@ -23,6 +25,7 @@ from mgpt.tokens.vocab import scratch_vocabulary
 from mgpt.tracking.tracker import TrackingConfig
 
 _MEASURED_TEXTS = 2000
+_REHEARSED_PIECES = 360  # a few samples have words for so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +119,24 @@ def _parts(item: Conversation | Document) -> Iterator[str]:
     else:
         parts = [part for turn in item.turns for part in (*turn.question, *turn.answer)]
     yield from (part for part in parts if isinstance(part, str))
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Trains on a few samples and on twice as many: what a sample costs, and what all training."""
+    datasets = [open_dataset(path) for path in resolution_folders(_paths(cfg))]
+    times = max(map(scale, _paths(real)))
+    most = min(32, max(len(dataset) for dataset in datasets))
+    seconds = {}
+    for samples in (most // 2, most):
+        some = replace(
+            cfg,
+            output=cfg.output if samples == most else f"{cfg.output}_half",
+            max_samples=samples,
+            num_pieces=min(cfg.num_pieces, _REHEARSED_PIECES),
+        )
+        read = sum(min(len(dataset), samples) for dataset in datasets)
+        seconds[read] = timed(functools.partial(main, some))
+    (few, few_s), (many, many_s) = seconds.items()
+    of_each = max(0.0, many_s - few_s) / max(1, many - few)
+    total = sum(min(len(dataset) * times, real.max_samples) for dataset in datasets)
+    return Estimate(many_s + of_each * (total - many), times)

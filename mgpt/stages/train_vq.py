@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import pick_device
 from mgpt.stages.folder import StageFolder, input_fingerprints
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.storage import Location
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (
@@ -141,3 +143,29 @@ def _whole(picture_HW3: np.ndarray, downsample: int) -> np.ndarray:
     """The picture cut to sides that the VQGAN can code."""
     height, width = (side - side % downsample for side in picture_HW3.shape[:2])
     return picture_HW3[:height, :width]
+
+
+def is_long(cfg: Config) -> bool:
+    return cfg.train.steps > 100
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """A few steps of each kind: without the codebook, then with it."""
+    logged: list[dict[str, float]] = []
+    pictures, held_out = _read(cfg, silent_tracker(cfg.output))
+    train = replace(cfg.train, steps=9, quantise_from_step=3, log_every_steps=3)
+    seconds = timed(
+        lambda: train_vqgan(
+            train,
+            cfg.model,
+            lambda first_step: picture_batches(pictures, cfg.batch, first_step),
+            lambda step, values: logged.append(values),
+            Path(cfg.output),
+            held_out,
+            str(pick_device(cfg.device)),
+        )
+    )
+    steps = [cfg.batch.batch_pictures / values["pictures_per_s"] for values in logged]
+    plain = real.train.quantise_from_step
+    left = plain * steps[1] + (real.train.steps - plain) * steps[2]
+    return Estimate(left + max(0.0, seconds - 3 * sum(steps)))

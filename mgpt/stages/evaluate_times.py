@@ -1,0 +1,101 @@
+"""How long an evaluation takes, from a few cases of each kind of answer on stand-in samples.
+
+Cases are answered and scored in this process, few and then more, which tells what a batch costs
+and what each case in it. A model that has learned nothing ends no text, so an answer in words is
+counted as `_ANSWER_TOKENS` long.
+
+    rehearse_evaluation(shortened, real, scale=10.0).seconds        # 160.0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mgpt.data.dataset import TokenisedDataset
+from mgpt.evals.cases import is_measurable
+from mgpt.evals.evaluate import FREE_PICTURE_TASKS, EvaluateConfig
+from mgpt.stages.rehearsal import Estimate, shares, timed
+from mgpt.tasks.registry import can_serve
+
+TEXT_TASKS = ("caption", "vqa", "multi_image_dialog", "text_dialog")
+_FEW, _MORE = 3, 12
+_ANSWER_TOKENS = 32
+
+Evaluation = Callable[[EvaluateConfig, Path], dict[str, dict]]
+"""Measures of a configuration's tasks, their folders below a path."""
+
+
+def rehearse_evaluation(
+    cfg: EvaluateConfig,
+    folder: Path,
+    dataset: TokenisedDataset,
+    scale: float,
+    processes: int,
+    evaluation: Evaluation,
+) -> Estimate:
+    """The time of all cases.
+
+    Args:
+        cfg: the real evaluation's tasks, numbers of cases and ways of drawing.
+        dataset: the stand-in of the held-out samples, `scale` times fewer than there will be.
+        processes: that share the cases.
+        evaluation: measures some cases.
+    """
+    there = {task: _num_serving(dataset, task) for task in cfg.tasks}
+    seconds, cost = 0.0, {}
+    for task in (task for task in cfg.tasks if there[task]):
+        kind = _kind(task)
+        if kind not in cost:
+            cost[kind] = _cost(cfg, task, folder, evaluation)
+        batch_s, case_s, cases_a_sample = cost[kind]
+        samples = min(cfg.samples_of.get(task, cfg.samples), there[task] * scale)
+        cases = samples * cases_a_sample / shares(processes)
+        seconds += math.ceil(cases / cfg.batch_cases) * batch_s + cases * case_s
+    return Estimate(seconds)
+
+
+def _cost(
+    cfg: EvaluateConfig, task: str, folder: Path, evaluation: Evaluation
+) -> tuple[float, float, float]:
+    """Seconds of a batch and of each case in it, and cases a sample, of one kind of answer."""
+    spent: list[tuple[float, int]] = []
+    for samples in (1, _FEW, _MORE):  # the first one loads kernels
+        some = replace(
+            cfg,
+            tasks=(task,),
+            samples=samples,
+            samples_of={},
+            gallery=0,
+            max_new_tokens=_ANSWER_TOKENS if _kind(task) == "text" else cfg.max_new_tokens,
+        )
+        found: list[int] = []
+
+        def measure(some: EvaluateConfig = some, found: list[int] = found) -> None:
+            measures = evaluation(some, folder / f"{task}_{some.samples}")
+            found.append(int(measures[task]["cases"]))
+
+        spent.append((timed(measure), found[0]))
+    (_, one), (few_s, few), (more_s, more) = spent
+    if more == few:
+        return 0.0, more_s / more, float(one)
+    case_s = max(0.0, more_s - few_s) / (more - few)
+    return max(0.0, more_s - more * case_s), case_s, float(one)
+
+
+def _kind(task: str) -> str:
+    """Tasks of one kind have answers of one form: words, or a picture with or without guidance."""
+    if task in FREE_PICTURE_TASKS:
+        return task
+    return "text" if task in TEXT_TASKS else "picture"
+
+
+def _num_serving(dataset: TokenisedDataset, task: str) -> int:
+    found = 0
+    for index in range(len(dataset)):
+        shard, number = dataset.locate(index)
+        meta = shard.meta(number)
+        found += can_serve(task, meta, shard.shapes(number)) and is_measurable(task, meta)
+    return found

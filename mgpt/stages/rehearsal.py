@@ -1,0 +1,153 @@
+"""What a pipeline will take on this machine: each stage does a few of its units on small stand-ins.
+
+A stage whose module has a function `rehearse` is estimated; the others are named as they are. It is
+given its configuration with every path of an earlier stage replaced by that stage's stand-in, so
+the stages themselves run, only shorter, and nothing is imitated:
+
+    def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+        \"""Tokenises the stand-in's few samples.\"""
+        seconds = timed(lambda: tokenize(cfg, SILENT))
+        times = scale(real.input)       # samples of the real input for each of the stand-in's
+        return Estimate(seconds * times, times)
+
+`python -m mgpt.stages.rehearsal JOB.json` rehearses in a process of its own, whose start-up is
+measured too: that much every stage takes before its first unit.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgpt.config import from_hydra
+from mgpt.files import atomic_write
+from mgpt.settings import to_plain
+from mgpt.stage_table import load_stage
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+Scale = Callable[[str], float]
+"""How many times the samples of a path's stand-in its real content will be; 1 for what is real."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of the whole stage, without the start of its process."""
+
+    seconds: float
+    times: float = 1.0
+    """How many times the samples of this stage's stand-in its real output will hold."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to rehearse: its name in the pipeline, and its resolved configuration."""
+
+    name: str
+    stage: str
+    config: Mapping[str, Any]
+
+
+def silent_tracker(folder: str | Path) -> Tracker:
+    """A tracker that shows nothing and records nothing."""
+    return Tracker(
+        TrackingConfig(mode="disabled"), Path(folder), "rehearsal", is_main=False, record=False
+    )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def shares(workers: int) -> int:
+    """Among how many processes work is really divided: no more than there are cores."""
+    from mgpt.launching.processes import num_cores
+
+    return max(1, min(workers, num_cores()))
+
+
+def replaced(config: Any, stand_ins: Mapping[str, str]) -> Any:
+    """Plain data with every path in or below a key's folder led to that key's stand-in."""
+    if isinstance(config, Mapping):
+        return {key: replaced(value, stand_ins) for key, value in config.items()}
+    if isinstance(config, list):
+        return [replaced(value, stand_ins) for value in config]
+    if isinstance(config, str):
+        for real, stand_in in stand_ins.items():
+            if config == real or config.startswith(f"{real}/"):
+                return stand_in + config[len(real) :]
+    return config
+
+
+class Rehearsal:
+    """The stages of one pipeline, rehearsed in order below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._stand_ins: dict[str, str] = {}
+        self._times: dict[str, float] = {}
+        self._failed: dict[str, str] = {}
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Name, seconds (null: not estimated, with the reason), and what the rehearsal took."""
+        start = time.perf_counter()
+        seconds, reason = self._seconds(job)
+        took = round(time.perf_counter() - start, 2)
+        return {"name": job.name, "seconds": seconds, "reason": reason, "rehearsal_s": took}
+
+    def _seconds(self, job: Job) -> tuple[float | None, str]:
+        module, output = load_stage(job.stage), str(job.config["output"])
+        if not hasattr(module, "rehearse"):
+            return None, f"mgpt {job.stage} has no rehearsal"
+        own = self._root / job.name.replace("/", "_")
+        paths = {**self._stand_ins, output: str(own)}
+        config = replaced(dict(job.config), paths)
+        config |= {"tracking": to_plain(TrackingConfig(mode="disabled")), "redo": False}
+        try:
+            missing = [name for name in self._failed if f'"{name}' in json.dumps(job.config)]
+            if missing:
+                return None, f"it reads {missing[0]}, whose stage has no estimate"
+            estimate = module.rehearse(
+                from_hydra(module.Config, config), from_hydra(module.Config, job.config), self.scale
+            )
+        except Exception as error:  # an estimate must not end a run
+            traceback.print_exc()
+            self._failed[output] = str(error)
+            return (
+                None,
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            )
+        self._stand_ins[output], self._times[output] = str(own), estimate.times
+        return round(estimate.seconds, 1), ""
+
+    def scale(self, path: str) -> float:
+        """See `Scale`."""
+        for real, times in self._times.items():
+            if path == real or path.startswith(f"{real}/"):
+                return times
+        return 1.0
+
+
+def main(file: Path) -> None:
+    """Rehearses a job file's stages; each result is in its `results` file at once."""
+    ready = time.time()
+    job = json.loads(file.read_text())
+    start_up = ready - job["spawned"]
+    rehearsal = Rehearsal(Path(job["folder"]))
+    results: list[dict[str, Any]] = []
+    for one in job["stages"]:
+        results.append(rehearsal.run(Job(**one)))
+        text = json.dumps({"start_up_s": round(start_up, 2), "stages": results})
+        atomic_write(Path(job["results"]), text.encode())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
