@@ -1,9 +1,11 @@
 """The stages of the command line: a literal table, and from a name to a module and its settings.
 
 A new stage is a module with a dataclass `Config`, `inputs(cfg)` and `main(cfg)`, a yaml in `conf/`
-and a line here; one without `inputs` is a command that no pipeline runs. Its module is imported
-once the stage is asked for, so that `mgpt --help` waits for nothing. The pipeline, whose
-configuration joins those of a recipe, brings a `compose` and a `configure` of its own.
+and a line here; one without `inputs` is a command that no pipeline runs. With `rehearse` a pipeline
+can estimate its time (`mgpt.stages.rehearsal`), and `is_long(cfg)` says that this is worth it. Its
+module is imported once the stage is asked for, so that `mgpt --help` waits for nothing. The
+pipeline, whose configuration joins those of a recipe, brings a `compose` and a `configure` of its
+own.
 
     >>> module = load_stage("pack")
     >>> configure(module, compose_stage("pack", module, ["source=photos", "output=raw"])).output

@@ -25,8 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mgpt.config import from_hydra
+from mgpt.errors import ConfigError
 from mgpt.files import atomic_write
+from mgpt.launching.processes import die_with_parent, num_cores
 from mgpt.settings import to_plain
 from mgpt.stage_table import load_stage
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -69,8 +73,6 @@ def timed(work: Callable[[], object]) -> float:
 
 def shares(workers: int) -> int:
     """Among how many processes work is really divided: no more than there are cores."""
-    from mgpt.launching.processes import num_cores
-
     return max(1, min(workers, num_cores()))
 
 
@@ -94,7 +96,7 @@ class Rehearsal:
         self._root = root
         self._stand_ins: dict[str, str] = {}
         self._times: dict[str, float] = {}
-        self._failed: dict[str, str] = {}
+        self._unknown: dict[str, str] = {}  # output without a stand-in → the stage's name
 
     def run(self, job: Job) -> dict[str, Any]:
         """Name, seconds (null: not estimated, with the reason), and what the rehearsal took."""
@@ -106,25 +108,28 @@ class Rehearsal:
     def _seconds(self, job: Job) -> tuple[float | None, str]:
         module, output = load_stage(job.stage), str(job.config["output"])
         if not hasattr(module, "rehearse"):
+            self._unknown[output] = job.name
             return None, f"mgpt {job.stage} has no rehearsal"
         own = self._root / job.name.replace("/", "_")
         paths = {**self._stand_ins, output: str(own)}
         config = replaced(dict(job.config), paths)
-        config |= {"tracking": to_plain(TrackingConfig(mode="disabled")), "redo": False}
+        quiet = {"tracking": to_plain(TrackingConfig(mode="disabled")), "redo": False}
+        config |= {name: value for name, value in quiet.items() if name in config}
+        threads = torch.get_num_threads()
         try:
-            missing = [name for name in self._failed if f'"{name}' in json.dumps(job.config)]
-            if missing:
-                return None, f"it reads {missing[0]}, whose stage has no estimate"
+            for folder, name in self._unknown.items():
+                if replaced(job.config, {folder: ""}) != job.config:
+                    raise ConfigError(f"it reads the output of {name}, which has no estimate")
             estimate = module.rehearse(
                 from_hydra(module.Config, config), from_hydra(module.Config, job.config), self.scale
             )
         except Exception as error:  # an estimate must not end a run
             traceback.print_exc()
-            self._failed[output] = str(error)
-            return (
-                None,
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            )
+            self._unknown[output] = job.name
+            words = str(error).splitlines() or [type(error).__name__]
+            return None, words[0]
+        finally:
+            torch.set_num_threads(threads)  # what a process of the next stage would begin with
         self._stand_ins[output], self._times[output] = str(own), estimate.times
         return round(estimate.seconds, 1), ""
 
@@ -139,6 +144,7 @@ class Rehearsal:
 def main(file: Path) -> None:
     """Rehearses a job file's stages; each result is in its `results` file at once."""
     ready = time.time()
+    die_with_parent()
     job = json.loads(file.read_text())
     start_up = ready - job["spawned"]
     rehearsal = Rehearsal(Path(job["folder"]))
