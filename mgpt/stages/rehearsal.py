@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mgpt.config import from_hydra
 from mgpt.errors import ConfigError
 from mgpt.files import atomic_write
@@ -115,6 +113,8 @@ class Rehearsal:
         config = replaced(dict(job.config), paths)
         quiet = {"tracking": to_plain(TrackingConfig(mode="disabled")), "redo": False}
         config |= {name: value for name, value in quiet.items() if name in config}
+        import torch  # not above: stages that need no tensors start without it
+
         threads = torch.get_num_threads()
         try:
             for folder, name in self._unknown.items():
@@ -143,6 +143,8 @@ class Rehearsal:
 
 def main(file: Path) -> None:
     """Rehearses a job file's stages; each result is in its `results` file at once."""
+    import torch  # noqa: F401  # a part of what most stages start with
+
     ready = time.time()
     die_with_parent()
     job = json.loads(file.read_text())
