@@ -203,7 +203,11 @@ def _photograph_section(folder: Path | None, photographs: Sequence[dict]) -> lis
 
 
 def _conditions(conditions: Mapping[str, object]) -> str:
-    stages = conditions.get("stages", [])
-    rest = {name: value for name, value in conditions.items() if name != "stages"}
-    ran = table(("stage", "seconds"), [(each["name"], each["seconds"]) for each in stages])  # type: ignore[attr-defined]
+    stages: list[Mapping[str, object]] = list(conditions.get("stages", []))  # type: ignore[call-overload]
+    rest = {name: value for name, value in conditions.items() if name not in ("stages", "estimate")}
+    columns = ["name", "seconds", *(["expected_s"] if "estimate" in conditions else [])]
+    ran = table(
+        [{"name": "stage", "expected_s": "expected, s"}.get(name, name) for name in columns],
+        [["" if each.get(name) is None else each[name] for name in columns] for each in stages],
+    )
     return ran + "<h3>Conditions</h3>" + table(("what", "value"), list(rest.items()))

@@ -123,8 +123,7 @@ def estimate_pipeline(entries: Sequence[Entry]) -> PipelineEstimate | None:
     reasons: dict[str, str] = {}
     for entry in entries:
         row = rows.get(entry.name, {"seconds": None, "reason": "the rehearsal did not reach it"})
-        known = row["seconds"] is not None
-        stages[entry.name] = row["seconds"] + found["start_up_s"] if known else None
-        if not known:
+        stages[entry.name] = row["seconds"]
+        if row["seconds"] is None:
             reasons[entry.name] = row["reason"]
     return PipelineEstimate(stages, reasons, time.monotonic() - start)

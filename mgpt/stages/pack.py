@@ -57,4 +57,5 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     total = sum(part.num_samples for part in parts.values())
     left = sum(part.num_samples for part in parts.values() if part.name not in done)
     workers = shares(min(cfg.workers, len(parts)))
-    return Estimate(seconds * left / counts[0] / workers, total / counts[0])
+    starts = 1 if cfg.workers == 1 else 2
+    return Estimate(seconds * left / counts[0] / workers, total / counts[0], starts)

@@ -20,13 +20,14 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mgpt.config import from_hydra
-from mgpt.errors import ConfigError
+from mgpt.errors import ConfigError, MgptError
 from mgpt.files import atomic_write
 from mgpt.launching.processes import die_with_parent, num_cores
 from mgpt.settings import to_plain
@@ -39,11 +40,14 @@ Scale = Callable[[str], float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of the whole stage, without the start of its process."""
+    """How long a stage takes."""
 
     seconds: float
+    """Without the start of its processes."""
     times: float = 1.0
     """How many times the samples of this stage's stand-in its real output will hold."""
+    starts: int = 1
+    """Starts of processes, one after the other: its own, and then its workers' at once."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,10 @@ def replaced(config: Any, stand_ins: Mapping[str, str]) -> Any:
 class Rehearsal:
     """The stages of one pipeline, rehearsed in order below a folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, start_up_s: Mapping[str, float] | None = None) -> None:
+        """`start_up_s`: by stage, seconds until a process of it begins its work."""
         self._root = root
+        self._start_up_s = start_up_s or {}
         self._stand_ins: dict[str, str] = {}
         self._times: dict[str, float] = {}
         self._unknown: dict[str, str] = {}  # output without a stand-in → the stage's name
@@ -131,7 +137,8 @@ class Rehearsal:
         finally:
             torch.set_num_threads(threads)  # what a process of the next stage would begin with
         self._stand_ins[output], self._times[output] = str(own), estimate.times
-        return round(estimate.seconds, 1), ""
+        start_up_s = estimate.starts * self._start_up_s.get(job.stage, 0.0)
+        return round(estimate.seconds + start_up_s, 1), ""
 
     def scale(self, path: str) -> float:
         """See `Scale`."""
@@ -143,18 +150,36 @@ class Rehearsal:
 
 def main(file: Path) -> None:
     """Rehearses a job file's stages; each result is in its `results` file at once."""
-    import torch  # noqa: F401  # a part of what most stages start with
-
-    ready = time.time()
     die_with_parent()
     job = json.loads(file.read_text())
-    start_up = ready - job["spawned"]
-    rehearsal = Rehearsal(Path(job["folder"]))
+    jobs = [Job(**one) for one in job["stages"]]
+    rehearsal = Rehearsal(Path(job["folder"]), start_ups(job["spawned"], {j.stage for j in jobs}))
     results: list[dict[str, Any]] = []
-    for one in job["stages"]:
-        results.append(rehearsal.run(Job(**one)))
-        text = json.dumps({"start_up_s": round(start_up, 2), "stages": results})
-        atomic_write(Path(job["results"]), text.encode())
+    for one in jobs:
+        results.append(rehearsal.run(one))
+        atomic_write(Path(job["results"]), json.dumps({"stages": results}).encode())
+
+
+def start_ups(spawned: float, stages: Collection[str]) -> dict[str, float]:
+    """Seconds that a process takes to start, by stage, from how long this one has taken.
+
+    Most of it is torch, which some stages do without: those whose modules import where it is out of
+    reach.
+    """
+    light_s = time.time() - spawned
+    assert "torch" not in sys.modules, "it is imported by whoever needs it"
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    light = set()
+    for stage in stages:
+        with suppress(MgptError):
+            load_stage(stage)
+            light.add(stage)
+    del sys.modules["torch"]
+    start = time.perf_counter()
+    for stage in stages:
+        load_stage(stage)
+    loading_s = time.perf_counter() - start
+    return {stage: light_s + loading_s * (stage not in light) for stage in stages}
 
 
 if __name__ == "__main__":

@@ -77,4 +77,5 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
             px: {p.stem for p in Path(real.output, str(px)).glob("*.json")} for px in cfg.resolution
         }
         left = 1 - len(set.intersection(*done.values()) & set(shards)) / len(shards)
-    return Estimate(seconds * times * left / shares(real.workers), times)
+    starts = 1 if real.workers == 1 else 2
+    return Estimate(seconds * times * left / shares(real.workers), times, starts)
