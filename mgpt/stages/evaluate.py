@@ -149,8 +149,8 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     truth = TruthPictures(cfg.input, cfg.raw, dataset)
 
     def evaluation(some: EvaluateConfig, folder: Path) -> dict[str, dict]:
-        vqgan, alone = pipeline.vqgan, World(device=pick_device())
-        return evaluate(some, dataset, pipeline, vqgan, folder, truth, alone, lambda *_: None)
+        alone = World(device=pick_device())
+        return evaluate(some, dataset, pipeline, folder, truth, alone, lambda *_: None)
 
     done = [task for task in real.tasks if (Path(real.output) / task / MEASURES).exists()]
     left = replace(real, tasks=tuple(task for task in real.tasks if task not in done))

@@ -47,8 +47,7 @@ def rehearse_evaluation(
     there = {task: _num_serving(dataset, task) for task in cfg.tasks}
     first = next((task for task in cfg.tasks if there[task]), None)
     if first is not None:  # loads kernels, and decodes pictures that others will look at
-        some = replace(cfg, tasks=(first,), samples=1, samples_of={}, gallery=0, max_new_tokens=8)
-        evaluation(some, folder / "warm")
+        evaluation(_few_cases(cfg, first, samples=1), folder / "warm")
     seconds, cost = 0.0, {}
     for task in (task for task in cfg.tasks if there[task]):
         kind = _kind(task)
@@ -67,14 +66,7 @@ def _cost(
     """Seconds of a batch and of each case in it, and cases a sample, of one kind of answer."""
     spent: list[tuple[float, int]] = []
     for samples in (_FEW, _MORE):
-        some = replace(
-            cfg,
-            tasks=(task,),
-            samples=samples,
-            samples_of={},
-            gallery=0,
-            max_new_tokens=_ANSWER_TOKENS if _kind(task) == "text" else cfg.max_new_tokens,
-        )
+        some = _few_cases(cfg, task, samples)
         found: list[int] = []
 
         def measure(some: EvaluateConfig = some, found: list[int] = found) -> None:
@@ -87,6 +79,13 @@ def _cost(
         return 0.0, more_s / more, few / _FEW
     case_s = max(0.0, more_s - few_s) / (more - few)
     return max(0.0, more_s - more * case_s), case_s, few / _FEW
+
+
+def _few_cases(cfg: EvaluateConfig, task: str, samples: int) -> EvaluateConfig:
+    longest = _ANSWER_TOKENS if _kind(task) == "text" else cfg.max_new_tokens
+    return replace(
+        cfg, tasks=(task,), samples=samples, samples_of={}, gallery=0, max_new_tokens=longest
+    )
 
 
 def _kind(task: str) -> str:
