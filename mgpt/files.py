@@ -13,12 +13,12 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from mgpt.errors import MachineError
+from mgpt.errors import ConfigError, MachineError
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")
 
@@ -144,3 +144,23 @@ def file_hash(path: str | Path, algorithm: str) -> str:
         while data := stream.read(1 << 20):
             digest.update(data)
     return digest.hexdigest()
+
+
+def check_output(output: str | Path, inputs: Iterable[str] = ()) -> None:
+    """Raises ConfigError for an output folder that cannot be meant: none, all of the disk, the home
+    folder, an input, or a folder that holds one."""
+    if not str(output).strip():
+        raise ConfigError("output= is empty (a variable that is not set?); give a folder")
+    if "://" in str(output):
+        return
+    folder = Path(output).expanduser().resolve()
+    for kind, taken in (("the root of the file system", folder.anchor), ("your home", Path.home())):
+        if folder == Path(taken).resolve():
+            raise ConfigError(f"output={output} is {kind}; give a folder of its own in it")
+    for name in inputs:
+        if "://" in name or not Path(name).exists():
+            continue
+        given = Path(name).resolve()
+        if folder in (given, *given.parents):
+            relation = "is" if folder == given else "holds"
+            raise ConfigError(f"output={output} {relation} the input {name}; give another output=")

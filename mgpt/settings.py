@@ -85,6 +85,28 @@ def type_at(cls: type, path: str) -> Any | None:
     return kind
 
 
+def default_at(cls: type, path: str) -> Any:
+    """The default of the field at a dotted path as plain data; `MISSING` where it has none.
+
+    An entry of a mapping has none; the fields of a dataclass below it have those of their class.
+    """
+    kind: Any = cls
+    value: Any = dataclasses.MISSING
+    for name in path.split("."):
+        named = _dataclass_in(kind)
+        if named is not None and name in field_names(named):
+            holder = value if isinstance(value, named) else named
+            value = getattr(value, name) if holder is value else _default_of(named, name)
+        else:
+            value = dataclasses.MISSING
+        kind = _step_into(kind, name)
+    return MISSING if value is dataclasses.MISSING else to_plain(value)
+
+
+def _default_of(cls: type, name: str) -> Any:
+    return next(_default(field) for field in dataclasses.fields(cls) if field.name == name)
+
+
 def _step_into(kind: Any, name: str) -> Any | None:
     for option in options_of(kind):
         if isinstance(option, type) and dataclasses.is_dataclass(option):

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mgpt.errors import MachineError
+from mgpt.files import check_output
 
 if TYPE_CHECKING:
     from mgpt.config import Composed
@@ -246,9 +247,16 @@ def compose_stage(name: str, module: ModuleType, overrides: Sequence[str]) -> Co
 
 
 def configure(module: ModuleType, composed: Composed) -> Any:
-    """The stage's dataclass from its composed configuration."""
+    """The stage's dataclass from its composed configuration.
+
+    Raises ConfigError with every mistake in it, or for an output that cannot be meant.
+    """
     from mgpt.config import from_hydra
 
     if hasattr(module, "configure"):
         return module.configure(composed)
-    return from_hydra(module.Config, composed.node)
+    cfg = from_hydra(module.Config, composed.node)
+    output = getattr(cfg, "output", None)
+    if output is not None:
+        check_output(output)
+    return cfg

@@ -9,11 +9,11 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
-from mgpt.data.shards import Shard, TokenisedSample, canonical_json, read_manifests
+from mgpt.data.shards import Manifest, Shard, TokenisedSample, canonical_json, read_manifests
 from mgpt.errors import DataError
 from mgpt.storage import Location, locate
 
@@ -50,8 +50,7 @@ class TokenisedDataset:
         self.resolution_px, self.latent_px = first.resolution_px, first.latent_px
         self.num_codes, self.vq_fingerprint = first.num_codes, first.vq_fingerprint
         self._ends = np.cumsum([manifest.samples for manifest in self.manifests]).tolist()
-        lines = [[m.shard, m.sha256, m.index_sha256] for m in self.manifests]
-        self.fingerprint = hashlib.sha256(canonical_json(lines)).hexdigest()[:16]
+        self.fingerprint = shards_fingerprint(self.manifests)
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -95,6 +94,12 @@ class TokenisedDataset:
         """(raw shard, key): what a sample is called in all outputs and draws."""
         shard, number = self.locate(index)
         return str(shard.manifest.raw["name"]), shard.key(number)
+
+
+def shards_fingerprint(manifests: Iterable[Manifest]) -> str:
+    """16 hex digits over every byte of the shards, by their manifests."""
+    lines = [[one.shard, one.sha256, one.index_sha256] for one in manifests]
+    return hashlib.sha256(canonical_json(lines)).hexdigest()[:16]
 
 
 def shard_names(folder: Location) -> list[str]:

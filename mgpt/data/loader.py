@@ -353,7 +353,17 @@ class RowLoader:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`; its step is found at once, whatever came before it.
+        """Resume from a `state`; its step is found at once, whatever came before it.
+
+        Raises DataError as `check_state` does.
+        """
+        self.check_state(state)
+        position = Position(int(state["window"]), int(state["row"]))
+        changed = tuple(map(tuple, state.get("changed", ())))
+        self._start_at(Start(int(state["step"]), position, changed))
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse a `state` whose rows this loader would not have given.
 
         Shards of the sources in `allow_changed` may be others, and changes of the mix from its
         step on.
@@ -377,8 +387,6 @@ class RowLoader:
                 + ". Restore these, start a new run from its weights with init_from, or allow "
                 "shards that were changed on purpose with data.allow_changed=[source]"
             )
-        position = Position(int(state["window"]), int(state["row"]))
-        self._start_at(Start(step, position, tuple(map(tuple, state.get("changed", ())))))
 
     def _start_at(self, start: Start) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -25,8 +25,10 @@ from mgpt.launching.srun import join_step
 from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.stages.build import build_pipeline, pick_device, vq_input
+from mgpt.stages.comparison import Changeable
 from mgpt.stages.evaluate_times import rehearse_evaluation
-from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.folder import CONFIG, StageFolder
+from mgpt.stages.identity import dataset_identity, raw_identities, weights_identity
 from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale
@@ -37,6 +39,8 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 @dataclass(frozen=True, kw_only=True)
 class Config(EvaluateConfig):
     """What `mgpt evaluate` can be given."""
+
+    CHANGEABLE: ClassVar[Changeable] = Changeable(free=("procs", "threads"))
 
     ckpt: str
     """Weights: a model folder, a step folder, or the output of a training stage."""
@@ -66,8 +70,9 @@ class Config(EvaluateConfig):
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    raw = [cfg.raw] if isinstance(cfg.raw, str) else cfg.raw
-    return {**input_fingerprints(cfg.ckpt, cfg.input, *raw), **vq_input(cfg.vq)}
+    tokens = {cfg.input: dataset_identity(cfg.input, cfg.resolution_px)}
+    weights = {cfg.ckpt: weights_identity(cfg.ckpt)}
+    return {**raw_identities(cfg.raw), **tokens, **weights, **vq_input(cfg.vq)}
 
 
 def main(cfg: Config) -> None:

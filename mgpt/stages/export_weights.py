@@ -14,7 +14,8 @@ from typing import Literal
 
 import torch
 
-from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
+from mgpt.stages.folder import StageFolder, check_machine, is_complete
+from mgpt.stages.identity import input_identities, weights_identity
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import check_output
 from mgpt.stages.transformers_export import plan_export
@@ -50,7 +51,7 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return input_fingerprints(cfg.ckpt, cfg.vq)
+    return {**input_identities(cfg.vq), cfg.ckpt: weights_identity(cfg.ckpt)}
 
 
 def main(cfg: Config) -> None:

@@ -1,13 +1,14 @@
 """A stage's output folder: may it start, is it complete, what was it made from.
 
-    <output>/stage.json    stage, fingerprint, configuration, inputs; written at the start
+    <output>/stage.json    stage, fingerprint, configuration, inputs; written at each start
     <output>/config.yaml   the configuration, for `mgpt <stage> --config`
     <output>/DONE          the same fingerprint and the stage's figures; written last
 
-The fingerprint covers the resolved configuration and the inputs, each input by its own
-fingerprint, so a pipeline moved to another folder is still complete. Knows no stage.
+A stage is complete when what it was made from is what it is given now, setting by setting
+(`mgpt.stages.comparison`). What may be given differently at another start stands with the stage's
+Config, as `CHANGEABLE`. Knows no stage.
 
-    folder = StageFolder.open("tokenize", cfg, input_fingerprints(cfg.input, cfg.vq))
+    folder = StageFolder.open("tokenize", cfg, inputs(cfg))
     if folder.is_complete:
         return
     folder.finish(tokenize(cfg, tracker))
@@ -15,9 +16,9 @@ fingerprint, so a pipeline moved to another folder is still complete. Knows no s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,35 +29,26 @@ from typing import Any
 import yaml
 
 from mgpt.errors import ConfigError, MachineError
-from mgpt.launching.launch_folder import NAME as LAUNCH
+from mgpt.files import check_output
 from mgpt.launching.processes import is_worker
 from mgpt.settings import to_plain
-from mgpt.storage import (
-    Location,
-    content_stamp,
-    free_bytes,
-    locate,
-    relative,
-    remove_tree,
-    touch,
-    write_whole,
+from mgpt.stages.comparison import (
+    Changeable,
+    Difference,
+    Made,
+    differences,
+    fingerprint_of,
+    is_one_of,
+    listed,
 )
+from mgpt.stages.identity import DONE, done_fingerprint, told_by_files
+from mgpt.stages.written import remove_written
+from mgpt.storage import Location, free_bytes, locate, touch, write_whole
 
-DONE, RECORD, CONFIG = "DONE", "stage.json", "config.yaml"
+RECORD, CONFIG = "stage.json", "config.yaml"
 # What stands in the folder of a stage that ended before its work.
 _RECORDS = frozenset({RECORD, CONFIG, "metrics.jsonl", "wandb"})
-
-# Fields that say where and how fast, not what: another value is the same stage.
-FREE_FIELDS = frozenset({"output", "redo", "tracking", "workers", "decoders"})
-# Fields that may change while a stage is unfinished: it goes on from its newest checkpoint.
-RESUMABLE_FIELDS = frozenset(
-    {
-        *("parallel", "steps", "guard", "log_every", "validate_every", "pictures_every"),
-        *("save_every", "keep", "keep_every", "async_save"),
-    }
-)
 _BEGIN_S = 120.0
-_HASHED_BYTES = 1 << 22  # larger input files are told apart by name and size
 
 
 @dataclass(frozen=True)
@@ -82,41 +74,36 @@ class StageFolder:
 
         Args:
             cfg: the stage's dataclass, with `output: str` and `redo: bool`.
-            inputs: values in `cfg` that name inputs (paths, mostly) → what they hold
-                (`input_fingerprints`).
+            inputs: values in `cfg` that name inputs (paths, mostly) → their identities
+                (`mgpt.stages.identity`).
             min_free_mb: free disk space without which the stage does not start.
             may_be_remote: whether the stage can write to an object store.
 
         Raises:
-            ConfigError: the folder holds this stage with another configuration or other inputs.
+            ConfigError: the folder holds this stage with another configuration or other inputs, or
+                is one that no stage may have.
             MachineError: it cannot be written, or the disk is nearly full.
         """
+        check_output(cfg.output, inputs)
         path = locate(cfg.output)
         if not (may_be_remote or isinstance(path, Path)):
             raise ConfigError(
                 f"output={path}: mgpt {stage} writes to local folders; give one, and copy it there"
             )
-        config = to_plain(cfg)
-        fingerprint = fingerprint_of(stage, config, inputs)
-        is_complete = _done_fingerprint(path) == fingerprint
-        here = cls(path, stage, fingerprint, is_complete, time.monotonic())
+        made = Made(to_plain(cfg), inputs)
+        found = _Found.look(path, stage, type(cfg), made)
+        fingerprint = fingerprint_of(stage, made, type(cfg), _changeable(type(cfg)).free)
+        here = cls(path, stage, fingerprint, found.is_complete, time.monotonic())
         if is_worker() and os.environ.get("RANK") != "0":
-            if may_be_remote and not is_complete:
+            if may_be_remote and not found.is_complete:
                 here._wait_until_begun()
             return here
         if here.is_complete:
             print(f"{stage}: {path} is complete", flush=True)
             return here
         check_machine(path, min_free_mb)
-        problem = _conflict(path, stage, config, inputs, fingerprint)
-        if problem and not cfg.redo and not _ended_before_its_work(path):
-            raise ConfigError(
-                f"{path} holds {problem}; set redo=true to make it anew, or give another output="
-            )
-        if problem:
-            _check_spares(path, inputs)
-            _clear(path)
-        here._begin(config, inputs)
+        found.make_way(cfg.redo)
+        here._begin(made.config, {**inputs, **found.kept_inputs()})
         return here
 
     @property
@@ -167,44 +154,148 @@ class StageFolder:
         write_whole(self.output / DONE, json.dumps(done, indent=1).encode())
 
 
-def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """16 hex digits over a stage's configuration, each input path replaced by what it holds."""
-    record = {"stage": stage, "config": _comparable(config, inputs)}
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class _Found:
+    """What an output folder holds when a stage is started in it."""
+
+    path: Location
+    stage: str
+    """The one that is started."""
+    changeable: Changeable
+    record: Mapping[str, Any] | None
+    """stage.json; None where there is none."""
+    is_done: bool
+    has_checkpoint: bool
+    differences: list[Difference]
+    started_from: dict[str, str]
+    """Path → identity of inputs that only the first start read, as it found them."""
+
+    @classmethod
+    def look(cls, path: Location, stage: str, config_class: type, made: Made) -> _Found:
+        changeable = _changeable(config_class)
+        record, done = _read_json(path / RECORD), done_fingerprint(path)
+        if record is None or record.get("stage") != stage:
+            return cls(path, stage, changeable, record, done is not None, False, [], {})
+        # A record that was rewritten for more work makes an older DONE void.
+        is_done = done is not None and done == record["fingerprint"]
+        is_local = isinstance(path, Path) and changeable.checkpoint is not None
+        saved = changeable.checkpoint(path) if is_local else None  # type: ignore[misc, arg-type]
+        then = Made(record["config"], record["inputs"])
+        found = differences(then, made, config_class, changeable.free)
+        found = [one for one in found if not _is_known(one, saved or {})]
+        from_start = [one for one in found if is_one_of(one.path, changeable.starts)]
+        if not is_done and saved is not None:
+            found = [one for one in found if one not in from_start or one.is_another_path]
+        kept = {str(one.now): one.then_input for one in from_start if one.then_input is not None}
+        return cls(path, stage, changeable, record, is_done, saved is not None, found, kept)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.is_done and self._is_ours and not self.differences
+
+    @property
+    def _is_ours(self) -> bool:
+        return self.record is not None and self.record["stage"] == self.stage
+
+    def make_way(self, redo: bool) -> None:
+        """Leaves the folder as the stage may start in it.
+
+        Raises ConfigError where it holds something else, and `redo` does not say to remove that.
+        """
+        if self.record is None:
+            if self.is_done:
+                raise ConfigError(
+                    f"{self.path} holds a finished stage ({DONE}) without its {RECORD}; give "
+                    "another output="
+                )
+            return
+        if not self._is_ours:
+            self._remove(redo, f"the output of mgpt {self.record['stage']}")
+        elif self.differences and (redo or not self._may_continue):
+            kind = "a finished" if self.is_done else "an unfinished"
+            self._remove(
+                redo or self._made_nothing,
+                f"{kind} {self.stage} of another configuration ({listed(self.differences)})",
+            )
+        elif self.is_done:
+            print(f"{self.stage}: continuing in {self.path}: {listed(self.differences)}")
+            self._reopen()
+
+    @property
+    def _may_continue(self) -> bool:
+        allowed = all(is_one_of(one.path, self.changeable.resumed) for one in self.differences)
+        if not allowed or not self.is_done:
+            return allowed
+        more = [one for one in self.differences if is_one_of(one.path, self.changeable.extends)]
+        return bool(more) and not any(one.is_lowered for one in more)
+
+    @property
+    def _made_nothing(self) -> bool:
+        """Whether nothing is lost with what the stage has made: it ended before its work, or before
+        its first checkpoint."""
+        if self.is_done:
+            return False
+        if self.changeable.checkpoint is not None:
+            return not self.has_checkpoint
+        return all(item.name in _RECORDS for item in self.path.iterdir())
+
+    def _remove(self, may_remove: bool, words: str) -> None:
+        if not may_remove:
+            raise ConfigError(f"{self.path} holds {words}; {self._remedy}")
+        assert self.record is not None
+        stays = remove_written(self.path, str(self.record["stage"]), (DONE,), (CONFIG, RECORD))
+        if stays:
+            print(f"{self.stage}: {self.path}: {stays}", flush=True)
+
+    @property
+    def _remedy(self) -> str:
+        redo = "set redo=true to remove what it made and start again, or give another output="
+        if not self._is_ours:
+            return redo
+        if self.is_done and self.changeable.extends:
+            names = ", ".join(f"{name}=" for name in self.changeable.extends)
+            return f"raise {names} to continue it, {redo}"
+        if self.has_checkpoint:
+            return f"restore these settings to resume it, {redo}"
+        return redo
+
+    def _reopen(self) -> None:
+        """A finished stage is unfinished from here on; its results of before are out of date."""
+        (self.path / DONE).unlink(missing_ok=True)
+        for name in self.changeable.outdated:
+            assert isinstance(self.path, Path)
+            outdated = self.path / name
+            if outdated.is_dir():
+                gone = outdated.with_name(f".{name}.old-{uuid.uuid4().hex[:8]}")
+                outdated.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+
+    def kept_inputs(self) -> dict[str, str]:
+        """Identities to be recorded in the place of those of now: of what the first start read."""
+        return self.started_from if self.has_checkpoint and not self.is_done else {}
+
+
+def _is_known(one: Difference, saved: Mapping[str, str]) -> bool:
+    """Whether a checkpoint says that an input is the same, which an older record cannot say."""
+    is_older = one.then_input is not None and told_by_files(one.then_input)
+    return is_older and one.now_input is not None and saved.get(one.path) == one.now_input
 
 
 def is_complete(stage: str, cfg: Any, inputs: Mapping[str, str]) -> bool:
     """Whether this stage has nothing left to do; looks only."""
-    fingerprint = fingerprint_of(stage, to_plain(cfg), inputs)
-    return _done_fingerprint(locate(cfg.output)) == fingerprint
+    made = Made(to_plain(cfg), inputs)
+    return _Found.look(locate(cfg.output), stage, type(cfg), made).is_complete
 
 
-def input_fingerprints(*paths: str | Location | None) -> dict[str, str]:
-    """Each path that is given → what it holds."""
-    return {str(path): input_fingerprint(path) for path in paths if path is not None}
+def _changeable(config_class: type) -> Changeable:
+    return getattr(config_class, "CHANGEABLE", Changeable())
 
 
-def input_fingerprint(path: str | Location) -> str:
-    """What an input holds: the fingerprint of the stage that made it, or of its files.
-
-    A folder inside a stage's output (`tokens/64`) is that stage's fingerprint with the place in it.
-    A name that is no path (a VQGAN shipped with the package) stands for itself.
-    """
-    path = locate(path)
-    for folder in [path, *path.absolute().parents][:4]:
-        done = _done_fingerprint(folder)
-        if done:
-            inside = relative(path.absolute(), folder.absolute()) if folder != path else ""
-            return f"stage:{done}:{inside}"
-    if path.is_file():
-        return f"file:{content_stamp(path, _HASHED_BYTES)}"
-    if path.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            stamp = content_stamp(file, _HASHED_BYTES)
-            digest.update(f"{relative(file, path)}\0{stamp}\n".encode())
-        return f"folder:{digest.hexdigest()[:16]}"
-    return f"name:{path}"
+def _read_json(path: Location) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return None
 
 
 def check_machine(path: Location, min_free_mb: float) -> None:
@@ -227,15 +318,6 @@ def check_machine(path: Location, min_free_mb: float) -> None:
         )
 
 
-def _comparable(config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Dotted path → value, without the free fields and with inputs by content."""
-    flat = {path: value for path, value in flatten(config) if path.split(".")[0] not in FREE_FIELDS}
-    return {
-        path: inputs.get(value, value) if isinstance(value, str) else value
-        for path, value in flat.items()
-    }
-
-
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of nested dicts and lists with its dotted path."""
     if isinstance(tree, Mapping) and tree:
@@ -246,80 +328,3 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{index}.")
     else:
         yield prefix.rstrip("."), tree
-
-
-def _conflict(
-    path: Location,
-    stage: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    fingerprint: str,
-) -> str | None:
-    """What is in the folder that this configuration did not make, in words; None if nothing."""
-    if not (path / RECORD).exists():
-        return None
-    record = json.loads((path / RECORD).read_text())
-    is_done = (path / DONE).exists()
-    if record["stage"] != stage:
-        return f"the output of mgpt {record['stage']}"
-    if record["fingerprint"] == fingerprint and not is_done:
-        return None
-    then = _comparable(record["config"], record["inputs"])
-    now = _comparable(config, inputs)
-    changed = [key for key in {**then, **now} if then.get(key, "–") != now.get(key, "–")]
-    if not is_done:
-        changed = [
-            key
-            for key in changed
-            if key not in RESUMABLE_FIELDS and key.split(".")[0] not in RESUMABLE_FIELDS
-        ]
-    if not changed:
-        return None
-    words = [f"{key} {then.get(key, '–')} → {now.get(key, '–')}" for key in changed[:6]]
-    more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-    kind = "a finished" if is_done else "an unfinished"
-    return f"{kind} {stage} of another configuration ({', '.join(words)}{more})"
-
-
-def _ended_before_its_work(path: Location) -> bool:
-    """Whether the stage that this folder is of made nothing: an input was not there, say."""
-    return all(item.name in _RECORDS for item in path.iterdir())
-
-
-def _check_spares(output: Location, inputs: Mapping[str, str]) -> None:
-    """Raises ConfigError where clearing `output` would take an input away."""
-    for name in inputs:
-        given = locate(name)
-        if isinstance(given, Path) and isinstance(output, Path):
-            inside = output.resolve() in (given.resolve(), *given.resolve().parents)
-            if inside and given.exists():
-                raise ConfigError(
-                    f"redo=true would remove {output}, where the input {name} lies; give another "
-                    "output="
-                )
-
-
-def _clear(path: Location) -> None:
-    """Takes a stage's folder away; a kill leaves the old one, known as such, or none.
-
-    Not so the books of the job that runs this, where it was submitted.
-    """
-    if isinstance(path, Path) and (path / LAUNCH).is_dir():
-        for item in sorted(path.iterdir(), key=lambda item: item.name == RECORD):
-            if item.is_dir() and item.name != LAUNCH:
-                remove_tree(item)
-            elif item.name != LAUNCH:
-                item.unlink()
-        return
-    if isinstance(path, Path):
-        old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
-        path.rename(old)
-        path = old
-    remove_tree(path, last=RECORD)
-
-
-def _done_fingerprint(path: Location) -> str | None:
-    try:
-        return str(json.loads((path / DONE).read_text())["fingerprint"])
-    except (OSError, ValueError, KeyError):
-        return None

@@ -28,7 +28,8 @@ from mgpt.infer.pipeline import Answer, Pipeline
 from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import Modality, SamplingConfig
 from mgpt.stages.build import build_pipeline, pick_device, vq_input
-from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.folder import StageFolder
+from mgpt.stages.identity import input_identities, weights_identity
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tasks.registry import TASKS, SampleView, caption_reading
@@ -115,7 +116,8 @@ class Config(SamplingConfig):
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return {**input_fingerprints(cfg.ckpt, *cfg.images), **vq_input(cfg.vq)}
+    weights = {cfg.ckpt: weights_identity(cfg.ckpt)}
+    return {**input_identities(*cfg.images), **weights, **vq_input(cfg.vq)}
 
 
 def main(cfg: Config) -> None:

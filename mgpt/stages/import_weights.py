@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.stages.folder import StageFolder, check_machine, input_fingerprints, is_complete
+from mgpt.stages.folder import StageFolder, check_machine, is_complete
+from mgpt.stages.identity import input_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import check_output, plan_import
 from mgpt.tracking.tracker import TrackingConfig
@@ -40,7 +41,7 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return input_fingerprints(cfg.input, cfg.vq, cfg.tokenizer)
+    return input_identities(cfg.input, cfg.vq, cfg.tokenizer)
 
 
 def main(cfg: Config) -> None:

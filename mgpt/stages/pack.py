@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from data_pipeline.build_shards import PackConfig, PackJob, pack, write_some
 from data_pipeline.workers import Place
-from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
+from mgpt.stages.folder import StageFolder, flatten
+from mgpt.stages.identity import input_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, shares, timed
 from mgpt.storage import locate
@@ -28,7 +29,7 @@ class Config(PackConfig):
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return input_fingerprints(cfg.input)
+    return input_identities(cfg.input)
 
 
 def main(cfg: Config) -> None:

@@ -28,8 +28,12 @@ from typing import Any
 
 from mgpt.config import Composed, nearest
 from mgpt.errors import ConfigError, MachineError, MgptError
-from mgpt.files import atomic_write
-from mgpt.launching.processes import RESUME, own_children, run_child
+from mgpt.files import atomic_write, check_output
+from mgpt.launching.processes import (
+    RESUME,
+    own_children,
+    run_child,
+)
 from mgpt.launching.srun import refuse_step
 from mgpt.settings import DERIVED
 from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, is_long
@@ -94,6 +98,7 @@ def help_lines() -> list[str]:
 def configure(composed: Composed) -> Config:
     """The pipeline, every entry checked against its stage before anything starts."""
     node = composed.node
+    check_output(str(node.output))
     recipe = composed.choices["recipe"]
     group = _group(Path(node.output), recipe)
     entries = read_recipe(composed, group)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.evals.report import ReportInputs, build_report
-from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.folder import StageFolder
+from mgpt.stages.identity import input_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.tracking.tracker import TrackingConfig
 
@@ -41,7 +42,7 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return input_fingerprints(cfg.evaluation, *cfg.training.values(), cfg.photographs)
+    return input_identities(cfg.evaluation, *cfg.training.values(), cfg.photographs)
 
 
 def main(cfg: Config) -> None:

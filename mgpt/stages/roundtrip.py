@@ -11,7 +11,8 @@ from statistics import fmean
 from data_pipeline.roundtrip import RoundtripConfig, roundtrip
 from mgpt.data.dataset import open_dataset, resolution_folders
 from mgpt.stages.build import vq_input
-from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.folder import StageFolder
+from mgpt.stages.identity import dataset_identity, raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.tracking.tracker import TrackingConfig
@@ -27,8 +28,8 @@ class Config(RoundtripConfig):
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    raw = [cfg.raw] if isinstance(cfg.raw, str) else cfg.raw
-    return {**input_fingerprints(cfg.input, *raw), **vq_input(cfg.vq)}
+    tokens = {cfg.input: dataset_identity(cfg.input)}
+    return {**raw_identities(cfg.raw), **tokens, **vq_input(cfg.vq)}
 
 
 def main(cfg: Config) -> None:

@@ -5,9 +5,9 @@ mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' worke
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from data_pipeline.build_shards import write_some
 from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
@@ -15,7 +15,9 @@ from data_pipeline.raw_shards import RawShardReader
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from data_pipeline.workers import Place
 from mgpt.stages.build import vq_input
-from mgpt.stages.folder import StageFolder, flatten, input_fingerprints
+from mgpt.stages.comparison import Changeable
+from mgpt.stages.folder import StageFolder, flatten
+from mgpt.stages.identity import raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, shares, silent_tracker, timed
 from mgpt.storage import locate
@@ -26,14 +28,16 @@ from mgpt.tracking.tracker import TrackingConfig
 class Config(TokenizeConfig):
     """What `mgpt tokenize` can be given."""
 
+    # More raw shards are more work; the job itself compares those it has done with their manifests.
+    CHANGEABLE: ClassVar[Changeable] = Changeable(resumed=("input",), extends=("input",))
+
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     redo: bool = False
     """Make the output anew where it holds another configuration."""
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    paths = [cfg.input] if isinstance(cfg.input, str) else cfg.input
-    return {**input_fingerprints(*paths), **vq_input(cfg.vq)}
+    return {**raw_identities(cfg.input), **vq_input(cfg.vq)}
 
 
 def main(cfg: Config) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 
 from mgpt.data.dataset import TokenisedDataset, open_dataset, resolution_folders
 from mgpt.errors import ConfigError
-from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.folder import StageFolder
+from mgpt.stages.identity import dataset_identity
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tasks.registry import READINGS, TASKS, SampleView, can_serve
@@ -51,7 +52,7 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return input_fingerprints(*_paths(cfg))
+    return {path: dataset_identity(path) for path in _paths(cfg)}
 
 
 def main(cfg: Config) -> None:

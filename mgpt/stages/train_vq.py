@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,7 +24,9 @@ from mgpt.errors import DataError
 from mgpt.images.pixels import open_image, whiten
 from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import pick_device
-from mgpt.stages.folder import StageFolder, input_fingerprints
+from mgpt.stages.comparison import Changeable
+from mgpt.stages.folder import StageFolder
+from mgpt.stages.identity import input_identities, raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.storage import Location
@@ -40,6 +43,10 @@ from mgpt.train.train_vqgan import (
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What `mgpt train_vq` can be given."""
+
+    CHANGEABLE: ClassVar[Changeable] = Changeable(
+        free=("train.log_every_steps", "train.save_every_steps")
+    )
 
     input: str | list[str]
     """Raw shards: a folder, a glob, a tar, or a list of these."""
@@ -64,8 +71,7 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    paths = [cfg.input] if isinstance(cfg.input, str) else cfg.input
-    return input_fingerprints(*paths, cfg.init_from or None)
+    return {**raw_identities(cfg.input), **input_identities(cfg.init_from or None)}
 
 
 def main(cfg: Config) -> None:

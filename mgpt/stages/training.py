@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from torch import Tensor
@@ -35,7 +35,9 @@ from mgpt.stages.build import (
     vq_input,
     write_model_folder,
 )
-from mgpt.stages.folder import CONFIG, StageFolder, input_fingerprints
+from mgpt.stages.comparison import Changeable, Made, differences, is_one_of
+from mgpt.stages.folder import CONFIG, StageFolder
+from mgpt.stages.identity import dataset_identity, vocabulary_identity, weights_identity
 from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.released import is_released, plan_import
@@ -47,6 +49,7 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.metrics import LossTally
+from mgpt.train.resume import Change
 from mgpt.train.step_folder import StepFolder, newest_complete, step_name
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
@@ -73,6 +76,25 @@ class HeldOutConfig:
 class TrainingConfig(TrainConfig):
     """What a training stage can be given."""
 
+    CHANGEABLE: ClassVar[Changeable] = Changeable(
+        free=(
+            *("log_every", "save_every", "keep", "keep_every", "async_save", "validate_every"),
+            *("pictures_every", "samples", "guard.hang_s", "guard.straggler_ratio"),
+            *("data.workers", "data.allow_changed", "parallel.[!d]*"),  # all of it but its dtype
+        ),
+        resumed=(
+            *("steps", "epochs", "schedule", "guard", "z_loss", "dropout", "held_out", "parallel"),
+            *("optim.lr", "optim.adamw_lr", "optim.betas", "optim.eps", "optim.momentum"),
+            *("optim.nesterov", "optim.newton_schulz_steps", "optim.update_scale"),
+            *("optim.weight_decay", "optim.max_norm"),
+            # The loader compares these with the rows that were read.
+            *("data.sources", "data.changes"),
+        ),
+        extends=("steps", "epochs"),
+        starts=("init_from", "image_rows"),
+        checkpoint=lambda output: checkpoint_inputs(output),
+        outdated=("model",),
+    )
     output: str
     """Folder for checkpoints, the record and, at the end, model/."""
     init_from: str | None = None
@@ -140,8 +162,33 @@ def warnings_of(cfg: TrainingConfig) -> list[str]:
 def inputs(cfg: TrainingConfig) -> dict[str, str]:
     """What a training stage is made from, for its fingerprint."""
     sources = [*cfg.data.sources.values(), *cfg.held_out.sources.values()]
-    paths = [cfg.init_from, cfg.vocabulary, *(source.path for source in sources)]
-    return {**input_fingerprints(*paths), **vq_input(cfg.samples.vq)}
+    found = {source.path: dataset_identity(source.path, cfg.resolution_px) for source in sources}
+    if cfg.vocabulary is not None:
+        found[cfg.vocabulary] = vocabulary_identity(cfg.vocabulary)
+    if cfg.init_from is not None:
+        found[cfg.init_from] = weights_identity(cfg.init_from)
+    return found | vq_input(cfg.samples.vq)
+
+
+def checkpoint_inputs(output: Path) -> dict[str, str] | None:
+    """The identities of the sources as the newest checkpoint of a run has them; None where there is
+    no checkpoint."""
+    newest = newest_complete(output)
+    if newest is None:
+        return None
+    sources = newest.loader_state()["order"]["sources"]
+    return {f"data.sources.{name}.path": f"shards:{one['shards']}" for name, one in sources.items()}
+
+
+def changes_since(saved: StepFolder, cfg: TrainingConfig) -> list[Change]:
+    """The settings that differ from those that a checkpoint was made with."""
+    config = yaml.safe_load((saved.path / "config.yaml").read_text())["config"]
+    found = differences(Made(config, {}), Made(to_plain(cfg), {}), type(cfg))
+    return [
+        Change(saved.step, one.path, one.then, one.now)
+        for one in found
+        if not is_one_of(one.path, cfg.CHANGEABLE.starts)
+    ]
 
 
 def train(stage: str, cfg: TrainingConfig) -> None:
@@ -173,14 +220,21 @@ def train(stage: str, cfg: TrainingConfig) -> None:
 
 def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> dict[str, Any]:
     with open_tracker(cfg, stage, world.is_main, record=False) as tracker:
-        weights = _start_weights(cfg, folder, world, tracker)
-        vocabulary = _vocabulary(cfg, weights)
+        resumed = world.broadcast_object(newest_complete(folder) if world.is_main else None)
+        if resumed is None:
+            weights = _start_weights(cfg, folder, world, tracker)
+        else:
+            weights = Weights(resumed.path, is_checkpoint=True)
+        vocabulary = _vocabulary(cfg, weights, resumed is not None)
         if weights:
-            cfg.model.check_same(weights.config(), f"init_from={cfg.init_from}")
+            where = f"init_from={cfg.init_from}" if resumed is None else str(resumed.path)
+            cfg.model.check_same(weights.config(), where)
         shape = weights.config() if weights else cfg.model.transformer(vocabulary)
         shape = replace(shape, dropout=cfg.dropout)
         data, held_out_data = _data(cfg)
         loader = _open_rows(data, vocabulary, cfg.seed, world, tracker)
+        if resumed is not None:
+            loader.check_state(resumed.loader_state())
         backend = build_backend(
             cfg.parallel,
             lambda: _model(cfg, shape, vocabulary),
@@ -209,9 +263,10 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             micro_rows=cfg.parallel.micro_rows,
             seed=cfg.seed,
             config_yaml=yaml.safe_dump(record, sort_keys=False),
-            init_from=_initial_weights(cfg, weights, vocabulary),
+            init_from=None if resumed else _initial_weights(cfg, weights, vocabulary),
             held_out=_held_out(cfg, held_out_data, vocabulary, backend),
             pictures=_pictures(cfg, shape, vocabulary, tracker),
+            changes_since=lambda saved: changes_since(saved, cfg),
         ).run()
         loader.close()
         if isinstance(outcome, trainer.Interrupted):
@@ -306,8 +361,10 @@ def _image_rows(vocabulary: Vocabulary) -> tuple[int, int]:
     return vocabulary.image_start, vocabulary.image_start + vocabulary.num_codes
 
 
-def _vocabulary(cfg: TrainingConfig, weights: Weights | None) -> Vocabulary:
-    given = load_vocabulary(cfg.vocabulary) if cfg.vocabulary else None
+def _vocabulary(cfg: TrainingConfig, weights: Weights | None, resumed: bool = False) -> Vocabulary:
+    # A checkpoint has its own, and what it started from may be gone.
+    is_given = cfg.vocabulary and not (resumed and not Path(cfg.vocabulary).exists())
+    given = load_vocabulary(str(cfg.vocabulary)) if is_given else None
     if weights is None:
         assert given is not None, "the configuration's own check"
         return given

@@ -1,5 +1,5 @@
 """What a run has come to beside its weights and its place in the data: counts, what the guard has
-seen, and the rollbacks. It is part of every checkpoint.
+seen, the rollbacks and the changes of settings. It is part of every checkpoint.
 
     >>> state = RunState(GuardConfig(), run_folder, world)
     >>> state.load(step_folder.trainer_state())
@@ -7,7 +7,7 @@ seen, and the rollbacks. It is part of every checkpoint.
     >>> state.count(rows)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mgpt.data.loader import StepRows
 from mgpt.errors import CheckpointError, TrainingError
 from mgpt.parallel.dist import World
 from mgpt.train.guard import GuardConfig, UpdateGuard
+from mgpt.train.resume import Change, Changes
 from mgpt.train.rollback import Rollbacks
 from mgpt.train.step_folder import StepFolder
 
@@ -40,19 +41,23 @@ class RunState:
 
     def __init__(self, cfg: GuardConfig, run_folder: Path, world: World) -> None:
         self._cfg, self._run_folder, self._world = cfg, run_folder, world
+        self._changes = Changes(run_folder, world)
         self.load({"totals": {"documents": 0, "trained_tokens": 0, "tokens": 0}})
 
-    def load(self, saved: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave; collective."""
+    def load(self, saved: Mapping[str, Any], changes: Sequence[Change] = ()) -> None:
+        """Takes up what `state` gave, with the settings changed since then; collective."""
         self.totals: dict[str, int] = saved["totals"]
         """Documents, trained tokens and tokens of the steps so far, on all ranks."""
         self.guard = UpdateGuard(self._cfg, saved)
+        self._changes.load(saved.get("changes", ()), changes)
         self._rollbacks = Rollbacks(self._run_folder, self._world, saved.get("rollbacks", ()))
 
     def state(self) -> dict[str, Any]:
         """JSON."""
         guard, rollbacks = self.guard.state(), self._rollbacks.state()
-        return {"totals": self.totals, **guard, "rollbacks": rollbacks}
+        changes = self._changes.state()
+        kept = {"changes": changes} if changes else {}
+        return {"totals": self.totals, **guard, "rollbacks": rollbacks, **kept}
 
     def figures(self) -> dict[str, int]:
         """Counts over the whole run."""

@@ -16,7 +16,7 @@ The trainer knows no model, no task and no picture; `pictures` is a hook that th
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mgpt.data.loader import RowLoader, StepRows
-from mgpt.errors import TrainingError, VocabularyError
+from mgpt.errors import TrainingError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.schedule import ScheduleConfig, learning_rate
 from mgpt.parallel.backend import Backend
@@ -37,6 +37,7 @@ from mgpt.train.guard import GuardConfig, SlowRanks
 from mgpt.train.hang import HangWatch, find_peers
 from mgpt.train.metrics import LossTally, MetricsRecord, VocabularyLike, memory_mb
 from mgpt.train.reports import RankReport, StepReport, meet
+from mgpt.train.resume import Change, check_resumable
 from mgpt.train.run_state import RunState, check_optimizer
 from mgpt.train.step_folder import StepFolder
 from mgpt.train.validate import HeldOut
@@ -126,6 +127,7 @@ class Trainer:
             checkpoint; None starts from the initialised weights.
         held_out: rows for validation.
         pictures: see `Pictures`.
+        changes_since: the settings that differ from those a checkpoint was made with.
     """
 
     def __init__(
@@ -144,11 +146,13 @@ class Trainer:
         init_from: tuple[Iterable[tuple[str, Tensor]], str] | None = None,
         held_out: HeldOut | None = None,
         pictures: Pictures | None = None,
+        changes_since: Callable[[StepFolder], Sequence[Change]] = lambda saved: (),
     ) -> None:
         self.cfg, self.backend, self.loader, self.store = cfg, backend, loader, store
         self.world, self.tracker, self.vocab = world, tracker, vocab
         self._micro_rows, self._seed, self._config_yaml = micro_rows, seed, config_yaml
         self._init_from, self._held_out, self._pictures = init_from, held_out, pictures
+        self._changes_since = changes_since
         self._record = MetricsRecord(Path(store.run_folder) / "metrics.jsonl", world.is_main)
         self._tally = LossTally(loader.source_names, loader.task_names, vocab, backend.device)
         self._state = RunState(cfg.guard, Path(store.run_folder), world)
@@ -207,7 +211,9 @@ class Trainer:
         newest = self.store.newest_whole(self.tracker.print)
         if newest is not None:
             self._restore(newest)
-            self.tracker.print(f"going on from {newest.path}")
+            self.tracker.print(f"resuming from {newest.path}")
+            for change in self._changes_since(newest):
+                self.tracker.print(str(change))
             return newest.step
         self._record.cut(0)
         if self._init_from is None:
@@ -220,21 +226,11 @@ class Trainer:
 
     def _restore(self, saved: StepFolder) -> None:
         """Makes everything what it was after a checkpoint's step."""
-        state = saved.trainer_state()
-        if state["vocabulary"] != self.vocab.fingerprint:
-            raise VocabularyError(
-                f"{saved.path} was trained with vocabulary {state['vocabulary']}, this run has "
-                f"{self.vocab.fingerprint}; give another output folder or the same vocabulary"
-            )
+        state = check_resumable(saved, self.vocab, self.cfg.steps)
         check_optimizer(saved, self.cfg.optim.kind)
-        if saved.step > self.cfg.steps:
-            raise TrainingError(
-                f"{saved.path}: this run has {saved.step} steps behind it and steps="
-                f"{self.cfg.steps} are asked for; raise steps or give another output folder"
-            )
         self.backend.load(saved.state)
         self.loader.load_state(saved.loader_state())
-        self._state.load(state)
+        self._state.load(state, self._changes_since(saved))
         self._record.cut(saved.step)
 
     def _go_back(self, step: int, done: _Done) -> int | None:
