@@ -54,6 +54,11 @@ class TokenisedDataset:
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any sample has codes: the VQ model of text alone has no meaning."""
+        return any(manifest.fields for manifest in self.manifests)
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 

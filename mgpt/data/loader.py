@@ -25,7 +25,7 @@ from mgpt.child_processes import ProcessExecutor
 from mgpt.data.documents import IGNORED, Drawn, describe, write_document
 from mgpt.data.lengths import LENGTHS_FOLDER
 from mgpt.data.mixer import Mixer, Window
-from mgpt.data.source import DataConfig, open_components, weights_after
+from mgpt.data.source import DataConfig, open_components, vq_fingerprint_of, weights_after
 from mgpt.errors import DataError
 from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary
@@ -34,8 +34,6 @@ NO_GROUP = -1
 TASK_NAMES = tuple(READINGS)
 PREFETCH_STEPS = 2
 KEPT_WINDOWS = 4
-LOOKED_AT = 4  # windows that stand for those after them
-FORETOLD_DOCUMENTS = 1_000_000
 KEPT_POSITIONS = 64
 
 
@@ -98,6 +96,10 @@ class Start:
     changed: tuple[tuple[int, int], ...]
 
 
+class EndOfData(DataError):
+    """A step after the last row of capped data."""
+
+
 class RowLoader:
     """The rows of training; a pure function of (shards, vocabulary, config, seed, step).
 
@@ -119,6 +121,7 @@ class RowLoader:
         )
         self.task_names = list(TASK_NAMES)
         self.source_names = list(config.sources)
+        self.vq_fingerprint = vq_fingerprint_of(components)
         self._group = [TASK_NAMES.index(part.task) for part in components]
         self._source = [self.source_names.index(part.source) for part in components]
         self._loaded = Start(0, Position(0, 0), ())
@@ -226,38 +229,13 @@ class RowLoader:
             figures[f"epochs/{part.name}"] = drawn / len(part)
         return figures
 
-    def foretell(self, step: int) -> tuple[dict[str, int], bool]:
-        """`drawn` of a step that may be far ahead, and whether that is exact.
-
-        How many rows a window fills is known once it is packed and not before, so that every one
-        of them must be: it is done up to `FORETOLD_DOCUMENTS` documents, ten seconds of work.
-        Beyond, each stretch of the mix is taken to fill as many rows a window as its first do.
-        """
-        about = self._foretell_about(step)
-        if sum(about.values()) > FORETOLD_DOCUMENTS:
-            return about, False
+    def from_start(self) -> "RowLoader":
+        """One that knows no position yet, for looking ahead without moving this one."""
         ahead = copy(self)
         ahead.mixer, ahead._positions = copy(self.mixer), {0: Position(0, 0)}
         ahead._windows, ahead._changed = {}, {}
         ahead.mixer.change(0, weights_after(self.config, self.mixer.components, 0))
-        return ahead.drawn(step), True
-
-    def _foretell_about(self, step: int) -> dict[str, int]:
-        """`drawn`, from the first windows of each stretch."""
-        mixer, window, reached = copy(self.mixer), 0, 0
-        mixer.change(0, weights_after(self.config, mixer.components, 0))
-        for change in [*sorted(at for at in self.config.changes if at < step), step]:
-            last = mixer.num_windows
-            first_N = range(window, window + LOOKED_AT if last is None else last)[:LOOKED_AT]
-            if not first_N:
-                break
-            rows = sum(len(mixer.window(number).rows) for number in first_N) / len(first_N)
-            window += round((change - reached) * self.step_rows / rows)
-            if change < step:
-                mixer.change(window, weights_after(self.config, mixer.components, change))
-            reached = change
-        given = zip(mixer.components, mixer.given_before(window), strict=True)
-        return {part.name: count for part, count in given}
+        return ahead
 
     # -------------------------------------------------------------- reading
 
@@ -267,7 +245,8 @@ class RowLoader:
         Returns ceil(step_rows / (world * micro_rows)) micro-batches of `micro_rows` rows each.
 
         Raises:
-            DataError: a damaged sample, or the end of the data.
+            EndOfData: every source has reached its cap before this step.
+            DataError: a damaged sample.
             MachineError: a background process that was killed.
         """
         assert 0 <= rank < world and micro_rows > 0, (rank, world, micro_rows)
@@ -291,9 +270,8 @@ class RowLoader:
     def _make_step(self, step: int, rank: int, world: int, micro_rows: int) -> StepRows:
         rows = self._rows_from(self.position(step))
         if not rows:
-            raise DataError(
-                f"step {step}: the data has ended, every source has reached its max_epochs; train "
-                "for fewer steps or raise max_epochs"
+            raise EndOfData(
+                f"the data end after step {step}: every source has reached its max_epochs"
             )
         num_micro = -(-self.step_rows // (world * micro_rows))
         mine = rows[rank::world]
@@ -365,15 +343,19 @@ class RowLoader:
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuse a `state` whose rows this loader would not have given.
 
-        Shards of the sources in `allow_changed` may be others, and changes of the mix from its
-        step on.
+        Shards of the sources in `allow_changed` may be others, and so may changes of the mix from
+        its step on, with sources that no row was taken from before.
 
         Raises:
             DataError: something else that decides the order has changed; each is named with both
                 values.
         """
         step = int(state["step"])
-        saved, current = _flatten(state["order"]), _flatten(self._order(step))
+        unread = tuple(f"sources.{name}." for name in self._unread_sources(step))
+        saved, current = (
+            {name: value for name, value in _flatten(order).items() if not name.startswith(unread)}
+            for order in (state["order"], self._order(step))
+        )
         allowed = {f"sources.{name}.shards" for name in self.config.allow_changed}
         changed = [
             f"{name} was {saved.get(name, 'absent')}, is {current.get(name, 'absent')}"
@@ -397,6 +379,13 @@ class RowLoader:
             for change, window in start.changed:
                 self._change(change, window)
             self._positions[start.step] = start.position
+
+    def _unread_sources(self, step: int) -> list[str]:
+        """Sources that have no weight before a step, and so no part in its rows."""
+        read = {part.source for part in self.mixer.components if part.weight}
+        for at, mix in self.config.changes.items():
+            read |= {name for name, tasks in mix.items() if at < step and any(tasks.values())}
+        return [name for name in self.source_names if name not in read]
 
     def _order(self, step: int) -> dict[str, Any]:
         """All that the rows before a step depend on, with names for a person."""

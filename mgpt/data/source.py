@@ -9,8 +9,8 @@ picture code that the vocabulary lacks.
     components = open_components(config, vocab)
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -122,6 +122,23 @@ class DataConfig:
         return dict(sorted(found.items()))
 
 
+def capped(config: DataConfig, epochs: float) -> DataConfig:
+    """The same mix with no sample drawn more often than `epochs` times."""
+
+    def at_most(limit: float | None) -> float:
+        return epochs if limit is None else min(limit, epochs)
+
+    sources = {
+        name: replace(
+            source,
+            max_epochs=at_most(source.max_epochs),
+            max_task_epochs={task: at_most(one) for task, one in source.max_task_epochs.items()},
+        )
+        for name, source in config.sources.items()
+    }
+    return replace(config, sources=sources)
+
+
 @dataclass(frozen=True)
 class Component:
     """One task of one source, opened: which samples, how long, how much of the mix.
@@ -158,7 +175,7 @@ def open_components(
 
     Raises:
         DataError: no source; a component without samples; documents longer than a row, with the
-            longest of each task.
+            longest of each task; sources of different VQ models.
         VocabularyError: shards with more picture codes than the vocabulary has.
     """
     components = []
@@ -183,8 +200,28 @@ def open_components(
             )
     if not components:
         raise DataError("nothing to train on: give data.sources a source and a task above weight 0")
+    vq_fingerprint_of(components)
     check_row_tokens(components, config.row_tokens)
     return components
+
+
+def vq_fingerprint_of(components: Sequence[Component]) -> str | None:
+    """The VQ model that made all picture codes; None where there are none.
+
+    Raises DataError where two sources were encoded with different models.
+    """
+    found: dict[str, Component] = {}
+    for part in components:
+        if part.dataset.has_pictures:
+            found.setdefault(part.dataset.vq_fingerprint, part)
+    if len(found) > 1:
+        (ours, first), (theirs, second), *_ = found.items()
+        raise DataError(
+            f"source {first.source} ({first.dataset.folder}) was encoded with VQ model {ours}, "
+            f"source {second.source} ({second.dataset.folder}) with {theirs}; the same code is "
+            "another picture in each: tokenize both with one vq="
+        )
+    return next(iter(found), None)
 
 
 def weights_after(config: DataConfig, parts: list[Component], step: int) -> list[float]:

@@ -35,12 +35,13 @@ __all__ = [
     "save_model",
     "split_by_size",
     "vocabulary_fingerprint",
+    "vq_fingerprint",
     "write_model",
     "write_sharded",
 ]
 
 _CONFIG = "config.json"
-_VOCABULARY = "vocabulary"
+_VOCABULARY, _VQ = "vocabulary", "vq_fingerprint"
 _INDEX = "model.safetensors.index.json"
 _MODEL_TYPE = "mgpt"
 _MAX_FILE_BYTES = 4 << 30
@@ -67,9 +68,14 @@ def write_model(
     cfg: TransformerConfig,
     tensors: Sequence[LazyTensor],
     vocabulary: str | None = None,
+    vq: str | None = None,
 ) -> None:
-    """Writes a model folder from tensors that are read one by one; see `write_sharded`."""
-    head = {"model_type": _MODEL_TYPE, _VOCABULARY: vocabulary}
+    """Writes a model folder from tensors that are read one by one; see `write_sharded`.
+
+    `vocabulary` and `vq` are the fingerprints of what the weights were trained with; None where
+    that is not known.
+    """
+    head = {"model_type": _MODEL_TYPE, _VOCABULARY: vocabulary, **({_VQ: vq} if vq else {})}
     write_sharded(folder, tensors, {**head, **asdict(cfg)})
 
 
@@ -129,7 +135,8 @@ def load_model_config(folder: str | Path) -> TransformerConfig:
     """The sizes of the model in `folder`; CheckpointError where there is none."""
     path = Path(folder) / _CONFIG
     stored = _read_config(path)
-    stored.pop(_VOCABULARY, None)
+    for name in (_VOCABULARY, _VQ):
+        stored.pop(name, None)
     known = {field.name for field in fields(TransformerConfig)}
     if stored.keys() != known:
         raise CheckpointError(
@@ -145,8 +152,18 @@ def load_model_config(folder: str | Path) -> TransformerConfig:
 def vocabulary_fingerprint(folder: str | Path) -> str | None:
     """The fingerprint of the vocabulary that the weights in `folder` were trained with; None where
     it was not known. CheckpointError where there is no model."""
-    fingerprint = _read_config(Path(folder) / _CONFIG).get(_VOCABULARY)
-    return None if fingerprint is None else str(fingerprint)
+    return _stated(folder, _VOCABULARY)
+
+
+def vq_fingerprint(folder: str | Path) -> str | None:
+    """The fingerprint of the VQGAN whose codes the weights in `folder` know; None where it was not
+    known. CheckpointError where there is no model."""
+    return _stated(folder, _VQ)
+
+
+def _stated(folder: str | Path, name: str) -> str | None:
+    value = _read_config(Path(folder) / _CONFIG).get(name)
+    return None if value is None else str(value)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgpt.data.forecast import steps_of_mix
 from mgpt.data.mixer import Mixer
 from mgpt.data.packing import choose_row_tokens, fill_ratio
 from mgpt.data.source import DataConfig, max_documents_tokens, open_components
@@ -38,6 +39,7 @@ class DocumentLengths:
     longest_tokens: of all documents, not of a sample.
     origin: where this is known from, for people.
     fill: share of the run's row length that is filled; None where rows are not known.
+    steps: those until every source has reached its cap of epochs; None where one has no cap.
     best_row_tokens, best_fill: the row length up to `MOST_ROW_TOKENS` that is filled most.
     """
 
@@ -47,6 +49,7 @@ class DocumentLengths:
     fill: float | None = None
     best_row_tokens: int | None = None
     best_fill: float | None = None
+    steps: int | None = None
 
 
 def count_lengths(data: DataConfig, vocabulary: Vocabulary, seed: int) -> DocumentLengths:
@@ -71,6 +74,7 @@ def count_lengths(data: DataConfig, vocabulary: Vocabulary, seed: int) -> Docume
         fill=fill_ratio(tokens_N, data.row_tokens, data.window_documents) if fits else None,
         best_row_tokens=best,
         best_fill=best_fill,
+        steps=steps_of_mix(mixer, data)[0],
     )
 
 

@@ -10,6 +10,7 @@ complete checkpoint.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from mgpt.models.folder import (
     load_model_config,
     model_tensors,
     vocabulary_fingerprint,
+    vq_fingerprint,
     write_model,
 )
 from mgpt.models.sizes import SIZES
@@ -37,6 +39,7 @@ from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.train.step_folder import has_averages, newest_complete, stored_weights
 
 MODEL, VOCABULARY = "model", "vocabulary"
+NO_PICTURES = "none"  # in the place of a VQGAN's fingerprint: weights that only saw text
 TOKENIZER_FILES = ("tokenizer.json", "text_tokenizer.json")  # transformers' name, and Meta's
 
 
@@ -145,6 +148,42 @@ class Weights:
                 raise
             return None
 
+    def vq_fingerprint(self) -> str | None:
+        """The VQGAN whose codes the weights know, `NO_PICTURES` where they know none; None for
+        weights of a version that did not write it down, or imported without a whole VQGAN."""
+        if not self.is_checkpoint:
+            return vq_fingerprint(self.folder)
+        file = self.folder / "trainer.json"
+        stored = json.loads(file.read_text()) if file.exists() else {}
+        return stored.get("vq_fingerprint")
+
+    def check_vq(self, theirs: str | None, where: str, report: Callable[[str], None]) -> str | None:
+        """Compares the weights' VQGAN with that of something they are used with.
+
+        Args:
+            theirs: its fingerprint; None where it has no pictures.
+            where: what it is, such as `vq=scenes_f8`.
+            report: told where the weights do not say which VQGAN theirs is.
+
+        Returns the fingerprint that both have; `NO_PICTURES` where neither knows a picture.
+
+        Raises VocabularyError with both fingerprints.
+        """
+        ours = self.vq_fingerprint()
+        if ours is None and theirs is not None:
+            report(
+                f"note: {self.folder} does not say which VQGAN its codes are of (it was made by an "
+                f"older version, or imported without one); taken to be {theirs}, that of {where}"
+            )
+        known = None if ours in (None, NO_PICTURES) else ours
+        if known is None or theirs in (None, known):
+            return known or theirs or ours
+        raise VocabularyError(
+            f"vq_mismatch: the weights in {self.folder} know the codes of VQGAN {known}, {where} "
+            f"has those of {theirs}, and the same code is another picture in each; give the VQGAN "
+            "that tokenized their training data, or shards made with it"
+        )
+
     def config(self) -> TransformerConfig:
         """The transformer's shape, without its dropout."""
         if not self.is_checkpoint:
@@ -217,14 +256,18 @@ def released_vocabulary(file: Path) -> Vocabulary:
 
 
 def write_model_folder(
-    folder: Path, cfg: TransformerConfig, tensors: Sequence[LazyTensor], vocabulary: Vocabulary
+    folder: Path,
+    cfg: TransformerConfig,
+    tensors: Sequence[LazyTensor],
+    vocabulary: Vocabulary,
+    vq: str | None = None,
 ) -> None:
     """config.json, safetensors and vocabulary/: what `ckpt=` and `init_from=` take.
 
-    One tensor is in memory at a time.
+    One tensor is in memory at a time. `vq` is the fingerprint of the VQGAN of their codes.
     """
     vocabulary.save(folder / VOCABULARY)
-    write_model(folder, replace(cfg, dropout=0.0), tensors, vocabulary.fingerprint)
+    write_model(folder, replace(cfg, dropout=0.0), tensors, vocabulary.fingerprint, vq)
 
 
 def vq_input(vq: str | None) -> dict[str, str]:
@@ -244,14 +287,18 @@ def build_pipeline(
 
     Args:
         averaged: as for `Weights.find`; which weights were taken is told to `report`.
+
+    Raises VocabularyError if the model knows the codes of another VQGAN.
     """
     keep_freed_memory()
     weights = Weights.find(ckpt, averaged)
     for note in weights.notes():
         report(note)
     vocabulary = weights.vocabulary()
+    vqgan = load_vqgan(vq)
+    weights.check_vq(vqgan_fingerprint(vqgan), f"vq={vq}", report)
     engine = Engine(weights.load(device, dtype), vocabulary)
-    return Pipeline(engine, load_vqgan(vq).to(device).eval(), vocabulary)
+    return Pipeline(engine, vqgan.to(device).eval(), vocabulary)
 
 
 def pick_device(device: str = "auto") -> torch.device:

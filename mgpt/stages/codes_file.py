@@ -2,10 +2,13 @@
 
     {"cat.png": [[17, 4, …], …], …}        rows from the top, a row's codes from the left
 
-It holds no more than that, so anything can read and write it; which VQGAN the codes belong to is
-for its owner to know. Writer and reader stand here side by side, and know no pixels.
+It holds no more than that, so anything can read and write it. Which VQGAN the codes belong to
+stands beside it, in `codes.json.vq`, with the sha256 of the file it speaks of. Writer and reader
+stand here side by side, and know no pixels.
 
-    >>> write_codes(Path("codes.json"), {"cat.png": np.array([[17, 4]])})
+    >>> write_codes(Path("codes.json"), {"cat.png": np.array([[17, 4]])}, "0123456789abcdef")
+    >>> stated_vq(Path("codes.json"))
+    '0123456789abcdef'
     >>> read_codes(Path("codes.json"), num_codes=512)["cat.png"].shape
     (1, 2)
 
@@ -14,6 +17,7 @@ Shape suffixes: h, w latents.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,17 +26,35 @@ import numpy as np
 import numpy.typing as npt
 
 from mgpt.errors import DataError
-from mgpt.files import atomic_write
+from mgpt.files import atomic_write, file_sha256
 
 Codes = npt.NDArray[np.int64]
 
 _PROBLEMS_SHOWN = 8
 
 
-def write_codes(path: Path, codes: Mapping[str, Codes]) -> None:
-    """Writes codes [h, w] by picture name; the file appears whole."""
+def write_codes(path: Path, codes: Mapping[str, Codes], vq_fingerprint: str) -> None:
+    """Writes codes [h, w] by picture name, and of which VQGAN they are; each file appears whole."""
     pictures = [f"{json.dumps(name)}: [\n{_rows(codes_hw)}\n]" for name, codes_hw in codes.items()]
-    atomic_write(path, ("{\n" + ",\n".join(pictures) + "\n}\n").encode())
+    data = ("{\n" + ",\n".join(pictures) + "\n}\n").encode()
+    atomic_write(path, data)
+    stated = {"vq_fingerprint": vq_fingerprint, "sha256": hashlib.sha256(data).hexdigest()}
+    atomic_write(_beside(path), (json.dumps(stated) + "\n").encode())
+
+
+def stated_vq(path: Path) -> str | None:
+    """The fingerprint of the VQGAN that a file's codes are of; None where nothing says so of the
+    file as it is now."""
+    try:
+        stated = json.loads(_beside(path).read_bytes())
+        is_of_file = stated["sha256"] == file_sha256(path)
+        return str(stated["vq_fingerprint"]) if is_of_file else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.vq")
 
 
 def _rows(codes_hw: Codes) -> str:

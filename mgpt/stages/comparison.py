@@ -78,9 +78,9 @@ class Difference:
 
     @property
     def is_lowered(self) -> bool:
-        """Whether a number has become a smaller one."""
+        """Whether a number has become a smaller one; 0 leaves it to another setting."""
         pair = self.then, self.now
-        return all(isinstance(one, (int, float)) for one in pair) and self.now < self.then
+        return all(isinstance(one, (int, float)) for one in pair) and 0 < self.now < self.then
 
     def __str__(self) -> str:
         if self.then == self.now and self.then_input != self.now_input:

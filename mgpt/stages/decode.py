@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from mgpt.dtypes import PIXELS, Dtype, choose_dtype
-from mgpt.errors import ConfigError, DataError
+from mgpt.errors import ConfigError, DataError, VocabularyError
 from mgpt.files import atomic_write
 from mgpt.images.pixels import open_image, to_uint8, whiten
-from mgpt.models.vqgan import load_vqgan
+from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.stages.build import pick_device
-from mgpt.stages.codes_file import listed, read_codes
+from mgpt.stages.codes_file import listed, read_codes, stated_vq
 from mgpt.stages.folder import check_machine
 from mgpt.tracking.progress import progress
 
@@ -52,6 +52,7 @@ def main(cfg: Config) -> None:
     device = pick_device(cfg.device)
     dtype = choose_dtype(cfg.dtype, device, keep_float32=PIXELS)
     vqgan = load_vqgan(cfg.vq).to(device)
+    check_vq(Path(cfg.input), cfg.vq, vqgan_fingerprint(vqgan))
     codes = read_codes(Path(cfg.input), vqgan.cfg.n_embed)
     targets = target_names(codes)
     check_machine(Path(cfg.output), min_free_mb=1)
@@ -64,6 +65,19 @@ def main(cfg: Config) -> None:
             write_png(Path(cfg.output) / targets[name], levels_HW3, cfg.redo)
             bar.advance()
     print(f"{len(codes)} pictures in {cfg.output}")
+
+
+def check_vq(path: Path, vq: str, fingerprint: str) -> None:
+    """Raises VocabularyError where a file's codes are of another VQGAN than `vq`."""
+    stated = stated_vq(path)
+    if stated is None:
+        if path.exists():
+            print(f"note: nothing says which VQGAN the codes in {path} are of; taken for {vq}'s")
+    elif stated != fingerprint:
+        raise VocabularyError(
+            f"vq_mismatch: {path} has codes of VQGAN {stated}, vq={vq} is {fingerprint}; give the "
+            "VQGAN that encoded them"
+        )
 
 
 def target_names(names: Iterable[str]) -> dict[str, str]:

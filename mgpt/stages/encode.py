@@ -24,7 +24,7 @@ from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError
 from mgpt.images.buckets import bucket_sizes, choose_bucket
 from mgpt.images.pixels import MAX_PIXELS, fit, normalise, open_image, whiten
-from mgpt.models.vqgan import load_vqgan
+from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.stages.build import pick_device
 from mgpt.stages.codes_file import listed, read_object, write_codes
 from mgpt.stages.folder import check_machine
@@ -77,7 +77,7 @@ def main(cfg: Config) -> None:
             codes_1hw = vqgan.encode(pixels_13HW.to(device), dtype.torch)
             codes[name] = codes_1hw[0].cpu().numpy()
             bar.advance()
-    write_codes(output, codes)
+    write_codes(output, codes, vqgan_fingerprint(vqgan))
     print(f"codes of {len(codes)} pictures in {output}")
 
 

@@ -82,8 +82,11 @@ def dataset_identity(path: str | Location, resolution_px: int | None = None) -> 
     found = {}
     for one in folders:
         names = shard_names(one) if one.is_dir() else []
-        if names:
-            found[one.name] = shards_fingerprint(read_manifests(one, names))
+        try:
+            if names:
+                found[one.name] = shards_fingerprint(read_manifests(one, names))
+        except DataError:  # whoever reads the shards says what is wrong with them
+            return f"damaged:{path}"
     if not found:
         return f"name:{path}"
     return f"shards:{next(iter(found.values())) if len(found) == 1 else _digest(found)}"

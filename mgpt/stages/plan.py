@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 
 from mgpt.config import Composed, from_hydra, schema_of
 from mgpt.config import compose as compose_fields
-from mgpt.errors import ConfigError, MgptError
+from mgpt.data.source import capped
+from mgpt.errors import ConfigError, DataError, MgptError
 from mgpt.images.buckets import bucket_sizes
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import TransformerConfig
@@ -136,7 +137,7 @@ def plan_stage(cfg: Config, run: TrainingConfig) -> tuple[Plan, DocumentLengths]
     size = RunSize(
         transformer=_transformer(run, vocabulary),
         parallel=_on_gpus(run.parallel),
-        steps=run.steps,
+        steps=run.steps or _steps_of_epochs(run, lengths),
         step_rows=run.data.step_rows,
         row_tokens=run.data.row_tokens,
         document_tokens=min(lengths.mean_tokens, run.data.row_tokens),
@@ -192,12 +193,23 @@ def _transformer(run: TrainingConfig, vocabulary: Vocabulary | None) -> Transfor
 def _lengths(run: TrainingConfig, vocabulary: Vocabulary | None) -> DocumentLengths:
     at_hand = all(locate(source.path).exists() for source in run.data.sources.values())
     if at_hand and vocabulary is not None:
-        sources = at_resolution(run.data.sources, run.resolution_px)
-        return count_lengths(replace(run.data, sources=sources), vocabulary, run.seed)
+        data = replace(run.data, sources=at_resolution(run.data.sources, run.resolution_px))
+        if run.epochs is not None:
+            data = capped(data, run.epochs)
+        return count_lengths(data, vocabulary, run.seed)
     if run.resolution_px is None or run.resolution_px < _SMALLEST_RELEASED_PX:
         return DocumentLengths(run.data.row_tokens, 1, "assumed: as long as a row")
     tasks = {task for source in run.data.sources.values() for task in source.tasks}
     return assumed_lengths(bucket_sizes(run.resolution_px), tasks)
+
+
+def _steps_of_epochs(run: TrainingConfig, lengths: DocumentLengths) -> int:
+    if lengths.steps is None:
+        raise DataError(
+            f"epochs={run.epochs}: the steps follow from the samples, which are not at hand yet; "
+            "give steps= to plan without them"
+        )
+    return lengths.steps
 
 
 def show(tracker: Tracker, name: str, plan: Plan, lengths: DocumentLengths) -> None:

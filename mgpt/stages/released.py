@@ -28,7 +28,7 @@ from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, check_same
 from mgpt.models.file_sums import SUMS, check_sums, sums_list
 from mgpt.models.folder import split_by_size, write_model
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
+from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.models.vqgan_convert import is_released_folder
 from mgpt.stages.build import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
 from mgpt.stages.folder import RECORD
@@ -108,8 +108,11 @@ class Import:
             elif self.plan.vq is not None:
                 self.plan.vq.save(folder / ENCODER_FOLDER)
             fingerprint = None if self.vocabulary is None else self.vocabulary.fingerprint
+            vq = self.plan.vq_fingerprint
+            if not self.plan.states_vq and self.vq is not None:
+                vq = vqgan_fingerprint(self.vq)
             tensors = counted(self.plan.tensors, on_tensor)
-            write_model(folder, self.plan.cfg, tensors, fingerprint)
+            write_model(folder, self.plan.cfg, tensors, fingerprint, vq)
 
 
 def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = None) -> Import:
@@ -139,6 +142,12 @@ def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = Non
             "here, or vocabulary= when training from it"
         )
     model = vqgan_beside(source, vq, beside)
+    if model is not None and plan.vq_fingerprint not in (None, vqgan_fingerprint(model)):
+        raise ConfigError(
+            f"vq_mismatch: the weights in {source} know the codes of VQGAN {plan.vq_fingerprint}, "
+            f"vq={vq or VQ} is {vqgan_fingerprint(model)}; give the VQGAN that tokenized their "
+            "training data"
+        )
     if model is not None and plan.vq is not None:
         check_same_encoder(plan.vq, model, str(source), vq or VQ)
     if plan.vq is not None and model is None:

@@ -19,7 +19,7 @@ from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.sampling import SamplingConfig
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import load_vqgan
+from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tasks.registry import SampleView, task
 from mgpt.tokens.chat import Conversation
 from mgpt.tokens.vocab import Vocabulary
@@ -45,6 +45,10 @@ class SamplePictures:
         assert cfg.vq is not None
         self._cfg, self._shape, self._vocabulary = cfg, shape, vocabulary
         self._vqgan = load_vqgan(cfg.vq).eval()
+
+    @property
+    def vq_fingerprint(self) -> str:
+        return vqgan_fingerprint(self._vqgan)
 
     def draw(self, weights: dict[str, Tensor]) -> list[tuple[str, np.ndarray]]:
         """(prompt, uint8 [H, W, 3]) for every prompt."""

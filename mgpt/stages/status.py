@@ -195,7 +195,7 @@ def _steps(launch: LaunchFolder) -> int | None:
     except OSError:
         return None
     steps = config.get("steps") if isinstance(config, dict) else None
-    return steps if isinstance(steps, int) else None
+    return steps if isinstance(steps, int) and steps > 0 else None
 
 
 def show(tracker: Tracker, output: str, reports: list[Report]) -> None:

@@ -5,6 +5,7 @@ mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' worke
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar

@@ -17,8 +17,10 @@ from typing import Any, ClassVar, Literal
 import yaml
 from torch import Tensor
 
+from mgpt.data.dataset import open_dataset
+from mgpt.data.forecast import foretell
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
-from mgpt.data.source import DataConfig, SourceConfig, max_documents_tokens
+from mgpt.data.source import DataConfig, SourceConfig, capped, max_documents_tokens
 from mgpt.dtypes import DtypeChoice
 from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
@@ -35,7 +37,14 @@ from mgpt.stages.build import (
     vq_input,
     write_model_folder,
 )
-from mgpt.stages.comparison import Changeable, Made, differences, is_one_of
+from mgpt.stages.comparison import Changeable
+from mgpt.stages.continuing import (
+    changes_since,
+    check_same_vq,
+    checkpoint_inputs,
+    count_steps,
+    picture_codes_of,
+)
 from mgpt.stages.folder import CONFIG, StageFolder
 from mgpt.stages.identity import dataset_identity, vocabulary_identity, weights_identity
 from mgpt.stages.on_ranks import open_on_ranks
@@ -49,7 +58,6 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.metrics import LossTally
-from mgpt.train.resume import Change
 from mgpt.train.step_folder import StepFolder, newest_complete, step_name
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
@@ -92,7 +100,7 @@ class TrainingConfig(TrainConfig):
         ),
         extends=("steps", "epochs"),
         starts=("init_from", "image_rows"),
-        checkpoint=lambda output: checkpoint_inputs(output),
+        checkpoint=checkpoint_inputs,
         outdated=("model",),
     )
     output: str
@@ -170,27 +178,6 @@ def inputs(cfg: TrainingConfig) -> dict[str, str]:
     return found | vq_input(cfg.samples.vq)
 
 
-def checkpoint_inputs(output: Path) -> dict[str, str] | None:
-    """The identities of the sources as the newest checkpoint of a run has them; None where there is
-    no checkpoint."""
-    newest = newest_complete(output)
-    if newest is None:
-        return None
-    sources = newest.loader_state()["order"]["sources"]
-    return {f"data.sources.{name}.path": f"shards:{one['shards']}" for name, one in sources.items()}
-
-
-def changes_since(saved: StepFolder, cfg: TrainingConfig) -> list[Change]:
-    """The settings that differ from those that a checkpoint was made with."""
-    config = yaml.safe_load((saved.path / "config.yaml").read_text())["config"]
-    found = differences(Made(config, {}), Made(to_plain(cfg), {}), type(cfg))
-    return [
-        Change(saved.step, one.path, one.then, one.now)
-        for one in found
-        if not is_one_of(one.path, cfg.CHANGEABLE.starts)
-    ]
-
-
 def train(stage: str, cfg: TrainingConfig) -> None:
     """The stage, on as many processes as `parallel.procs` says, or as the ranks that torchrun or
     srun started."""
@@ -233,8 +220,10 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
         shape = replace(shape, dropout=cfg.dropout)
         data, held_out_data = _data(cfg)
         loader = _open_rows(data, vocabulary, cfg.seed, world, tracker)
+        given, cfg = cfg, replace(cfg, steps=count_steps(cfg, loader, world, tracker), epochs=None)
         if resumed is not None:
             loader.check_state(resumed.loader_state())
+        vq_fingerprint = picture_codes_of(weights, loader, tracker.print)
         backend = build_backend(
             cfg.parallel,
             lambda: _model(cfg, shape, vocabulary),
@@ -248,7 +237,7 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
         _announce_dtype(tracker, folder, backend.dtype)
         record = {
             "stage": stage,
-            "config": to_plain(cfg),
+            "config": to_plain(given),
             "transformer": to_plain(shape),
             "dtype": to_plain(backend.dtype),
         }
@@ -264,9 +253,10 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             seed=cfg.seed,
             config_yaml=yaml.safe_dump(record, sort_keys=False),
             init_from=None if resumed else _initial_weights(cfg, weights, vocabulary),
-            held_out=_held_out(cfg, held_out_data, vocabulary, backend),
-            pictures=_pictures(cfg, shape, vocabulary, tracker),
-            changes_since=lambda saved: changes_since(saved, cfg),
+            held_out=_held_out(cfg, held_out_data, vocabulary, backend, vq_fingerprint),
+            pictures=_pictures(cfg, shape, vocabulary, tracker, vq_fingerprint),
+            changes_since=lambda saved: changes_since(saved, given),
+            vq_fingerprint=vq_fingerprint,
         ).run()
         loader.close()
         if isinstance(outcome, trainer.Interrupted):
@@ -275,7 +265,7 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
                 f"saved, {RESUME}"
             )
         last = StepFolder(folder / step_name(outcome.step), outcome.step)
-        _write_model(last, shape, vocabulary, cfg.averaged, world, tracker.print)
+        _write_model(last, shape, vocabulary, vq_fingerprint, cfg.averaged, world, tracker.print)
         figures = _figures(outcome.metrics)
         tracker.finish({**figures, "dtype": backend.dtype.name})
     return {**outcome.metrics, "dtype": str(backend.dtype)}
@@ -285,6 +275,7 @@ def _write_model(
     last: StepFolder,
     shape: TransformerConfig,
     vocabulary: Vocabulary,
+    vq_fingerprint: str,
     averaged: bool,
     world: World,
     report: Callable[[str], None],
@@ -298,7 +289,8 @@ def _write_model(
             for note in weights.notes():
                 report(f"{MODEL}/ has {note}")
             tensors = weights.stored(verify=False)
-            write_model_folder(last.path.parent / MODEL, shape, tensors, vocabulary)
+            folder = last.path.parent / MODEL
+            write_model_folder(folder, shape, tensors, vocabulary, vq_fingerprint)
     except MgptError as cause:
         error = cause
     world.raise_together(error)
@@ -390,6 +382,8 @@ def _data(cfg: TrainingConfig) -> tuple[DataConfig, DataConfig]:
     """The mixes of training and of held-out rows, with each source's resolution folder."""
     held_out = at_resolution(cfg.held_out.sources, cfg.resolution_px)
     data = replace(cfg.data, sources=at_resolution(cfg.data.sources, cfg.resolution_px))
+    if cfg.epochs is not None:
+        data = capped(data, cfg.epochs)
     return data, replace(data, sources=held_out, changes={}, temperature=None)
 
 
@@ -434,21 +428,34 @@ def _open_rows(
 
 
 def _held_out(
-    cfg: TrainingConfig, data: DataConfig, vocabulary: Vocabulary, backend: Backend
+    cfg: TrainingConfig,
+    data: DataConfig,
+    vocabulary: Vocabulary,
+    backend: Backend,
+    vq_fingerprint: str,
 ) -> HeldOut | None:
     if not data.sources:
         return None
+    for name, source in data.sources.items():
+        dataset = open_dataset(source.path)
+        if dataset.has_pictures:
+            check_same_vq(vq_fingerprint, dataset.vq_fingerprint, f"held_out.sources.{name}")
     rows = held_out_rows(data, vocabulary, cfg.seed, cfg.held_out.rows)
     tally = LossTally(list(data.sources), TASK_NAMES, vocabulary, backend.device)
     return HeldOut(rows, cfg.parallel.micro_rows, tally)
 
 
 def _pictures(
-    cfg: TrainingConfig, shape: TransformerConfig, vocabulary: Vocabulary, tracker: Tracker
+    cfg: TrainingConfig,
+    shape: TransformerConfig,
+    vocabulary: Vocabulary,
+    tracker: Tracker,
+    vq_fingerprint: str,
 ) -> trainer.Pictures | None:
     if not cfg.pictures_every or cfg.samples.vq is None:
         return None
     samples = SamplePictures(cfg.samples, shape, vocabulary)
+    check_same_vq(vq_fingerprint, samples.vq_fingerprint, f"samples.vq={cfg.samples.vq}")
 
     def show(step: int, weights: dict[str, Tensor]) -> None:
         tracker.images(step, "samples", samples.draw(weights))
@@ -485,7 +492,7 @@ def _print_plan(tracker: Tracker, cfg: TrainingConfig, backend: Backend, loader:
         f"{cfg.data.row_tokens:,} tokens, {tokens * cfg.steps:,} in all"
     )
     longest = max_documents_tokens(loader.mixer.components)
-    drawn, is_exact = loader.foretell(cfg.steps)
+    drawn, is_exact = foretell(loader, cfg.steps)
     rows = [
         [
             part.name,

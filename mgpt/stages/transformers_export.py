@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from mgpt.files import atomic_write
-from mgpt.models.convert.transformers_config import transformers_config
+from mgpt.models.convert.transformers_config import VQ_KEY, transformers_config
 from mgpt.models.convert.transformers_folder import transformers_tensors
 from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, load_encoder
 from mgpt.models.folder import split_by_size, write_sharded
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.vqgan import Vqgan, save_vqgan
+from mgpt.models.vqgan import Vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.build import VOCABULARY, Weights
 from mgpt.stages.released import (
     VQ,
@@ -91,6 +91,9 @@ def plan_export(
     cfg = replace(weights.config(), dropout=0.0)
     vocabulary = weights.own_vocabulary()
     model = vqgan_beside(weights.folder, vq)
+    notes: list[str] = []
+    if model is not None:
+        weights.check_vq(vqgan_fingerprint(model), f"vq={vq or weights.folder / VQ}", notes.append)
     encoder = None
     if with_vq and model is not None:
         encoder = VqEncoder.of(model)
@@ -108,7 +111,8 @@ def plan_export(
     config = transformers_config(
         cfg, encoder.cfg if encoder else None, stored[0].dtype, special, names
     )
-    notes = weights.notes()
+    config[VQ_KEY] = weights.vq_fingerprint()
+    notes += weights.notes()
     if encoder is None:
         notes.append(
             "no VQ encoder: transformers will make up a fresh one and say so; give vq=DIR where "

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mgpt.data.loader import RowLoader, StepRows
+from mgpt.data.loader import EndOfData, RowLoader, StepRows
 from mgpt.errors import TrainingError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.schedule import ScheduleConfig, learning_rate
@@ -52,8 +52,11 @@ Pictures = Callable[[int, dict[str, Tensor]], None]
 class TrainConfig:
     """A training run. Steps are fixed numbers; nothing here is decided by the clock."""
 
-    steps: int
-    """Updates in all; a run that is continued goes on to this number."""
+    steps: int = 0
+    """Updates in all; raise it to continue a finished run. 0: as epochs says."""
+    epochs: float | None = None
+    """Instead of steps: passes over every sample of every task, at most max_epochs of its source.
+    The steps follow, and are printed."""
     save_every: int = 500
     """Steps between checkpoints; one more is made at the end."""
     keep: int = 2
@@ -78,7 +81,10 @@ class TrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "save_every", "keep", "log_every"):
+        if (self.steps == 0) == (self.epochs is None) or self.steps < 0 or (self.epochs or 1) <= 0:
+            asked = f"steps={self.steps} epochs={self.epochs}"
+            raise ValueError(f"{asked}: give one of the two, above 0")
+        for name in ("save_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("keep_every", "validate_every", "pictures_every", "z_loss"):
@@ -122,7 +128,8 @@ class Trainer:
         store: this run folder's checkpoints; metrics.jsonl stands beside them.
         micro_rows: rows a rank takes at once.
         seed: of dropout.
-        config_yaml: the resolved configuration, kept with each checkpoint.
+        config_yaml, vq_fingerprint: the resolved configuration, and the VQGAN of the picture
+            codes; kept with each checkpoint.
         init_from: (name, full tensor) pairs and where they come from, for a start without a
             checkpoint; None starts from the initialised weights.
         held_out: rows for validation.
@@ -147,12 +154,13 @@ class Trainer:
         held_out: HeldOut | None = None,
         pictures: Pictures | None = None,
         changes_since: Callable[[StepFolder], Sequence[Change]] = lambda saved: (),
+        vq_fingerprint: str | None = None,
     ) -> None:
         self.cfg, self.backend, self.loader, self.store = cfg, backend, loader, store
         self.world, self.tracker, self.vocab = world, tracker, vocab
         self._micro_rows, self._seed, self._config_yaml = micro_rows, seed, config_yaml
         self._init_from, self._held_out, self._pictures = init_from, held_out, pictures
-        self._changes_since = changes_since
+        self._changes_since, self._vq_fingerprint = changes_since, vq_fingerprint
         self._record = MetricsRecord(Path(store.run_folder) / "metrics.jsonl", world.is_main)
         self._tally = LossTally(loader.source_names, loader.task_names, vocab, backend.device)
         self._state = RunState(cfg.guard, Path(store.run_folder), world)
@@ -179,7 +187,12 @@ class Trainer:
         ):
             while step < cfg.steps:
                 watch.feed(f"step {step + 1}")
-                done = self._train_step(step, signals)
+                try:
+                    done = self._train_step(step, signals)
+                except EndOfData as end:
+                    self.tracker.print(f"{end}; the run ends there, of {cfg.steps} steps asked for")
+                    self._save(step)
+                    break
                 earlier = self._go_back(step, done)
                 if earlier is not None:
                     bar.advance(earlier - step)
@@ -309,6 +322,7 @@ class Trainer:
             "seed": self._seed,
             "vocabulary": self.vocab.fingerprint,
             "optimizer": self.cfg.optim.kind,
+            "vq_fingerprint": self._vq_fingerprint,
             **self._state.state(),
         }
         loader_state = self.loader.state(self._state.loader_step(step))

@@ -22,8 +22,9 @@ from corpora import TASK, conditions, make_vocabulary, show, write_corpus
 
 from mgpt.data import loader as loader_module
 from mgpt.data.dataset import open_dataset
+from mgpt.data.forecast import FORETOLD_DOCUMENTS, foretell, foretell_about
 from mgpt.data.lengths import TaskLengths, load_lengths
-from mgpt.data.loader import FORETOLD_DOCUMENTS, RowLoader
+from mgpt.data.loader import RowLoader
 from mgpt.data.outlines import Outlines
 from mgpt.data.source import Component, DataConfig, SourceConfig
 from mgpt.tokens.chat import Outline
@@ -71,10 +72,10 @@ def first_batch_ms(loader: RowLoader, passed: int, config: DataConfig) -> tuple[
 def foretelling_s(loader: RowLoader, documents: int) -> tuple[float, int]:
     """CPU seconds to say what a run will draw, exactly, and how many documents that were."""
     step = 1
-    while sum(loader._foretell_about(2 * step).values()) <= documents:
+    while sum(foretell_about(loader, 2 * step).values()) <= documents:
         step *= 2
     started = time.process_time()
-    drawn, is_exact = loader.foretell(step)
+    drawn, is_exact = foretell(loader, step)
     assert is_exact
     return round(time.process_time() - started, 1), sum(drawn.values())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mgpt.data.forecast import foretell
 from mgpt.data.loader import RowLoader
 from mgpt.data.source import DataConfig, SourceConfig, open_components
 from mgpt.errors import DataError
@@ -97,23 +98,23 @@ def test_documents_drawn_are_exact_at_every_step(config, vocab):
 @pytest.mark.parametrize("step", [0, 1, 7, 8, 23, 400])
 def test_what_is_foretold_is_what_comes(config, vocab, step):
     loader = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
-    foretold, is_exact = loader.foretell(step)
+    foretold, is_exact = foretell(loader, step)
     assert is_exact and loader._changed == loader._windows == {}, "a look ahead changes nothing"
     assert foretold == loader.drawn(step)
-    assert loader.foretell(step) == (foretold, True), "nor does where the run is"
+    assert foretell(loader, step) == (foretold, True), "nor does where the run is"
 
 
 def test_the_end_of_capped_data_is_foretold(config, vocab):
     sources = {name: replace(one, max_epochs=1.5) for name, one in config.sources.items()}
     loader = RowLoader(replace(config, sources=sources), vocab, seed=1)
-    foretold, _ = loader.foretell(1000)
+    foretold, _ = foretell(loader, 1000)
     assert foretold == {part.name: part.cap for part in loader.mixer.components}
 
 
 def test_beyond_a_million_documents_about_what_comes_is_foretold(config, vocab, monkeypatch):
-    monkeypatch.setattr("mgpt.data.loader.FORETOLD_DOCUMENTS", 100)
+    monkeypatch.setattr("mgpt.data.forecast.FORETOLD_DOCUMENTS", 100)
     loader = RowLoader(replace(config, changes=CHANGES), vocab, seed=1)
-    foretold, is_exact = loader.foretell(400)
+    foretold, is_exact = foretell(loader, 400)
     assert not is_exact and loader._changed == {}
     for part in loader.mixer.components:
         passes = loader.drawn(400)[part.name] / len(part)

@@ -16,8 +16,8 @@ from mgpt import cli
 from mgpt.errors import DataError
 from mgpt.images.buckets import choose_bucket
 from mgpt.images.pixels import fit, normalise
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan
-from mgpt.stages.codes_file import read_codes, write_codes
+from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
+from mgpt.stages.codes_file import read_codes, stated_vq, write_codes
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vqgan"
 NAMES = ["image0.png", "image1.png", "image2.png"]
@@ -237,9 +237,24 @@ def test_codes_of_any_size_decode(run: Run, vq: str) -> None:
     assert Image.open("out/strip.png").size == (12, 4)
 
 
+def test_codes_of_another_vqgan_are_refused(run: Run, vq: str, tmp_path: Path) -> None:
+    other = Vqgan(load_vqgan(vq).cfg)
+    save_vqgan(other, tmp_path / "other")
+    Image.new("RGB", (8, 8), "red").save("a.png")
+    run("encode", f"vq={vq}", "input=a.png", "output=codes.json")
+    said = run("decode", f"vq={tmp_path / 'other'}", "input=codes.json", "output=out", status=2)
+    assert "vq_mismatch" in said and vqgan_fingerprint(other) in said
+    assert vqgan_fingerprint(load_vqgan(vq)) in said and not Path("out").exists()
+    run("decode", f"vq={vq}", "input=codes.json", "output=out")
+    # Another file under the name is another's: nothing says whose.
+    Path("codes.json").write_text('{"a.png": [[1, 2], [3, 4]]}')
+    run("decode", f"vq={tmp_path / 'other'}", "input=codes.json", "output=elsewhere")
+
+
 def test_the_file_read_is_the_file_written(tmp_path: Path) -> None:
     codes = {'ä\n"b".png': np.array([[1, 2], [3, 4]]), "c": np.array([[5]])}
-    write_codes(tmp_path / "codes.json", codes)
+    write_codes(tmp_path / "codes.json", codes, "0123456789abcdef")
+    assert stated_vq(tmp_path / "codes.json") == "0123456789abcdef"
     again = read_codes(tmp_path / "codes.json", 6)
     assert list(again) == list(codes)
     assert all(np.array_equal(again[name], codes[name]) for name in codes)

@@ -43,6 +43,10 @@ class ModelPlan:
     """What it was read from, all in one folder."""
     vq: VqEncoder | None = None
     """The VQGAN's encoder, where it came along."""
+    vq_fingerprint: str | None = None
+    """The VQGAN whose codes the weights know; None where the configuration does not name it."""
+    states_vq: bool = False
+    """Whether the configuration says that, or that it is not known."""
     vocabulary_map: dict[str, int] = field(default_factory=dict)
     """Token names and ids that the configuration gives, to hold against the tokenizer's."""
     num_source_tensors: int = 0

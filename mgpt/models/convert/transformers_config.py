@@ -62,6 +62,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
 VQ_GROUPS = 32
 # Key of our own in an exported configuration: by head or by group, which rows cannot always tell.
 LAYOUT_KEY = "qk_norm_layout"
+# Another: the fingerprint of the VQGAN whose codes the weights know.
+VQ_KEY = "vq_fingerprint"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,16 @@ class SourceConfig:
         if kind is None:
             return None
         return QkLayout("head" if kind == "head" else "group", self.groups_hint)
+
+    @property
+    def vq_fingerprint(self) -> str | None:
+        """The VQGAN that our own export names; None where it is not known."""
+        return self.content.get(VQ_KEY)
+
+    @property
+    def states_vq(self) -> bool:
+        """Whether this is our own export, which says which VQGAN it is, or that none is known."""
+        return VQ_KEY in self.content
 
     @property
     def is_tied(self) -> bool:

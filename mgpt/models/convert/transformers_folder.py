@@ -61,6 +61,8 @@ def plan_transformers(folder: Path) -> ModelPlan:
         tensors=checked_values(tensors, folder),
         files=[config.path, *files],
         vq=_vq_encoder(vq, config) if vq else None,
+        vq_fingerprint=config.vq_fingerprint,
+        states_vq=config.states_vq,
         vocabulary_map=config.vocabulary_map,
         num_source_tensors=len(stored),
         notes=notes,

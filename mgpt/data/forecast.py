@@ -1,0 +1,86 @@
+"""What a run will draw, before it has: documents by a step, and the steps until the data end.
+
+How many rows a window fills is known once it is packed and not before, so every window must be
+packed for an exact answer: that is done up to `FORETOLD_DOCUMENTS` documents, ten seconds of work.
+Beyond, each stretch of the mix is taken to fill as many rows a window as its first ones do.
+
+    drawn, is_exact = foretell(loader, step=1000)     # {"scenes/caption": 4096, …}, True
+    steps, is_exact = steps_of_data(loader)           # 12, True; None where a source has no cap
+"""
+
+from copy import copy
+
+from mgpt.data.loader import RowLoader
+from mgpt.data.mixer import Mixer
+from mgpt.data.source import DataConfig, weights_after
+
+FORETOLD_DOCUMENTS = 1_000_000
+LOOKED_AT = 4  # windows that stand for those after them
+
+
+def foretell(loader: RowLoader, step: int) -> tuple[dict[str, int], bool]:
+    """`loader.drawn` of a step that may be far ahead, and whether that is exact."""
+    about = foretell_about(loader, step)
+    if sum(about.values()) > FORETOLD_DOCUMENTS:
+        return about, False
+    return loader.from_start().drawn(step), True
+
+
+def foretell_about(loader: RowLoader, step: int) -> dict[str, int]:
+    """`drawn`, from the first windows of each stretch."""
+    config = loader.config
+    mixer, window, reached = _from_start(loader.mixer, config), 0, 0
+    for change in [*sorted(at for at in config.changes if at < step), step]:
+        rows = _rows_a_window(mixer, window)
+        if rows is None:
+            break
+        window += round((change - reached) * loader.step_rows / rows)
+        if change < step:
+            mixer.change(window, weights_after(config, mixer.components, change))
+        reached = change
+    given = zip(mixer.components, mixer.given_before(window), strict=True)
+    return {part.name: count for part, count in given}
+
+
+def steps_of_data(loader: RowLoader) -> tuple[int | None, bool]:
+    """Steps until every source has reached its cap of epochs, and whether that is exact; None where
+    one has no cap."""
+    return steps_of_mix(loader.mixer, loader.config)
+
+
+def steps_of_mix(mixer: Mixer, config: DataConfig) -> tuple[int | None, bool]:
+    """`steps_of_data` of a mixer and what it was made from."""
+    caps = [part.cap for part in mixer.components]
+    if None in caps:
+        return None, True
+    mixer = _from_start(mixer, config)
+    documents = sum(cap for cap in caps if cap is not None)
+    if documents > FORETOLD_DOCUMENTS:
+        rows = _rows_a_window(mixer, 0)
+        assert rows is not None, "a component has a sample"
+        windows = documents / mixer.window_documents
+        return max(1, round(rows * windows / config.step_rows)), False
+    window = num_rows = 0
+    changes = sorted(config.changes)
+    while mixer.num_windows is None or window < mixer.num_windows:
+        while changes and changes[0] * config.step_rows <= num_rows:
+            mixer.change(window, weights_after(config, mixer.components, changes.pop(0)))
+        num_rows += len(mixer.window(window).rows)
+        window += 1
+    return -(-num_rows // config.step_rows), True
+
+
+def _from_start(mixer: Mixer, config: DataConfig) -> Mixer:
+    """A copy with the mix of the first step."""
+    mixer = copy(mixer)
+    mixer.change(0, weights_after(config, mixer.components, 0))
+    return mixer
+
+
+def _rows_a_window(mixer: Mixer, first: int) -> float | None:
+    """Mean rows of some windows from `first` on; None where the data have ended there."""
+    last = mixer.num_windows
+    numbers = range(first, first + LOOKED_AT if last is None else last)[:LOOKED_AT]
+    if not numbers:
+        return None
+    return sum(len(mixer.window(number).rows) for number in numbers) / len(numbers)
