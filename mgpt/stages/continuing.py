@@ -7,7 +7,9 @@ picture_codes_of(weights, loader, print)  # the VQGAN of weights and shards, by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from mgpt.stages.build import NO_PICTURES, Weights
 from mgpt.stages.comparison import Made, differences, is_one_of
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.resume import Change
+from mgpt.train.schedule import ScheduleConfig, learning_rate
 from mgpt.train.step_folder import StepFolder, newest_complete
 
 
@@ -44,6 +47,24 @@ def changes_since(saved: StepFolder, cfg: Any) -> list[Change]:
         for one in found
         if not is_one_of(one.path, type(cfg).CHANGEABLE.starts)
     ]
+
+
+def changed_rate(saved: StepFolder, cfg: Any) -> str | None:
+    """The learning rate right after a checkpoint, where it is no longer what it was to be.
+
+    A schedule spans all steps of the run as it is now: with more steps the rate of each further
+    step is that of a run of the new length, so that a cosine that had fallen rises again.
+    """
+    config = yaml.safe_load((saved.path / "config.yaml").read_text())["config"]
+    if not config.get("steps"):
+        return None
+    known = {one.name for one in fields(ScheduleConfig)}
+    schedule = ScheduleConfig(**{k: v for k, v in config["schedule"].items() if k in known})
+    then = learning_rate(schedule, saved.step, config["steps"], config["optim"]["lr"])
+    now = learning_rate(cfg.schedule, saved.step, cfg.steps, cfg.optim.lr)
+    if math.isclose(then, now, rel_tol=1e-3):
+        return None
+    return f"learning rate of step {saved.step + 1}: {then:.3g} → {now:.3g} ({cfg.steps:,} steps)"
 
 
 def _plain(value: Any) -> Any:

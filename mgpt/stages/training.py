@@ -39,6 +39,7 @@ from mgpt.stages.build import (
 )
 from mgpt.stages.comparison import Changeable
 from mgpt.stages.continuing import (
+    changed_rate,
     changes_since,
     check_same_vq,
     checkpoint_inputs,
@@ -223,6 +224,9 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
         given, cfg = cfg, replace(cfg, steps=count_steps(cfg, loader, world, tracker), epochs=None)
         if resumed is not None:
             loader.check_state(resumed.loader_state())
+            note = changed_rate(resumed, cfg)
+            if note is not None:
+                tracker.print(note)
         vq_fingerprint = picture_codes_of(weights, loader, tracker.print)
         backend = build_backend(
             cfg.parallel,

@@ -9,7 +9,15 @@ from mgpt.errors import VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.stages.build import VOCABULARY, Weights, load_vocabulary, write_model_folder
+from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
+from mgpt.stages.build import (
+    NO_PICTURES,
+    VOCABULARY,
+    Weights,
+    build_pipeline,
+    load_vocabulary,
+    write_model_folder,
+)
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 
@@ -59,3 +67,42 @@ def test_a_vocabulary_of_another_size_is_named_before_an_id_is_looked_up(
 def test_a_missing_vocabulary_says_where_it_was_looked_for(tmp_path: Path):
     with pytest.raises(VocabularyError, match=r"no vocabulary\.json in any of"):
         load_vocabulary(tmp_path)
+
+
+def vqgan(folder: Path, seed: int) -> str:
+    """A VQGAN of 16 codes; its fingerprint."""
+    torch.manual_seed(seed)
+    widths = {"ch": 8, "ch_mult": (1, 1), "num_groups": 4, "z_channels": 4, "embed_dim": 4}
+    save_vqgan(Vqgan(VqganConfig(**widths, num_res_blocks=1, n_embed=16)), folder)
+    return vqgan_fingerprint(load_vqgan(folder))
+
+
+def test_a_model_draws_with_the_vqgan_of_its_codes_alone(tmp_path: Path, model: Transformer):
+    own, other = vqgan(tmp_path / "vq", 0), vqgan(tmp_path / "other", 1)
+    tensors = [lazy(name, tensor) for name, tensor in model.state_dict().items()]
+    folder, notes = tmp_path / "model", []
+    write_model_folder(folder, model.cfg, tensors, Weights.find(folder).vocabulary(), own)
+    cpu = torch.device("cpu")
+    build_pipeline(str(folder), str(tmp_path / "vq"), cpu, notes.append)
+    with pytest.raises(VocabularyError, match=f"vq_mismatch.*{own}.*vq=.*{other}"):
+        build_pipeline(str(folder), str(tmp_path / "other"), cpu, notes.append)
+    assert notes == []
+
+
+def test_weights_that_do_not_say_which_vqgan_are_noted_once(tmp_path: Path, model: Transformer):
+    other, notes = vqgan(tmp_path / "other", 1), []
+    build_pipeline(
+        str(tmp_path / "model"), str(tmp_path / "other"), torch.device("cpu"), notes.append
+    )
+    assert len(notes) == 1 and other in notes[0]
+
+
+def test_weights_of_text_alone_learn_any_pictures(tmp_path: Path, model: Transformer):
+    tensors = [lazy(name, tensor) for name, tensor in model.state_dict().items()]
+    folder, notes = tmp_path / "model", []
+    vocabulary = Weights.find(folder).vocabulary()
+    write_model_folder(folder, model.cfg, tensors, vocabulary, NO_PICTURES)
+    weights = Weights.find(folder)
+    assert weights.check_vq("0123456789abcdef", "shards", notes.append) == "0123456789abcdef"
+    assert weights.check_vq(None, "shards", notes.append) == NO_PICTURES
+    assert notes == []

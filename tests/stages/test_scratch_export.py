@@ -1,6 +1,7 @@
 """mgpt export of what was trained from nothing: its own vocabulary, its own VQGAN."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -134,3 +135,25 @@ def test_a_flipped_bit_is_named_by_every_command(
     assert f"{folder}: not as SHA256SUMS has it: model.safetensors;" in said
     left = {file.name for file in (tmp_path / "made").glob("*")}
     assert not left & {"config.json", "DONE", "model.safetensors", "vocabulary", "vq"}
+
+
+def test_an_export_says_which_vqgan_its_weights_know(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = vqgan_fingerprint(load_vqgan(tmp_path / "vq"))
+    other = vqgan_fingerprint(load_vqgan(tmp_path / "narrow_vq"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vq_fingerprint": own}))
+    (model / "SHA256SUMS").unlink()
+    words = ("export", f"ckpt={model}", "with_vq=false", f"output={tmp_path / 'out'}")
+    assert cli.main([*words, f"vq={tmp_path / 'narrow_vq'}"]) == 2
+    said = capsys.readouterr().err
+    assert "vq_mismatch" in said and own in said and other in said
+    mgpt(*words)  # without a VQGAN its fingerprint still goes along
+    mgpt("import", f"input={tmp_path / 'out'}", f"output={tmp_path / 'again'}")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert again["vq_fingerprint"] == own
+    shutil.rmtree(tmp_path / "again")
+    words = ("import", f"input={tmp_path / 'out'}", f"output={tmp_path / 'again'}")
+    assert cli.main([*words, f"vq={tmp_path / 'narrow_vq'}"]) == 2
+    assert "vq_mismatch" in capsys.readouterr().err
