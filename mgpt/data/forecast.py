@@ -8,9 +8,10 @@ Beyond, each stretch of the mix is taken to fill as many rows a window as its fi
     steps, is_exact = steps_of_data(loader)           # 12, True; None where a source has no cap
 """
 
+from collections.abc import Callable
 from copy import copy
 
-from mgpt.data.loader import RowLoader
+from mgpt.data.loader import Position, RowLoader, Start
 from mgpt.data.mixer import Mixer
 from mgpt.data.source import DataConfig, weights_after
 
@@ -45,26 +46,39 @@ def foretell_about(loader: RowLoader, step: int) -> dict[str, int]:
 def steps_of_data(loader: RowLoader) -> tuple[int | None, bool]:
     """Steps until every source has reached its cap of epochs, and whether that is exact; None where
     one has no cap."""
-    return steps_of_mix(loader.mixer, loader.config)
+    ahead = loader.from_start()
+    return _steps_of(ahead.mixer, loader.config, ahead.change_mix, ahead.started)
 
 
 def steps_of_mix(mixer: Mixer, config: DataConfig) -> tuple[int | None, bool]:
     """`steps_of_data` of a mixer and what it was made from."""
+    mixer = _from_start(mixer, config)
+
+    def change(step: int, window: int) -> None:
+        mixer.change(window, weights_after(config, mixer.components, step))
+
+    return _steps_of(mixer, config, change, Start(0, Position(0, 0)))
+
+
+def _steps_of(
+    mixer: Mixer, config: DataConfig, change: Callable[[int, int], None], start: Start
+) -> tuple[int | None, bool]:
+    """From where a run is started; `change(step, window)` makes the mix that of a later step."""
     caps = [part.cap for part in mixer.components]
     if None in caps:
         return None, True
-    mixer = _from_start(mixer, config)
     documents = sum(cap for cap in caps if cap is not None)
     if documents > FORETOLD_DOCUMENTS:
         rows = _rows_a_window(mixer, 0)
         assert rows is not None, "a component has a sample"
         windows = documents / mixer.window_documents
         return max(1, round(rows * windows / config.step_rows)), False
-    window = num_rows = 0
-    changes = sorted(config.changes)
+    # Rows before a window, had all steps been full ones.
+    window, num_rows = start.position.window, start.step * config.step_rows - start.position.row
+    changes = sorted(config.changes.keys() - {step for step, _ in start.changed})
     while mixer.num_windows is None or window < mixer.num_windows:
         while changes and changes[0] * config.step_rows <= num_rows:
-            mixer.change(window, weights_after(config, mixer.components, changes.pop(0)))
+            change(changes.pop(0), window)
         num_rows += len(mixer.window(window).rows)
         window += 1
     return -(-num_rows // config.step_rows), True

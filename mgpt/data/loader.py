@@ -22,61 +22,19 @@ from typing import Any
 import numpy as np
 
 from mgpt.child_processes import ProcessExecutor
-from mgpt.data.documents import IGNORED, Drawn, describe, write_document
+from mgpt.data.documents import Drawn, describe, write_document
 from mgpt.data.lengths import LENGTHS_FOLDER
 from mgpt.data.mixer import Mixer, Window
-from mgpt.data.source import DataConfig, open_components, vq_fingerprint_of, weights_after
+from mgpt.data.rows import Rows, StepRows
+from mgpt.data.source import DataConfig, cap_of, open_components, vq_fingerprint_of, weights_after
 from mgpt.errors import DataError
 from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary
 
-NO_GROUP = -1
 TASK_NAMES = tuple(READINGS)
 PREFETCH_STEPS = 2
 KEPT_WINDOWS = 4
 KEPT_POSITIONS = 64
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Packed rows, [B, T] each.
-
-    `labels[t]` is the target of position t (the next id, where that is trained), else `IGNORED`.
-    `positions` start at 0 in each document. `groups` is the place of a token's task in
-    `TASK_NAMES`, whatever the mix, and `sources` that of its source in the mix. Padding is one last
-    document of pad ids that trains nothing.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    positions: np.ndarray
-    groups: np.ndarray
-    sources: np.ndarray
-
-    @staticmethod
-    def empty(num_rows: int, row_tokens: int, pad: int) -> "Rows":
-        """Rows of padding alone: ids, labels, positions int64, groups and sources int16."""
-        shape = (num_rows, row_tokens)
-        return Rows(
-            ids=np.full(shape, pad, dtype=np.int64),
-            labels=np.full(shape, IGNORED, dtype=np.int64),
-            positions=np.tile(np.arange(row_tokens, dtype=np.int64), (num_rows, 1)),
-            groups=np.full(shape, NO_GROUP, dtype=np.int16),
-            sources=np.full(shape, NO_GROUP, dtype=np.int16),
-        )
-
-
-@dataclass(frozen=True)
-class StepRows:
-    """One rank's micro-batches of a step, and the counts of the whole step over all ranks.
-
-    `tokens` are those of documents, without padding; `trained_tokens` those with a label.
-    """
-
-    micro: list[Rows]
-    trained_tokens: int
-    documents: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -89,11 +47,13 @@ class Position:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run goes on: a step, its position, (step, first window) of changes of the mix."""
+    """Where a run is resumed: a step, its position, (step, first window) of changes of the mix, and
+    (first window, caps before it by component) wherever caps of epochs were raised."""
 
     step: int
     position: Position
-    changed: tuple[tuple[int, int], ...]
+    changed: tuple[tuple[int, int], ...] = ()
+    raised: tuple[tuple[int, dict[str, int | None]], ...] = ()
 
 
 class EndOfData(DataError):
@@ -124,7 +84,7 @@ class RowLoader:
         self.vq_fingerprint = vq_fingerprint_of(components)
         self._group = [TASK_NAMES.index(part.task) for part in components]
         self._source = [self.source_names.index(part.source) for part in components]
-        self._loaded = Start(0, Position(0, 0), ())
+        self.started = Start(0, Position(0, 0))
         self._positions = {0: Position(0, 0)}
         self._changed: dict[int, int] = {}  # step → first window of its weights
         self._windows: dict[int, Window] = {}
@@ -154,7 +114,7 @@ class RowLoader:
             for change in sorted(self.config.changes):
                 if change <= step and change not in self._changed:
                     position = self._position(change)
-                    self._change(change, position.window + (position.row > 0))
+                    self.change_mix(change, position.window + (position.row > 0))
             return self._position(step)
 
     def _position(self, step: int) -> Position:
@@ -166,10 +126,22 @@ class RowLoader:
             del self._positions[sorted(self._positions)[1]]
         return position
 
-    def _change(self, step: int, window: int) -> None:
+    def change_mix(self, step: int, window: int) -> None:
         """From `window` on the mix is that of the changes up to `step`."""
         self._changed[step] = window
-        self.mixer.change(window, weights_after(self.config, self.mixer.components, step))
+        self._remix(window, step)
+
+    def _remix(self, window: int, step: int) -> None:
+        weights = weights_after(self.config, self.mixer.components, step)
+        starts = [first for first, _ in self.started.raised if first > window]
+        for first in (window, *starts):
+            self.mixer.change(first, weights, self._caps_at(first))
+
+    def _caps_at(self, window: int) -> list[int | None]:
+        """Documents that each component may have given by then in all."""
+        own = {part.name: part.cap for part in self.mixer.components}
+        before = (caps for first, caps in self.started.raised if window < first)
+        return list({**own, **next(before, {})}.values())
 
     def _advance(self, position: Position, num_rows: int) -> Position:
         window, row = position.window, position.row + num_rows
@@ -230,11 +202,11 @@ class RowLoader:
         return figures
 
     def from_start(self) -> "RowLoader":
-        """One that knows no position yet, for looking ahead without moving this one."""
+        """One that stands where this one was started, for looking ahead without moving this one."""
         ahead = copy(self)
         ahead.mixer, ahead._positions = copy(self.mixer), {0: Position(0, 0)}
         ahead._windows, ahead._changed = {}, {}
-        ahead.mixer.change(0, weights_after(self.config, self.mixer.components, 0))
+        ahead._start_at(self.started)
         return ahead
 
     # -------------------------------------------------------------- reading
@@ -261,7 +233,7 @@ class RowLoader:
     def _submit(self, key: tuple[int, int, int, int]) -> Future[StepRows]:
         if not self.config.workers:
             return self._background.submit(self._make_step, *key)
-        return self._background.submit(_make_in_worker, self._loaded, *key)
+        return self._background.submit(_make_in_worker, self.started, *key)
 
     def close(self) -> None:
         """End the background thread or processes."""
@@ -322,11 +294,13 @@ class RowLoader:
         """What a run that goes on at `step` needs: JSON of a few integers and fingerprints."""
         position = self.position(step)
         changed = [[change, window] for change, window in self._changed.items() if change < step]
+        raised = [[first, caps] for first, caps in self.started.raised]
         return {
             "step": step,
             "window": position.window,
             "row": position.row,
             "changed": sorted(changed),
+            **({"raised": raised} if raised else {}),
             "order": self._order(step),
         }
 
@@ -338,13 +312,17 @@ class RowLoader:
         self.check_state(state)
         position = Position(int(state["window"]), int(state["row"]))
         changed = tuple(map(tuple, state.get("changed", ())))
-        self._start_at(Start(int(state["step"]), position, changed))
+        raised = tuple((int(first), caps) for first, caps in state.get("raised", ()))
+        then = self._caps_of(state["order"])
+        if any(then[part.name] != part.cap for part in self.mixer.components):
+            raised += ((position.window + (position.row > 0), then),)
+        self._start_at(Start(int(state["step"]), position, changed, raised))
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuse a `state` whose rows this loader would not have given.
 
         Shards of the sources in `allow_changed` may be others, and so may changes of the mix from
-        its step on, with sources that no row was taken from before.
+        its step on, with sources that no row was taken from before. Caps of epochs may be raised.
 
         Raises:
             DataError: something else that decides the order has changed; each is named with both
@@ -357,6 +335,16 @@ class RowLoader:
             for order in (state["order"], self._order(step))
         )
         allowed = {f"sources.{name}.shards" for name in self.config.allow_changed}
+        then, parts = self._caps_of(state["order"]), self.mixer.components
+        lowered = {
+            part.source
+            for part in parts
+            if part.cap is not None and part.cap < (then[part.name] or part.cap + 1)
+        }
+        for part in parts:
+            if part.source not in lowered:
+                limits = ("max_epochs", f"max_task_epochs.{part.task}")
+                allowed |= {f"sources.{part.source}.{limit}" for limit in limits}
         changed = [
             f"{name} was {saved.get(name, 'absent')}, is {current.get(name, 'absent')}"
             for name in sorted((saved.keys() | current.keys()) - allowed)
@@ -370,14 +358,26 @@ class RowLoader:
                 "shards that were changed on purpose with data.allow_changed=[source]"
             )
 
+    def _caps_of(self, order: dict[str, Any]) -> dict[str, int | None]:
+        """The cap of each component by the limits of a state; its own where that has none."""
+        caps: dict[str, int | None] = {}
+        for part in self.mixer.components:
+            limits = order["sources"].get(part.source)
+            if limits is None:
+                caps[part.name] = part.cap
+                continue
+            epochs = limits.get(f"max_task_epochs.{part.task}", limits["max_epochs"])
+            caps[part.name] = cap_of(len(part), epochs)
+        return caps
+
     def _start_at(self, start: Start) -> None:
         with self._lock:
-            self._loaded = start
+            self.started = start
             self._windows.clear()
             self._changed.clear()
-            self.mixer.change(0, weights_after(self.config, self.mixer.components, 0))
+            self._remix(0, 0)
             for change, window in start.changed:
-                self._change(change, window)
+                self.change_mix(change, window)
             self._positions[start.step] = start.position
 
     def _unread_sources(self, step: int) -> list[str]:
@@ -426,7 +426,7 @@ def _start_worker(config: DataConfig, vocab: Vocabulary, seed: int) -> None:
 
 def _make_in_worker(loaded: Start, step: int, rank: int, world: int, micro_rows: int) -> StepRows:
     assert _worker_loader is not None
-    if _worker_loader._loaded != loaded:
+    if _worker_loader.started != loaded:
         _worker_loader._start_at(loaded)
     return _worker_loader._make_step(step, rank, world, micro_rows)
 

@@ -5,9 +5,9 @@ window is a closed formula (its share of the weight times the windows passed, ro
 document is entry perm(epoch, n mod size) of a keyed permutation, and variant and guidance drop are
 keyed by sample and epoch. So any window can be made from its number alone, at once.
 
-A component that reaches its cap of epochs stops for good at the end of that window, and the others
-share its weight from the next window on; when all have stopped the data ends. From a given window
-on the weights may be others (`change`).
+A component that reaches its cap of epochs stops at the end of that window, and the others share its
+weight from the next window on; when all have stopped the data ends. From a given window on the
+weights and the caps may be others (`change`).
 
     mixer = Mixer(components, seed=0, row_tokens=1024, window_documents=2048, guidance_drop=0.1)
     window = mixer.window(3)
@@ -52,6 +52,7 @@ class Phase:
     first_window: int
     given: tuple[int, ...]
     shares: tuple[int, ...]
+    caps: tuple[int | None, ...]
 
 
 class Mixer:
@@ -73,11 +74,15 @@ class Mixer:
         self.phases: list[Phase] = []
         self.change(0, [part.weight for part in self.components])
 
-    def change(self, window: int, weights: Sequence[float]) -> None:
-        """Give the components these weights from `window` on."""
+    def change(
+        self, window: int, weights: Sequence[float], caps: Sequence[int | None] | None = None
+    ) -> None:
+        """Give the components these weights from `window` on, and these caps; None: their own."""
+        if caps is None:
+            caps = [part.cap for part in self.components]
         earlier = [phase for phase in self.phases if phase.first_window < window]
         given = self._given(earlier[-1], window) if earlier else [0] * len(self.components)
-        self.phases = earlier + self._plan_phases(window, given, weights)
+        self.phases = earlier + self._plan_phases(window, given, weights, tuple(caps))
 
     @property
     def num_windows(self) -> int | None:
@@ -93,8 +98,8 @@ class Mixer:
     def _given(self, phase: Phase, window: int) -> list[int]:
         passed = (window - phase.first_window) * self.window_documents
         return [
-            _at_most(given + _quota(passed, share), part.cap)
-            for given, share, part in zip(phase.given, phase.shares, self.components, strict=True)
+            _at_most(given + _quota(passed, share), cap)
+            for given, share, cap in zip(phase.given, phase.shares, phase.caps, strict=True)
         ]
 
     def window(self, number: int) -> Window:
@@ -154,24 +159,25 @@ class Mixer:
         )
 
     def _plan_phases(
-        self, first_window: int, given: list[int], weights: Sequence[float]
+        self,
+        first_window: int,
+        given: list[int],
+        weights: Sequence[float],
+        caps: tuple[int | None, ...],
     ) -> list[Phase]:
         phases: list[Phase] = []
         while True:
-            active = [
-                part.cap is None or count < part.cap
-                for part, count in zip(self.components, given, strict=True)
-            ]
+            active = [cap is None or count < cap for cap, count in zip(caps, given, strict=True)]
             total = sum(weight for weight, on in zip(weights, active, strict=True) if on)
             shares = tuple(
                 round(weight / total * 2**SHARE_BITS) if on and weight else 0
                 for weight, on in zip(weights, active, strict=True)
             )
-            phases.append(Phase(first_window, tuple(given), shares))
+            phases.append(Phase(first_window, tuple(given), shares, caps))
             ends = [
-                _windows_until(part.cap - count, share, self.window_documents)
-                for part, count, share in zip(self.components, given, shares, strict=True)
-                if share and part.cap is not None
+                _windows_until(cap - count, share, self.window_documents)
+                for cap, count, share in zip(caps, given, shares, strict=True)
+                if share and cap is not None
             ]
             if not ends:
                 break

@@ -193,7 +193,7 @@ def open_components(
             if not len(entries):
                 raise DataError(_no_samples(source_name, task_name, dataset))
             epochs = source.max_task_epochs.get(task_name, source.max_epochs)
-            cap = None if epochs is None else max(1, int(epochs * len(entries)))
+            cap = cap_of(len(entries), epochs)
             scale = size_scale(len(entries), config.temperature)
             components.append(
                 Component(source_name, task_name, dataset, entries, weight * scale, cap, scale)
@@ -222,6 +222,11 @@ def vq_fingerprint_of(components: Sequence[Component]) -> str | None:
             "another picture in each: tokenize both with one vq="
         )
     return next(iter(found), None)
+
+
+def cap_of(num_samples: int, epochs: float | None) -> int | None:
+    """Documents that so many samples give in so many epochs; None for no limit."""
+    return None if epochs is None else max(1, int(epochs * num_samples))
 
 
 def weights_after(config: DataConfig, parts: list[Component], step: int) -> list[float]:

@@ -99,7 +99,10 @@ class TrainingConfig(TrainConfig):
             # The loader compares these with the rows that were read.
             *("data.sources", "data.changes"),
         ),
-        extends=("steps", "epochs"),
+        extends=(
+            *("steps", "epochs"),
+            *("data.sources.*.max_epochs", "data.sources.*.max_task_epochs"),
+        ),
         starts=("init_from", "image_rows"),
         checkpoint=checkpoint_inputs,
         outdated=("model",),
@@ -221,9 +224,10 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
         shape = replace(shape, dropout=cfg.dropout)
         data, held_out_data = _data(cfg)
         loader = _open_rows(data, vocabulary, cfg.seed, world, tracker)
+        if resumed is not None:
+            loader.load_state(resumed.loader_state())
         given, cfg = cfg, replace(cfg, steps=count_steps(cfg, loader, world, tracker), epochs=None)
         if resumed is not None:
-            loader.check_state(resumed.loader_state())
             note = changed_rate(resumed, cfg)
             if note is not None:
                 tracker.print(note)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgpt.data.loader import IGNORED
+from mgpt.data.documents import IGNORED
 from mgpt.errors import DataError
 from mgpt.files import atomic_write, disk_errors
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgpt.data.loader import IGNORED, Rows
+from mgpt.data.documents import IGNORED
+from mgpt.data.loader import Rows
 from mgpt.parallel.backend import Backend, MicroBatch
 from mgpt.parallel.dist import World
 from mgpt.train.metrics import LossTally

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgpt.data.loader import IGNORED, RowLoader
+from mgpt.data.documents import IGNORED
+from mgpt.data.loader import RowLoader
 from mgpt.data.source import DataConfig
 from mgpt.errors import MachineError
 from mgpt.tokens.vocab import Vocabulary

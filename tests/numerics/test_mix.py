@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgpt.data.forecast import foretell
-from mgpt.data.loader import RowLoader
-from mgpt.data.source import DataConfig, SourceConfig, open_components
+from mgpt.data.forecast import foretell, steps_of_data
+from mgpt.data.loader import EndOfData, RowLoader
+from mgpt.data.source import DataConfig, SourceConfig, capped, open_components
 from mgpt.errors import DataError
 from mgpt.tokens.vocab import Vocabulary
 
@@ -171,3 +171,42 @@ def test_changed_shards_are_refused_unless_they_are_allowed_by_name(vocab, tmp_p
 def test_mixes_that_mean_nothing_are_refused(config, fields, words):
     with pytest.raises(ValueError, match=words):
         replace(config, **fields)
+
+
+def test_more_epochs_continue_where_the_fewer_ended(config, vocab):
+    two, three = (RowLoader(capped(config, n), vocab, seed=1) for n in (2.0, 3.0))
+    end, is_exact = steps_of_data(two)
+    assert is_exact and end is not None
+    want = rows_of(two, range(end))
+    with pytest.raises(EndOfData, match=f"after step {end}"):
+        rows_of(two, range(end, end + 1))
+    three.load_state(json.loads(json.dumps(two.state(end))))
+    last, _ = steps_of_data(three)
+    assert last is not None and last > end
+    assert foretell(three, last)[0] == three.drawn(last)
+    assert three.drawn(last) == {part.name: 3 * len(part) for part in three.mixer.components}
+    more = rows_of(three, range(end, last))
+    with pytest.raises(EndOfData):
+        rows_of(three, range(last, last + 1))
+    assert three.drawn(end) == two.drawn(end) == {p.name: 2 * len(p) for p in two.mixer.components}
+    # Again from its own states, and with processes: what was raised when is part of them.
+    middle = (end + last) // 2
+    again = RowLoader(replace(capped(config, 3.0), workers=1), vocab, seed=1)
+    again.load_state(json.loads(json.dumps(three.state(middle))))
+    assert again.state(last) == three.state(last)
+    assert rows_of(again, range(middle, last)) == more[middle - end :]
+    again.close()
+    assert rows_of(two, range(end)) == want
+    with pytest.raises(DataError, match=r"max_epochs was 3\.0, is 2\.0"):
+        two.load_state(three.state(middle))
+
+
+def test_a_cap_is_raised_before_it_is_reached(config, vocab):
+    """Then the rows are those of a run that had the higher cap from the start."""
+    config = replace(config, window_documents=32)
+    few, more = (RowLoader(capped(config, n), vocab, seed=1) for n in (20.0, 30.0))
+    want = rows_of(more, range(6))
+    assert rows_of(few, range(3)) == want[:3]
+    continued = RowLoader(capped(config, 30.0), vocab, seed=1)
+    continued.load_state(few.state(3))
+    assert rows_of(continued, range(3, 6)) == want[3:]

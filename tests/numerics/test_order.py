@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgpt.data.loader import IGNORED, NO_GROUP, RowLoader, Rows, held_out_rows
+from mgpt.data.documents import IGNORED
+from mgpt.data.loader import RowLoader, Rows, held_out_rows
 from mgpt.data.mixer import Window
+from mgpt.data.rows import NO_GROUP
 from mgpt.data.source import DataConfig, SourceConfig
 from mgpt.errors import DataError
 from mgpt.tokens.unirep import find_images

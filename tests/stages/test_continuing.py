@@ -169,6 +169,14 @@ def test_a_changed_learning_rate_is_recorded_with_its_step(mgpt: Any, killed_aft
     assert trainer["changes"] == noted
 
 
+def test_more_steps_stretch_the_schedule_and_say_so(mgpt: Any) -> None:
+    cosine = (*PRETRAIN, "schedule.kind=cosine", "optim.lr=1e-3")
+    mgpt(*cosine, "steps=2")
+    said = mgpt(*cosine, "steps=4")
+    assert "learning rate of step 3: 0 → 0.0005 (4 steps)" in said
+    assert [row["lr"] for row in rows()] == pytest.approx([1e-3, 5e-4, 5e-4, 1.4645e-4], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("word", "named"),
     [
@@ -302,3 +310,17 @@ def test_redo_starts_again_and_spares_what_is_not_the_runs(mgpt: Any) -> None:
     assert not Path("run/step_00000002").exists()
     assert Path("run/thesis.tex").read_text() == "years of work"
     assert Path("run/model/README.md").exists() and Path("run/model/config.json").exists()
+
+
+def test_more_epochs_continue_a_run_that_ended_with_its_data(mgpt: Any, killed_after: Any) -> None:
+    mgpt(*PRETRAIN, "epochs=2")
+    before, ended = rows(), len(rows())
+    said = mgpt(*PRETRAIN, "epochs=3")
+    assert "epochs 2.0 → 3.0" in said and f"resuming from run/step_{ended:08d}" in said
+    assert rows()[:ended] == before and rows()[-1]["documents"] == 3 * 36
+    assert figures()["steps"] == len(rows())
+    killed_after(len(rows()) + 1)
+    mgpt(*PRETRAIN, "epochs=4", status=130)
+    killed_after(None)
+    mgpt(*PRETRAIN, "epochs=4")
+    assert rows()[-1]["documents"] == 4 * 36

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mgpt.data.loader import IGNORED, Rows
+from mgpt.data.documents import IGNORED
+from mgpt.data.loader import Rows
 from mgpt.parallel.backend import MicroBatch, MicroSums
 from mgpt.parallel.dist import World
 from mgpt.train.metrics import LossTally

@@ -12,7 +12,9 @@ import pytest
 from data_pipeline.build_shards import PackConfig, pack
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from mgpt.data.dataset import TokenisedDataset, open_dataset
-from mgpt.data.loader import IGNORED, NO_GROUP, held_out_rows
+from mgpt.data.documents import IGNORED
+from mgpt.data.loader import held_out_rows
+from mgpt.data.rows import NO_GROUP
 from mgpt.data.source import DataConfig, SourceConfig
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.unirep import decode_grid, find_images

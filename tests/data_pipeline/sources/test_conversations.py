@@ -18,7 +18,9 @@ from data_pipeline.build_shards import PackConfig, pack, read_stats
 from data_pipeline.raw_shards import RawShardReader
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from mgpt.data.dataset import TokenisedDataset, open_dataset
-from mgpt.data.loader import IGNORED, NO_GROUP, held_out_rows
+from mgpt.data.documents import IGNORED
+from mgpt.data.loader import held_out_rows
+from mgpt.data.rows import NO_GROUP
 from mgpt.data.source import DataConfig, SourceConfig
 from mgpt.errors import DataError
 from mgpt.tokens.vocab import chameleon_vocabulary
