@@ -71,7 +71,7 @@ class Config(EvaluateConfig):
 
 def inputs(cfg: Config) -> dict[str, str]:
     tokens = {cfg.input: dataset_identity(cfg.input, cfg.resolution_px)}
-    weights = {cfg.ckpt: weights_identity(cfg.ckpt)}
+    weights = {cfg.ckpt: weights_identity(cfg.ckpt, cfg.averaged)}
     return {**raw_identities(cfg.raw), **tokens, **weights, **vq_input(cfg.vq)}
 
 

@@ -51,7 +51,7 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return {**input_identities(cfg.vq), cfg.ckpt: weights_identity(cfg.ckpt)}
+    return {**input_identities(cfg.vq), cfg.ckpt: weights_identity(cfg.ckpt, cfg.averaged)}
 
 
 def main(cfg: Config) -> None:

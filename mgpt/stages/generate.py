@@ -116,7 +116,7 @@ class Config(SamplingConfig):
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    weights = {cfg.ckpt: weights_identity(cfg.ckpt)}
+    weights = {cfg.ckpt: weights_identity(cfg.ckpt, cfg.averaged)}
     return {**input_identities(*cfg.images), **weights, **vq_input(cfg.vq)}
 
 

@@ -28,9 +28,7 @@ from mgpt.data.dataset import shard_names, shards_fingerprint
 from mgpt.data.shards import read_manifests
 from mgpt.errors import CheckpointError, DataError, VocabularyError
 from mgpt.models.file_sums import SUMS
-from mgpt.stages.build import Weights, load_vocabulary
 from mgpt.storage import Location, content_stamp, locate, read_all, relative
-from mgpt.train.step_folder import COMPLETE
 
 DONE = "DONE"
 _HASHED_BYTES = 1 << 22  # larger files are told apart by name and size
@@ -123,10 +121,14 @@ def _recorded_sha256(record: bytes | None, shard: Location) -> str | None:
         return None
 
 
-def weights_identity(path: str | Path) -> str:
+def weights_identity(path: str | Path, averaged: bool = True) -> str:
     """A model folder, a checkpoint, or what a run folder stands for; released files by content."""
+    # Stages without weights start without torch.
+    from mgpt.stages.build import Weights
+    from mgpt.train.step_folder import COMPLETE
+
     try:
-        weights = Weights.find(path)
+        weights = Weights.find(path, averaged)
     except CheckpointError:
         return input_identity(path)
     if weights.is_checkpoint:
@@ -142,6 +144,8 @@ def weights_identity(path: str | Path) -> str:
 
 def vocabulary_identity(path: str | Path) -> str:
     """A vocabulary wherever one is found for a path."""
+    from mgpt.stages.build import load_vocabulary
+
     try:
         return f"vocabulary:{load_vocabulary(path).fingerprint}"
     except VocabularyError:

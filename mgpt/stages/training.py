@@ -93,6 +93,7 @@ class TrainingConfig(TrainConfig):
         ),
         resumed=(
             *("steps", "epochs", "schedule", "guard", "z_loss", "dropout", "held_out", "parallel"),
+            "averaged",
             *("optim.lr", "optim.adamw_lr", "optim.betas", "optim.eps", "optim.momentum"),
             *("optim.nesterov", "optim.newton_schulz_steps", "optim.update_scale"),
             *("optim.weight_decay", "optim.max_norm"),
@@ -178,7 +179,7 @@ def inputs(cfg: TrainingConfig) -> dict[str, str]:
     if cfg.vocabulary is not None:
         found[cfg.vocabulary] = vocabulary_identity(cfg.vocabulary)
     if cfg.init_from is not None:
-        found[cfg.init_from] = weights_identity(cfg.init_from)
+        found[cfg.init_from] = weights_identity(cfg.init_from, cfg.averaged)
     return found | vq_input(cfg.samples.vq)
 
 
