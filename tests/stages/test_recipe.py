@@ -71,7 +71,7 @@ def test_wrong_values_of_all_entries_come_together() -> None:
     composed = compose_recipe(["recipe=tiny", "pretrain.steps=0", "text.num_pieces=many"])
     with pytest.raises(ConfigError) as caught:
         read_recipe(composed)
-    assert "steps=0 must be at least 1" in str(caught.value)
+    assert "steps=0 epochs=None: give one of the two, above 0" in str(caught.value)
     assert "num_pieces: 'many' (str) where int belongs" in str(caught.value)
 
 
