@@ -47,7 +47,7 @@ from mgpt.storage import Location, free_bytes, locate, touch, write_whole
 
 RECORD, CONFIG = "stage.json", "config.yaml"
 # What stands in the folder of a stage that ended before its work.
-_RECORDS = frozenset({RECORD, CONFIG, "metrics.jsonl", "wandb"})
+_RECORDS = frozenset({RECORD, CONFIG, "metrics.jsonl", "wandb", "settings.json"})
 _BEGIN_S = 120.0
 
 
@@ -237,7 +237,9 @@ class _Found:
             return False
         if self.changeable.checkpoint is not None:
             return not self.has_checkpoint
-        return all(item.name in _RECORDS for item in self.path.iterdir())
+        return all(
+            item.name in _RECORDS or item.name.startswith(".") for item in self.path.iterdir()
+        )
 
     def _remove(self, may_remove: bool, words: str) -> None:
         if not may_remove:

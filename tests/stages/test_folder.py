@@ -198,7 +198,8 @@ def test_an_output_must_not_take_an_input(cfg: Config, tmp_path: Path) -> None:
 def test_a_stage_that_ended_before_its_work_gives_way(cfg: Config) -> None:
     """Its input was not there, say, and the next start names another."""
     opened(cfg)
-    (Path(cfg.output) / "metrics.jsonl").write_text("")
+    for name in ("metrics.jsonl", "settings.json", ".DS_Store"):
+        (Path(cfg.output) / name).write_text("")
     folder = opened(replace(cfg, lr=2.0))
     assert [item.name for item in folder.path.iterdir() if item.name == "metrics.jsonl"] == []
     assert json.loads((folder.path / "stage.json").read_text())["config"]["lr"] == 2.0
