@@ -23,6 +23,7 @@ from mgpt.allocator import keep_freed_memory
 from mgpt.errors import CheckpointError, ConfigError, VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
+from mgpt.models.file_sums import SUMS
 from mgpt.models.folder import (
     load_model_config,
     model_tensors,
@@ -268,6 +269,14 @@ def write_model_folder(
     """
     vocabulary.save(folder / VOCABULARY)
     write_model(folder, replace(cfg, dropout=0.0), tensors, vocabulary.fingerprint, vq)
+
+
+def remove_model(folder: Path) -> None:
+    """Removes the files of a model folder, config.json first: without it there is no model. What
+    else lies there stays."""
+    names = ("config.json", SUMS, "model*.safetensors", "model.safetensors.index.json")
+    for file in [file for name in names for file in folder.glob(name)]:
+        file.unlink()
 
 
 def vq_input(vq: str | None) -> dict[str, str]:

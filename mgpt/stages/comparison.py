@@ -46,8 +46,6 @@ class Changeable:
     checkpoint: Callable[[Path], Mapping[str, str] | None] | None = None
     """For a stage that saves checkpoints: None where the folder has none yet, else the identity of
     inputs as the newest one has it, by the path of the setting."""
-    outdated: tuple[str, ...] = ()
-    """Results that are removed when a finished stage is given more to do."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from mgpt.stages.build import NO_PICTURES, Weights
 from mgpt.stages.comparison import Made, differences, is_one_of
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.resume import Change
-from mgpt.train.step_folder import StepFolder, newest_complete
+from mgpt.train.step_folder import StepFolder, newest_complete, step_name
 
 
 def checkpoint_inputs(output: Path) -> dict[str, str] | None:
@@ -36,6 +36,13 @@ def checkpoint_inputs(output: Path) -> dict[str, str] | None:
         return None
     sources = newest.loader_state()["order"]["sources"]
     return {f"data.sources.{name}.path": f"shards:{one['shards']}" for name, one in sources.items()}
+
+
+def newest_for_all(output: Path, world: World) -> StepFolder | None:
+    """The newest checkpoint of a run as rank 0 finds it; collective."""
+    newest = newest_complete(output) if world.is_main else None
+    step = world.broadcast_object(newest.step if newest is not None else None)
+    return None if step is None else StepFolder(output / step_name(step), step)
 
 
 def changes_since(saved: StepFolder, cfg: Any) -> list[Change]:

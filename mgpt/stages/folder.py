@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -219,7 +218,7 @@ class _Found:
             )
         elif self.is_done:
             print(f"{self.stage}: continuing in {self.path}: {listed(self.differences)}")
-            self._reopen()
+            (self.path / DONE).unlink(missing_ok=True)
 
     @property
     def _may_continue(self) -> bool:
@@ -260,17 +259,6 @@ class _Found:
         if self.has_checkpoint:
             return f"restore these settings to resume it, {redo}"
         return redo
-
-    def _reopen(self) -> None:
-        """A finished stage is unfinished from here on; its results of before are out of date."""
-        (self.path / DONE).unlink(missing_ok=True)
-        for name in self.changeable.outdated:
-            assert isinstance(self.path, Path)
-            outdated = self.path / name
-            if outdated.is_dir():
-                gone = outdated.with_name(f".{name}.old-{uuid.uuid4().hex[:8]}")
-                outdated.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
 
     def kept_inputs(self) -> dict[str, str]:
         """Identities to be recorded in the place of those of now: of what the first start read."""

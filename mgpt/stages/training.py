@@ -34,6 +34,7 @@ from mgpt.stages.build import (
     ModelConfig,
     Weights,
     load_vocabulary,
+    remove_model,
     vq_input,
     write_model_folder,
 )
@@ -44,6 +45,7 @@ from mgpt.stages.continuing import (
     check_same_vq,
     checkpoint_inputs,
     count_steps,
+    newest_for_all,
     picture_codes_of,
 )
 from mgpt.stages.folder import CONFIG, StageFolder
@@ -59,7 +61,7 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.metrics import LossTally
-from mgpt.train.step_folder import StepFolder, newest_complete, step_name
+from mgpt.train.step_folder import StepFolder, step_name
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
 
@@ -106,7 +108,6 @@ class TrainingConfig(TrainConfig):
         ),
         starts=("init_from", "image_rows"),
         checkpoint=checkpoint_inputs,
-        outdated=("model",),
     )
     output: str
     """Folder for checkpoints, the record and, at the end, model/."""
@@ -212,7 +213,7 @@ def train(stage: str, cfg: TrainingConfig) -> None:
 
 def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> dict[str, Any]:
     with open_tracker(cfg, stage, world.is_main, record=False) as tracker:
-        resumed = world.broadcast_object(newest_complete(folder) if world.is_main else None)
+        resumed = newest_for_all(folder, world)
         if resumed is None:
             weights = _start_weights(cfg, folder, world, tracker)
         else:
@@ -250,6 +251,8 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             "transformer": to_plain(shape),
             "dtype": to_plain(backend.dtype),
         }
+        if world.is_main and resumed is not None and resumed.step < cfg.steps:
+            remove_model(folder / MODEL)  # of the run as it was finished before
         outcome = Trainer(
             cfg,
             backend=backend,

@@ -150,6 +150,18 @@ def test_more_steps_continue_a_finished_run_as_if_it_had_never_ended(mgpt: Any) 
     assert Path("run/DONE").exists() and Path("run/model/config.json").exists()
 
 
+def test_the_model_of_fewer_steps_is_gone_once_more_are_made(mgpt: Any, killed_after: Any) -> None:
+    mgpt(*PRETRAIN, "steps=2")
+    mgpt(*PRETRAIN, "steps=4", "data.sources.a.max_epochs=50", status=2)
+    assert Path("run/model/config.json").exists()  # refused: nothing was made
+    killed_after(3)
+    mgpt(*PRETRAIN, "steps=4", status=130)
+    assert not Path("run/model/config.json").exists()
+    child = ("omni_sft", "init_from=run", "output=child", "steps=1", *SOURCE)
+    killed_after(None)
+    assert "weights of run/step_00000003" in mgpt(*child)
+
+
 def test_a_changed_learning_rate_is_recorded_with_its_step(mgpt: Any, killed_after: Any) -> None:
     killed_after(2)
     mgpt(*PRETRAIN, "steps=4", status=130)

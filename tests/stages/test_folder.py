@@ -45,7 +45,6 @@ class Training(Config):
         extends=("steps",),
         starts=("start",),
         checkpoint=saved,
-        outdated=("model",),
     )
 
 
@@ -248,7 +247,6 @@ def test_a_finished_run_is_continued_where_more_is_asked_for(
 ) -> None:
     step = with_checkpoint(training)
     finished(training, "pretrain")
-    (Path(training.output) / "model").mkdir()
     with pytest.raises(ConfigError, match="raise steps= to continue it"):
         opened(replace(training, lr=2.0), "pretrain")
     with pytest.raises(ConfigError, match="steps 3 → 2"):
@@ -257,7 +255,7 @@ def test_a_finished_run_is_continued_where_more_is_asked_for(
     folder = opened(replace(training, steps=6, lr=2.0), "pretrain")
     assert "steps 3 → 6" in capsys.readouterr().out
     assert not folder.is_complete and step.exists()
-    assert not (folder.path / "DONE").exists() and not (folder.path / "model").exists()
+    assert not (folder.path / "DONE").exists()
     # Whoever read the old DONE beside the new record does not take it for complete.
     assert not is_complete("pretrain", replace(training, steps=6), {})
 
