@@ -9,7 +9,6 @@ that `init_from=` and `ckpt=` take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +21,7 @@ from mgpt.data.forecast import foretell
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, capped, max_documents_tokens
 from mgpt.dtypes import DtypeChoice
-from mgpt.errors import DataError, MgptError, VocabularyError
+from mgpt.errors import DataError, VocabularyError
 from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
@@ -36,7 +35,6 @@ from mgpt.stages.build import (
     load_vocabulary,
     remove_model,
     vq_input,
-    write_model_folder,
 )
 from mgpt.stages.comparison import Changeable
 from mgpt.stages.continuing import (
@@ -52,8 +50,8 @@ from mgpt.stages.folder import CONFIG, StageFolder
 from mgpt.stages.identity import dataset_identity, vocabulary_identity, weights_identity
 from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
-from mgpt.stages.released import is_released, plan_import
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
+from mgpt.stages.training_weights import image_rows, initial_weights, start_weights, write_model
 from mgpt.stop_signals import Interrupted
 from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary, check_same
@@ -61,11 +59,9 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.metrics import LossTally
-from mgpt.train.step_folder import StepFolder, step_name
+from mgpt.train.step_folder import StepFolder, newest_complete, step_name
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
-
-INIT_FROM = "init_from"  # what a released folder was imported into
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
     with open_tracker(cfg, stage, world.is_main, record=False) as tracker:
         resumed = newest_for_all(folder, world)
         if resumed is None:
-            weights = _start_weights(cfg, folder, world, tracker)
+            weights = start_weights(cfg, folder, world, tracker)
         else:
             weights = Weights(resumed.path, is_checkpoint=True)
         vocabulary = _vocabulary(cfg, weights, resumed is not None)
@@ -264,7 +260,7 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
             micro_rows=cfg.parallel.micro_rows,
             seed=cfg.seed,
             config_yaml=yaml.safe_dump(record, sort_keys=False),
-            init_from=None if resumed else _initial_weights(cfg, weights, vocabulary),
+            init_from=None if resumed else initial_weights(cfg, weights, vocabulary),
             held_out=_held_out(cfg, held_out_data, vocabulary, backend, vq_fingerprint),
             pictures=_pictures(cfg, shape, vocabulary, tracker, vq_fingerprint),
             changes_since=lambda saved: changes_since(saved, given),
@@ -277,92 +273,17 @@ def _train_here(stage: str, cfg: TrainingConfig, folder: Path, world: World) -> 
                 f"saved, {RESUME}"
             )
         last = StepFolder(folder / step_name(outcome.step), outcome.step)
-        _write_model(last, shape, vocabulary, vq_fingerprint, cfg.averaged, world, tracker.print)
+        write_model(last, shape, vocabulary, vq_fingerprint, cfg.averaged, world, tracker.print)
         figures = _figures(outcome.metrics)
         tracker.finish({**figures, "dtype": backend.dtype.name})
     return {**outcome.metrics, "dtype": str(backend.dtype)}
-
-
-def _write_model(
-    last: StepFolder,
-    shape: TransformerConfig,
-    vocabulary: Vocabulary,
-    vq_fingerprint: str,
-    averaged: bool,
-    world: World,
-    report: Callable[[str], None],
-) -> None:
-    """`<output>/model` from the last checkpoint, tensor by tensor: nobody holds it whole."""
-    last.verify(world)
-    error = None
-    try:
-        if world.is_main:
-            weights = Weights.of_checkpoint(last.path, averaged)
-            for note in weights.notes():
-                report(f"{MODEL}/ has {note}")
-            tensors = weights.stored(verify=False)
-            folder = last.path.parent / MODEL
-            write_model_folder(folder, shape, tensors, vocabulary, vq_fingerprint)
-    except MgptError as cause:
-        error = cause
-    world.raise_together(error)
-
-
-def _start_weights(
-    cfg: TrainingConfig, folder: Path, world: World, tracker: Tracker
-) -> Weights | None:
-    """The weights of `init_from`; a released folder is imported first, once, by rank 0."""
-    if cfg.init_from is None:
-        return None
-    if not is_released(cfg.init_from):
-        weights = Weights.find(cfg.init_from, cfg.averaged)
-        for note in weights.notes():
-            tracker.print(note)
-        return weights
-    imported, error = folder / INIT_FROM, None
-    if world.is_main and not (imported / "config.json").exists():
-        try:
-            planned = plan_import(Path(cfg.init_from))
-            for line in planned.lines():
-                tracker.print(line)
-            planned.write(imported)
-        except MgptError as cause:
-            error = cause
-    world.raise_together(error)
-    return Weights.find(imported)
-
-
-def _initial_weights(
-    cfg: TrainingConfig, weights: Weights | None, vocabulary: Vocabulary
-) -> tuple[Iterator[tuple[str, Tensor]], str] | None:
-    """(name, full tensor) pairs with the head's image rows as asked for; where they are from."""
-    if weights is None:
-        return None
-    tensors, origin = weights.tensors(), str(weights.folder)
-    if cfg.image_rows == "keep":
-        return tensors, origin
-    rows = slice(*_image_rows(vocabulary))
-
-    def zeroed() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in tensors:
-            if name == "lm_head.weight":
-                tensor = tensor.clone()
-                tensor[rows] = 0.0
-            yield name, tensor
-
-    return zeroed(), f"{origin}, its head's image rows at 0"
 
 
 def _model(cfg: TrainingConfig, shape: TransformerConfig, vocabulary: Vocabulary) -> Transformer:
     model = Transformer(shape)
     if cfg.train == "all":
         return model
-    return model.train_head_rows(*_image_rows(vocabulary))
-
-
-def _image_rows(vocabulary: Vocabulary) -> tuple[int, int]:
-    """Rows of embedding and head that stand for image codes: first, and one past the last."""
-    return vocabulary.image_start, vocabulary.image_start + vocabulary.num_codes
+    return model.train_head_rows(*image_rows(vocabulary))
 
 
 def _vocabulary(cfg: TrainingConfig, weights: Weights | None, resumed: bool = False) -> Vocabulary:

@@ -22,14 +22,6 @@ def tracker(tmp_path: Path) -> Tracker:
     return Tracker(TrackingConfig(mode="disabled"), tmp_path, "fp_sft", record=False)
 
 
-def test_more_steps_stretch_the_schedule_and_say_so(mgpt: Any) -> None:
-    cosine = (*PRETRAIN, "schedule.kind=cosine", "optim.lr=1e-3")
-    mgpt(*cosine, "steps=2")
-    said = mgpt(*cosine, "steps=4")
-    assert "learning rate of step 3: 0 → 0.0005 (4 steps)" in said
-    assert [row["lr"] for row in rows()] == pytest.approx([1e-3, 5e-4, 5e-4, 1.4645e-4], rel=1e-3)
-
-
 @pytest.mark.parametrize(
     "saved",
     [
