@@ -83,16 +83,21 @@ def test_a_model_draws_with_the_vqgan_of_its_codes_alone(tmp_path: Path, model: 
     folder, notes = tmp_path / "model", []
     write_model_folder(folder, model.cfg, tensors, Weights.find(folder).vocabulary(), own)
     cpu = torch.device("cpu")
-    build_pipeline(str(folder), str(tmp_path / "vq"), cpu, True, notes.append)
+    build_pipeline(str(folder), str(tmp_path / "vq"), cpu, torch.float32, True, notes.append)
     with pytest.raises(VocabularyError, match=f"vq_mismatch.*{own}.*vq=.*{other}"):
-        build_pipeline(str(folder), str(tmp_path / "other"), cpu, True, notes.append)
+        build_pipeline(str(folder), str(tmp_path / "other"), cpu, torch.float32, True, notes.append)
     assert notes == []
 
 
 def test_weights_that_do_not_say_which_vqgan_are_noted_once(tmp_path: Path, model: Transformer):
     other, notes = vqgan(tmp_path / "other", 1), []
     build_pipeline(
-        str(tmp_path / "model"), str(tmp_path / "other"), torch.device("cpu"), True, notes.append
+        str(tmp_path / "model"),
+        str(tmp_path / "other"),
+        torch.device("cpu"),
+        torch.float32,
+        True,
+        notes.append,
     )
     assert len(notes) == 1 and other in notes[0]
 

@@ -99,10 +99,12 @@ def test_the_home_folder_in_any_path(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert made.init_from == f"{tmp_path}/w" and made.output == f"{tmp_path}/out"
     assert made.data.sources["a"].path == f"{tmp_path}/tokens"
     module = load_stage("encode")
-    words = ("vq=~/vq", "input=['~/a.png','b~c/~d.png']", "output=~")
+    words = ("vq=~/vq", "input=['~/a.png','b~c/~d.png']", "output=~/codes.json")
     encode = configure(module, compose_stage("encode", module, words))
     assert encode.input == [f"{tmp_path}/a.png", "b~c/~d.png"]
-    assert (encode.vq, encode.output) == (f"{tmp_path}/vq", str(tmp_path))
+    assert (encode.vq, encode.output) == (f"{tmp_path}/vq", f"{tmp_path}/codes.json")
+    with pytest.raises(ConfigError, match="is your home"):
+        configure(module, compose_stage("encode", module, (*words[:2], "output=~")))
     pipeline = load_stage("pipeline")
     words = ("recipe=tiny", "output=~/all")
     tree = configure(pipeline, compose_stage("pipeline", pipeline, words))
