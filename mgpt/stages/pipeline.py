@@ -5,7 +5,7 @@ alone; weights are handed on from stage to stage. Kill it at any time: the same 
 A stage's fields stand under its name in the recipe, one rung's under the rung's. `recipe=` takes a
 name or a yaml file of your own; `until=` ends the pipeline after one of its entries.
 
-    mgpt pipeline recipe=quickstart fp_sft.steps=20 fp_sft.64.optim.lr=1e-4 parallel=zero3
+    mgpt pipeline recipe=quickstart fp_sft.steps=20 fp_sft.64.optim.lr=1e-4 parallel=fsdp2
     mgpt pipeline recipe=quickstart until=fp_sft
 """
 

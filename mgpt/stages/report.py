@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mgpt.evals.report import ReportInputs, build_report
 from mgpt.stages.folder import StageFolder
 from mgpt.stages.identity import input_identities
 from mgpt.stages.open_tracker import open_tracker
+from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tracking.tracker import TrackingConfig
 
 
@@ -64,3 +65,9 @@ def main(cfg: Config) -> None:
 
 def _conditions(file: str | None) -> dict[str, Any]:
     return json.loads(Path(file).read_text()) if file else {}
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """The whole page, of what the stand-ins left: as many tasks and curves as in the real one."""
+    own = replace(cfg, page_folder=None, conditions=None)  # nothing of the real run is touched
+    return Estimate(timed(lambda: main(own)))

@@ -120,7 +120,7 @@ def test_it_plans(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def state_bytes(**optim: object) -> int:
         cfg = OptimConfig(**optim)
-        work = RankWork(SIZES["7b"], ParallelConfig("fsdp2"), 64, 1024, optim=cfg)
+        work = RankWork(SIZES["7b"], ParallelConfig("fsdp2", dtype="float32"), 64, 1024, optim=cfg)
         return plan_memory(work).part("optimizer state").update_bytes
 
     assert state_bytes() == 2 * 4 * shard

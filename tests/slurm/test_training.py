@@ -158,7 +158,7 @@ def test_preempted_requeued_by_hand_and_hung_it_goes_on(
     run.finish()
     logs = [log.read_text() for log in (run.output / "launch/logs/3").glob("rank_*.log")]
     assert len(logs) == 4
-    assert all("(train.guard.hang_s); its stacks:" in text and "Thread" in text for text in logs)
+    assert all("(guard.hang_s); its stacks:" in text and "Thread" in text for text in logs)
     assert any("was stopped; its stacks:" in text for text in logs)
     assert_same(run, undisturbed)
     assert_shown(run, starts=4)

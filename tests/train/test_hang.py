@@ -48,7 +48,7 @@ def test_a_hang_ends_with_the_stacks(how: str) -> None:
         return
     assert run.returncode == HUNG_STATUS
     assert "mgpt: rank 0 (process" in run.stderr
-    assert "has not finished step 4 within 1.5 s (train.guard.hang_s)" in run.stderr
+    assert "has not finished step 4 within 1.5 s (guard.hang_s)" in run.stderr
 
 
 def test_a_stopped_neighbour_is_continued_and_prints_its_own() -> None:
