@@ -77,7 +77,8 @@ def _draw_entry(
         with Image.open(folder / name) as picture:
             scaled = _scaled(picture, 72 if len(shown) > 3 else _PICTURE_PX)
         if number == len(entry["images"]["question"]) > 0:
-            draw.text((x, y + scaled.height // 2 - 8), "→", fill=_FAINT, font=bold)
+            middle = y + scaled.height // 2
+            draw.polygon([(x, middle - 6), (x, middle + 6), (x + 8, middle)], fill=_FAINT)
             x += 18
         sheet.paste(scaled, (x, y))
         x += scaled.width + 6

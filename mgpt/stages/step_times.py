@@ -29,11 +29,16 @@ _COLD_STEPS = 3  # the first ones load kernels and count the lengths of document
 
 def is_long(cfg: TrainingConfig) -> bool:
     """Whether the stage is worth an estimate."""
-    return cfg.steps > 50
+    return cfg.epochs is not None or cfg.steps > 50
 
 
 def rehearse_training(stage: str, cfg: TrainingConfig, real: TrainingConfig) -> Estimate:
-    """The stage's time on this machine, from its newest checkpoint on."""
+    """The stage's time on this machine, from its newest checkpoint on.
+
+    Raises DataError if its steps are given as epochs, which only the real data turn into steps.
+    """
+    if real.epochs is not None:
+        raise DataError(f"its steps follow from epochs={real.epochs:g} and data yet to be made")
     newest = newest_complete(Path(real.output)) if Path(real.output).is_dir() else None
     done = newest.step if newest else 0
     if real.steps <= done:
