@@ -23,7 +23,7 @@ from typing import Any
 from mgpt.settings import to_plain
 from mgpt.stages.recipe import Entry
 
-_LIMIT_S = 300.0
+_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
