@@ -14,8 +14,8 @@ SIZES: dict[str, TransformerConfig] = {
     "debug": TransformerConfig(
         hidden=64, ffn=192, layers=2, heads=4, kv_heads=2, head_dim=16, vocab_size=512
     ),
-    # Documents of a few hundred tokens: with the released theta of 10,000 most of a head's
-    # frequencies hardly turn over them, and no head tells a place from its neighbour.
+    # Documents have a few hundred tokens, over which most frequencies of the released theta of
+    # 10,000 hardly rotate; 100 makes neighbouring positions easier to tell apart.
     "quickstart": TransformerConfig(
         hidden=128,
         ffn=384,
