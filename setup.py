@@ -65,5 +65,5 @@ setup(
         ],
         "dev": ["ruff>=0.6", "mypy>=1.11"],
     },
-    entry_points={"console_scripts": ["mgpt = mgpt.cli:console"]},
+    entry_points={"console_scripts": ["mgpt = mgpt.cli.command:console"]},
 )

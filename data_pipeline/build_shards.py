@@ -29,7 +29,7 @@ from data_pipeline.sources.part import Part
 from data_pipeline.workers import run_units
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError
-from mgpt.storage import Location, locate, read_all, write_new
+from mgpt.files.storage import Location, locate, read_all, write_new
 from mgpt.tracking.tracker import Tracker
 
 _LEAST_SOME, _MOST_SOME, _MOST_SOME_BYTES = 16, 64, 3_000_000

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgpt.errors import MachineError
-from mgpt.storage import Location, create, locate, modified_times, touch
+from mgpt.files.storage import Location, create, locate, modified_times, touch
 
 LEASE_S = 60.0
 HEARTBEAT_S = 10.0

@@ -30,7 +30,7 @@ from data_pipeline.raw_shards import RawShardReader, Rejected
 from data_pipeline.workers import run_units
 from mgpt.data.shards import canonical_json
 from mgpt.errors import DataError
-from mgpt.storage import Location, locate, write_whole
+from mgpt.files.storage import Location, locate, write_whole
 
 FOLDER = "duplicates"
 RECORD_DTYPE = np.dtype(

@@ -23,7 +23,7 @@ from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.shards import TokenisedSample
 from mgpt.errors import DataError
 from mgpt.evals.page import Section, inline_picture, page
-from mgpt.storage import Location, locate, write_whole
+from mgpt.files.storage import Location, locate, write_whole
 from mgpt.tasks.registry import READINGS, SampleView, can_serve, task
 from mgpt.tokens.chat import Conversation, Document, ImageSlot, Part, tokenise
 from mgpt.tokens.vocab import Vocabulary

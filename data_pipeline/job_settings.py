@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
-from mgpt.storage import Location, create, remove_leftovers, write_whole
+from mgpt.files.storage import Location, create, remove_leftovers, write_whole
 
 SETTINGS_FILE = "settings.json"
 FINISHED_FILE = "shards.json"

@@ -19,7 +19,7 @@ from data_pipeline.contact_sheet import Tile, contact_sheet
 from data_pipeline.decoding import CodeDecoder
 from data_pipeline.shard_audit import spread
 from mgpt.data.shards import Shard, read_manifests
-from mgpt.storage import Location
+from mgpt.files.storage import Location
 from mgpt.tracking.tracker import Tracker
 
 LOOK_EVERY_S = 30.0

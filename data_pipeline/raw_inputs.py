@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from data_pipeline.raw_shards import RawShardReader
 from mgpt.errors import DataError
-from mgpt.storage import Location, find_glob, locate, read_all, relative
+from mgpt.files.storage import Location, find_glob, locate, read_all, relative
 
 LOOKED_AT_SAMPLES = 256
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")

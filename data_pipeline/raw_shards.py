@@ -35,7 +35,7 @@ from data_pipeline.tar_stream import (
 from mgpt.data.shards import canonical_json
 from mgpt.data.tar_header import tar_header
 from mgpt.errors import DataError
-from mgpt.storage import Location, WholeFile, locate, open_stream
+from mgpt.files.storage import Location, WholeFile, locate, open_stream
 
 MAX_SAMPLE_BYTES = 2 * MAX_MEMBER_BYTES
 MAX_TEXT_BYTES = 4 << 20

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from data_pipeline.tar_stream import CHUNK_BYTES, MAX_MEMBER_BYTES
 from mgpt.errors import DataError, MachineError
-from mgpt.storage import Location, open_stream
+from mgpt.files.storage import Location, open_stream
 
 MAX_RECORD_BYTES = MAX_MEMBER_BYTES
 _SPACE = re.compile("[ \t\r\n\ufeff]*")  # with the byte order mark that some editors write

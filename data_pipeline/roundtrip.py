@@ -31,9 +31,9 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.dtypes import PIXELS, Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import DataError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
+from mgpt.files.storage import Location, locate
 from mgpt.images.png import png_bytes
-from mgpt.storage import Location, locate
 from mgpt.tracking.tracker import Tracker
 
 MAX_PSNR_DB = 100.0  # identical pictures have no finite one

@@ -23,7 +23,7 @@ from data_pipeline.raw_shards import RawShardReader
 from mgpt.data.shards import Manifest, Shard, read_manifest
 from mgpt.data.verify import verify_shard
 from mgpt.errors import DataError
-from mgpt.storage import Location, locate
+from mgpt.files.storage import Location, locate
 
 _MAX_NAMED = 3  # keys in one problem
 _open_decoder = functools.lru_cache(maxsize=1)(CodeDecoder)  # one a process

@@ -19,7 +19,7 @@ from data_pipeline.job_settings import read_settings
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.lengths import TOKENS, TRAINED, load_lengths
 from mgpt.evals.page import Section, inline_picture, page
-from mgpt.storage import locate, write_whole
+from mgpt.files.storage import locate, write_whole
 from mgpt.tasks.registry import READINGS, can_serve
 from mgpt.tokens.unirep import grid_length
 from mgpt.tokens.vocab import Vocabulary

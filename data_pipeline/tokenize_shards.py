@@ -44,10 +44,10 @@ from mgpt.allocator import keep_freed_memory
 from mgpt.data.shards import Manifest, ShardWriter, canonical_json, read_manifests
 from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import DataError, MachineError
+from mgpt.files.storage import Location, locate
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
-from mgpt.storage import Location, locate
 from mgpt.tracking.tracker import Tracker
 
 GPU_DECODERS = 8

@@ -22,10 +22,10 @@ from data_pipeline.contact_sheet import Tile, contact_sheet, png
 from data_pipeline.job_settings import read_finished, read_settings
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.shard_audit import ShardAuditor, ShardReport, spread
-from mgpt.child_processes import ProcessExecutor
 from mgpt.data.dataset import NOT_MANIFESTS
 from mgpt.errors import DataError
-from mgpt.storage import Location, locate, modified_times, write_whole
+from mgpt.files.child_processes import ProcessExecutor
+from mgpt.files.storage import Location, locate, modified_times, write_whole
 from mgpt.tracking.tracker import Tracker
 
 _MAX_PRINTED = 20  # problems; all are returned

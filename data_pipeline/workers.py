@@ -25,8 +25,8 @@ from typing import Any, Protocol
 
 from data_pipeline.claims import Claim, ClaimLost, Claims
 from mgpt import errors
-from mgpt.child_processes import die_with_parent
-from mgpt.storage import Location, remove_tree
+from mgpt.files.child_processes import die_with_parent
+from mgpt.files.storage import Location, remove_tree
 
 WORK_FOLDER = ".work"
 MAX_RESTARTS = 3  # of one process slot; more means that a unit itself kills whoever takes it

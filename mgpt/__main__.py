@@ -1,6 +1,6 @@
 """`python -m mgpt` is `mgpt`."""
 
-from mgpt.cli import console
+from mgpt.cli.command import console
 
 if __name__ == "__main__":
     console()

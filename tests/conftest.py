@@ -88,7 +88,7 @@ def s3(
     tmp_path: Path,
 ) -> FaultyStore:
     """An empty bucket, s3://corpus, that this process and those it starts find; its server."""
-    from mgpt import remote
+    from mgpt.files import remote
 
     store, environment, client = _s3_server
     for name, value in {**environment, "MGPT_CACHE": str(tmp_path / "cache")}.items():

@@ -25,7 +25,7 @@ from data_pipeline.record_files import BadRecord, JsonStream, open_records
 from data_pipeline.sources.part import Part, shard_name
 from data_pipeline.sources.records import pictures_folder, read_picture
 from mgpt.errors import ConfigError, DataError
-from mgpt.storage import Location, locate
+from mgpt.files.storage import Location, locate
 
 # COCO's seventeen joints in its order: nose, eyes, ears, shoulders, elbows, wrists, hips, knees,
 # ankles, the left one first. Limbs as its API lists them; colours once around the circle.

@@ -29,7 +29,7 @@ from data_pipeline.record_files import BadRecord, Numbered, find_spans, read_spa
 from data_pipeline.sources.part import Part, shard_name
 from data_pipeline.sources.records import Record, pictures_folder, record_key
 from mgpt.errors import ConfigError, DataError
-from mgpt.storage import Location, locate, relative
+from mgpt.files.storage import Location, locate, relative
 
 CAPTIONS_FILES = ("captions.jsonl", "captions.parquet")
 FILE_FIELDS = ("file", "file_name")

@@ -14,7 +14,7 @@ from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from data_pipeline.sources.part import Part
 from mgpt.errors import ConfigError
-from mgpt.storage import Location
+from mgpt.files.storage import Location
 
 
 def parts(cfg: PackConfig) -> list[Part]:

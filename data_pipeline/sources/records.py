@@ -24,7 +24,7 @@ from data_pipeline.raw_shards import PICTURE_EXTENSIONS, Picture, RawSample, Rej
 from data_pipeline.record_files import FORMATS, BadRecord, Span, find_spans, read_span
 from data_pipeline.sources.part import Part, shard_name
 from mgpt.errors import ConfigError, DataError
-from mgpt.storage import Location, find_glob, locate
+from mgpt.files.storage import Location, find_glob, locate
 
 # How files begin that a table holds without their names.
 _SIGNATURES = {

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mgpt.errors import DataError
-from mgpt.storage import Location
+from mgpt.files.storage import Location
 
 
 def encode_arrays(arrays: Iterable[np.ndarray]) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mgpt.data.shards import Manifest, Shard, TokenisedSample, canonical_json, read_manifests
 from mgpt.errors import DataError
-from mgpt.storage import Location, locate
+from mgpt.files.storage import Location, locate
 
 NOT_MANIFESTS = frozenset({"settings.json"})
 OPEN_SHARDS = 128  # each holds two file descriptors; 1,024 is the usual limit of a process

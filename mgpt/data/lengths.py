@@ -35,15 +35,9 @@ from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.draws import identity64
 from mgpt.data.outlines import OutlineBuilder, Outlines
 from mgpt.errors import DataError, MachineError
-from mgpt.files import atomic_write
-from mgpt.storage import (
-    Location,
-    cache_folder,
-    local_copy,
-    record_folder,
-    remove_tree,
-    write_whole,
-)
+from mgpt.files.atomic import atomic_write
+from mgpt.files.local_copies import cache_folder, local_copy, record_folder
+from mgpt.files.storage import Location, remove_tree, write_whole
 from mgpt.tasks.registry import (
     DOCUMENTS,
     READINGS,

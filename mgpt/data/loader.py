@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from mgpt.child_processes import ProcessExecutor
 from mgpt.data.documents import Drawn, describe, write_document
 from mgpt.data.lengths import LENGTHS_FOLDER
 from mgpt.data.mixer import Mixer, Window
 from mgpt.data.rows import Rows, StepRows
 from mgpt.data.source import DataConfig, cap_of, open_components, vq_fingerprint_of, weights_after
 from mgpt.errors import DataError
+from mgpt.files.child_processes import ProcessExecutor
 from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary
 

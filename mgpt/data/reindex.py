@@ -18,8 +18,9 @@ import numpy as np
 
 from mgpt.data.shards import IndexBuilder, TokenisedSample, encode_sample, read_manifest
 from mgpt.errors import DataError
-from mgpt.files import file_sha256
-from mgpt.storage import Location, local_files, locate, write_whole
+from mgpt.files.atomic import file_sha256
+from mgpt.files.local_copies import local_files
+from mgpt.files.storage import Location, locate, write_whole
 
 
 def rebuild_index(folder: str | Location, name: str) -> bool:

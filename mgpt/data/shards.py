@@ -34,7 +34,8 @@ import numpy as np
 from mgpt.data.arrays import encode_arrays, map_arrays
 from mgpt.data.tar_header import tar_header
 from mgpt.errors import DataError
-from mgpt.storage import Location, WholeFile, local_copy, locate, read_all, read_at, write_new
+from mgpt.files.local_copies import local_copy
+from mgpt.files.storage import Location, WholeFile, locate, read_all, read_at, write_new
 
 FORMAT = "mgpt tokenised shard 1"
 BLOCK_BYTES = 512

@@ -15,8 +15,9 @@ from mgpt.data.shards import (
     read_manifest,
 )
 from mgpt.errors import DataError
-from mgpt.files import file_sha256
-from mgpt.storage import Location, local_files, locate
+from mgpt.files.atomic import file_sha256
+from mgpt.files.local_copies import local_files
+from mgpt.files.storage import Location, locate
 
 MOST_NAMED = 8  # samples named in one report; the counts go on
 

@@ -28,7 +28,7 @@ from mgpt.errors import ConfigError
 from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
 from mgpt.evals.measures import FIGURES, MEASURES, Figure, score
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.images.png import png_bytes
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.rerank import best_answers

@@ -20,7 +20,7 @@ from pathlib import Path
 from mgpt.evals.measures import FIGURES, MEASURES
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
 from mgpt.evals.sheet import answer_sheet
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 
 SHEET = "answers.png"
 LEAD = (

@@ -24,7 +24,7 @@ from typing import Any
 import torch.distributed as dist
 
 from mgpt.errors import MachineError
-from mgpt.files import atomic_write, disk_errors
+from mgpt.files.atomic import atomic_write, disk_errors
 from mgpt.launching.findings import Examined, Limits, Problem, blamed, judge
 from mgpt.launching.node_facts import node_facts, node_name
 from mgpt.launching.speeds import Bench, gpu_speeds, pair_speed

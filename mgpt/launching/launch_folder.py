@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt.errors import ConfigError
-from mgpt.files import atomic_write, create_exclusive
+from mgpt.files.atomic import atomic_write, create_exclusive
 from mgpt.launching import slurm
 
 NAME = "launch"

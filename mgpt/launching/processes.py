@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from mgpt.errors import MgptError, TrainingError, told
-from mgpt.files import create_exclusive
+from mgpt.files.atomic import create_exclusive
 from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS, Interrupted, end_at_once
 
 WORKER_MODULE = "mgpt"

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mgpt.errors import CheckpointError
-from mgpt.files import atomic_write, file_hash
+from mgpt.files.atomic import atomic_write, file_hash
 
 __all__ = ["SUMS", "check_sums", "sums_list", "write_sums"]
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mgpt.errors import CheckpointError
-from mgpt.files import disk_errors, publish, temporary_path
+from mgpt.files.atomic import disk_errors, publish, temporary_path
 
 __all__ = ["LazyTensor", "lazy", "name_list", "read_headers", "write_tensors"]
 

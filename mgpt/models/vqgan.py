@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.models.vqgan_config import VqganConfig
 from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, norm, swish_
 

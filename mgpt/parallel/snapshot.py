@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from mgpt.files import disk_errors, sync_folder
+from mgpt.files.atomic import disk_errors, sync_folder
 from mgpt.parallel.dist import World
 
 __all__ = ["UPDATES_FILE", "FileSum", "Piece", "Snapshot"]

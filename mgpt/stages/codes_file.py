@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mgpt.errors import DataError
-from mgpt.files import atomic_write, file_sha256
+from mgpt.files.atomic import atomic_write, file_sha256
 
 Codes = npt.NDArray[np.int64]
 

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mgpt.settings import MISSING, default_at, type_at
+from mgpt.cli.settings import MISSING, default_at, type_at
 from mgpt.stages.identity import is_missing, is_same_input
 
 AUTO = "auto"

@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
+from mgpt.cli.settings import MISSING, to_plain
 from mgpt.data.forecast import steps_of_data
 from mgpt.data.loader import RowLoader
 from mgpt.errors import ConfigError, VocabularyError
 from mgpt.optim.schedule import ScheduleConfig, learning_rate
 from mgpt.parallel.dist import World
-from mgpt.settings import MISSING, to_plain
 from mgpt.stages.build import NO_PICTURES, Weights
 from mgpt.stages.comparison import Made, differences, is_one_of
 from mgpt.tracking.tracker import Tracker

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mgpt.dtypes import PIXELS, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError, VocabularyError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.images.pixels import open_image, to_uint8, whiten
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.stages.build import pick_device

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt.settings import to_plain
+from mgpt.cli.settings import to_plain
 from mgpt.stages.recipe import Entry
 
 _LIMIT_S = 120.0

@@ -27,10 +27,11 @@ from typing import Any
 
 import yaml
 
+from mgpt.cli.settings import to_plain
 from mgpt.errors import ConfigError, MachineError
-from mgpt.files import check_output
+from mgpt.files.atomic import check_output
+from mgpt.files.storage import Location, free_bytes, locate, touch, write_whole
 from mgpt.launching.processes import is_worker
-from mgpt.settings import to_plain
 from mgpt.stages.comparison import (
     Changeable,
     Difference,
@@ -42,7 +43,6 @@ from mgpt.stages.comparison import (
 )
 from mgpt.stages.identity import DONE, done_fingerprint, told_by_files
 from mgpt.stages.written import remove_written
-from mgpt.storage import Location, free_bytes, locate, touch, write_whole
 
 RECORD, CONFIG = "stage.json", "config.yaml"
 # What stands in the folder of a stage that ended before its work.

@@ -22,7 +22,7 @@ from PIL import Image
 
 from mgpt.dtypes import Dtype, choose_dtype
 from mgpt.errors import ConfigError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.images.pixels import open_image
 from mgpt.infer.pipeline import Answer, Pipeline
 from mgpt.infer.rerank import best_answers

@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from mgpt.cli.settings import to_plain
 from mgpt.errors import ConfigError, MgptError
 from mgpt.parallel.dist import World
-from mgpt.settings import to_plain
 from mgpt.stages.folder import StageFolder
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from mgpt.cli.settings import to_plain
+from mgpt.files.local_copies import record_folder
+from mgpt.files.storage import locate
 from mgpt.launching.code_version import code_version
-from mgpt.settings import to_plain
-from mgpt.storage import locate, record_folder
 from mgpt.tracking.tracker import Tracker
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from data_pipeline.build_shards import PackConfig, PackJob, pack, write_some
 from data_pipeline.workers import Place
+from mgpt.files.storage import locate
 from mgpt.stages.folder import StageFolder, flatten
 from mgpt.stages.identity import input_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, shares, timed
-from mgpt.storage import locate
 from mgpt.tracking.tracker import TrackingConfig
 
 

@@ -26,20 +26,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mgpt.config import Composed, nearest
+from mgpt.cli.config import Composed, nearest
+from mgpt.cli.settings import DERIVED
 from mgpt.errors import ConfigError, MachineError, MgptError
-from mgpt.files import atomic_write, check_output
+from mgpt.files.atomic import atomic_write, check_output
+from mgpt.files.storage import locate
 from mgpt.launching.processes import (
     RESUME,
     own_children,
     run_child,
 )
 from mgpt.launching.srun import refuse_step
-from mgpt.settings import DERIVED
 from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, is_long
 from mgpt.stages.folder import DONE, check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
-from mgpt.storage import locate
 
 RECORD = "pipeline.json"
 _RECORD_EVERY_S = 10.0

@@ -20,10 +20,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mgpt.config import Composed, from_hydra, schema_of
-from mgpt.config import compose as compose_fields
+from mgpt.cli.config import Composed, from_hydra, schema_of
+from mgpt.cli.config import compose as compose_fields
+from mgpt.cli.settings import DERIVED
+from mgpt.cli.stage_table import compose_stage, load_stage
+from mgpt.cli.stage_table import configure as configure_stage
 from mgpt.data.source import capped
 from mgpt.errors import ConfigError, DataError, MgptError
+from mgpt.files.storage import locate
 from mgpt.images.buckets import bucket_sizes
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import TransformerConfig
@@ -31,14 +35,10 @@ from mgpt.parallel.backend import ParallelConfig
 from mgpt.plan.devices import DEVICES
 from mgpt.plan.documents import DocumentLengths, assumed_lengths, count_lengths
 from mgpt.plan.run import Machine, Plan, RunSize, plan_run
-from mgpt.settings import DERIVED
-from mgpt.stage_table import compose_stage, load_stage
-from mgpt.stage_table import configure as configure_stage
 from mgpt.stages.build import Weights, load_vocabulary
 from mgpt.stages.recipe import TRAINING, read_recipe
 from mgpt.stages.released import is_released, plan_model
 from mgpt.stages.training import TrainingConfig, at_resolution, warnings_of
-from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mgpt.config import (
+from mgpt.cli.config import (
     Composed,
     Schema,
     add_choice,
@@ -36,10 +36,10 @@ from mgpt.config import (
     read_mapping,
     schema_of,
 )
+from mgpt.cli.settings import MISSING, settings_of, type_at
+from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError
 from mgpt.parallel.backend import ParallelConfig
-from mgpt.settings import MISSING, settings_of, type_at
-from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.stages.build import ModelConfig
 from mgpt.stages.folder import flatten
 from mgpt.tracking.tracker import TrackingConfig

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt.config import from_hydra
+from mgpt.cli.config import from_hydra
+from mgpt.cli.settings import to_plain
+from mgpt.cli.stage_table import load_stage
 from mgpt.errors import ConfigError, MgptError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.launching.processes import die_with_parent, num_cores
-from mgpt.settings import to_plain
-from mgpt.stage_table import load_stage
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 Scale = Callable[[str], float]

@@ -20,11 +20,12 @@ from typing import Any
 import yaml
 
 from mgpt.errors import ConfigError, MachineError
+from mgpt.files.local_copies import record_folder
+from mgpt.files.storage import locate
 from mgpt.launching import slurm
 from mgpt.launching.launch_folder import NAME, LaunchFolder
 from mgpt.launching.slurm import Job
 from mgpt.launching.standing import Standing, standing
-from mgpt.storage import locate, record_folder
 from mgpt.tracking.progress import clock
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 

@@ -17,9 +17,9 @@ from statistics import median
 from mgpt.data.dataset import open_dataset
 from mgpt.data.source import SourceConfig
 from mgpt.errors import DataError
+from mgpt.files.storage import locate
 from mgpt.stages.rehearsal import Estimate, timed
 from mgpt.stages.training import TrainingConfig, at_resolution, train
-from mgpt.storage import locate
 from mgpt.tasks.registry import can_serve
 from mgpt.train.step_folder import newest_complete
 

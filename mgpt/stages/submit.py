@@ -29,20 +29,21 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mgpt.config import Composed, from_hydra, schema_of
-from mgpt.config import compose as compose_fields
+from mgpt.cli.config import Composed, from_hydra, schema_of
+from mgpt.cli.config import compose as compose_fields
+from mgpt.cli.settings import DERIVED
+from mgpt.cli.stage_table import STAGES, compose_stage, load_stage
+from mgpt.cli.stage_table import configure as configure_stage
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import ConfigError, MgptError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
+from mgpt.files.storage import locate
 from mgpt.launching import preflight, slurm
 from mgpt.launching.code_version import code_version, edits, in_words
 from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
 from mgpt.launching.launcher import Launcher, Resources
 from mgpt.launching.processes import RESUME, num_processes, own_children, run_child
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
-from mgpt.settings import DERIVED
-from mgpt.stage_table import STAGES, compose_stage, load_stage
-from mgpt.stage_table import configure as configure_stage
 from mgpt.stages import plan
 from mgpt.stages.pipeline import RECORD, conditions
 from mgpt.stages.recipe import TRAINING
@@ -56,7 +57,6 @@ from mgpt.stages.work import (
     read_work,
     unfinished,
 )
-from mgpt.storage import locate
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 _OWN = ("launcher", "dry_run")  # the fields that are not those of what is submitted

@@ -15,13 +15,13 @@ from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw_shards import RawShardReader
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from data_pipeline.workers import Place
+from mgpt.files.storage import locate
 from mgpt.stages.build import vq_input
 from mgpt.stages.comparison import Changeable
 from mgpt.stages.folder import StageFolder, flatten
 from mgpt.stages.identity import raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, shares, silent_tracker, timed
-from mgpt.storage import locate
 from mgpt.tracking.tracker import TrackingConfig
 
 

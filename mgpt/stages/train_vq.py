@@ -21,6 +21,7 @@ import numpy as np
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader
 from mgpt.errors import DataError
+from mgpt.files.storage import Location
 from mgpt.images.pixels import open_image, whiten
 from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import pick_device
@@ -29,7 +30,6 @@ from mgpt.stages.folder import StageFolder
 from mgpt.stages.identity import input_identities, raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
-from mgpt.storage import Location
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (
     BatchConfig,

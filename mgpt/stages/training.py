@@ -16,18 +16,19 @@ from typing import Any, ClassVar, Literal
 import yaml
 from torch import Tensor
 
+from mgpt.cli.settings import to_plain
 from mgpt.data.dataset import open_dataset
 from mgpt.data.forecast import foretell
 from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, capped, max_documents_tokens
 from mgpt.dtypes import DtypeChoice
 from mgpt.errors import DataError, VocabularyError
+from mgpt.files.storage import locate
 from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
-from mgpt.settings import to_plain
 from mgpt.stages.build import (
     MODEL,
     ModelConfig,
@@ -53,7 +54,6 @@ from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
 from mgpt.stages.training_weights import image_rows, initial_weights, start_weights, write_model
 from mgpt.stop_signals import Interrupted
-from mgpt.storage import locate
 from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.models.convert.transformers_config import VQ_KEY, transformers_config
 from mgpt.models.convert.transformers_folder import transformers_tensors
 from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, load_encoder

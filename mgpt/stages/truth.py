@@ -18,7 +18,7 @@ from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import DataError
-from mgpt.storage import Location, locate
+from mgpt.files.storage import Location, locate
 
 
 class TruthPictures:

@@ -16,13 +16,14 @@ from typing import Any
 
 import yaml
 
+from mgpt.cli.settings import to_plain
+from mgpt.cli.stage_table import STAGES, load_stage
 from mgpt.errors import ConfigError
+from mgpt.files.local_copies import record_folder
+from mgpt.files.storage import locate
 from mgpt.launching.launch_folder import NAME, LaunchFolder
-from mgpt.settings import to_plain
-from mgpt.stage_table import STAGES, load_stage
 from mgpt.stages.folder import flatten, is_complete
 from mgpt.stages.recipe import TRAINING, Entry
-from mgpt.storage import locate, record_folder
 
 SHARED = ("pack", "tokenize")  # stages whose processes share claims
 UNSUBMITTED = ("submit", "status", "cancel", "plan", "doctor")

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from mgpt.errors import ConfigError
 from mgpt.evals.measures import FIGURES
-from mgpt.files import TEMPORARY
-from mgpt.storage import Location, relative
+from mgpt.files.atomic import TEMPORARY
+from mgpt.files.storage import Location, relative
 
 _RECORDS = ("DONE", "stage.json", "config.yaml", "metrics.jsonl", "wandb/**")
 _VOCABULARY = ("vocabulary.json", "text.model", "tokenizer.json")

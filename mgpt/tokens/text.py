@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Protocol
 
 from mgpt.errors import ConfigError, DataError, MachineError, VocabularyError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 
 # A text that a tokenizer must give back unchanged before it is trusted with a corpus.
 _PROBE = " a  red cube,\n\n two cones "

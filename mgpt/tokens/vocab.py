@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mgpt.errors import DataError, VocabularyError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.tokens.text import JsonText, SentencePieceText, TextTokenizer
 
 BOS, PAD, EOS = 0, 1, 2

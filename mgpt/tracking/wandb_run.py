@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from mgpt.errors import MachineError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 
 INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 30

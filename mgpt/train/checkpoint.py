@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from mgpt.errors import CheckpointError, MachineError, MgptError, TrainingError
-from mgpt.files import disk_errors, file_sha256
+from mgpt.files.atomic import disk_errors, file_sha256
 from mgpt.parallel.backend import Backend
 from mgpt.parallel.dist import World
 from mgpt.parallel.snapshot import FileSum, Snapshot

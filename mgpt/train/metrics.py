@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mgpt.data.documents import IGNORED
 from mgpt.errors import DataError
-from mgpt.files import atomic_write, disk_errors
+from mgpt.files.atomic import atomic_write, disk_errors
 
 __all__ = ["MODALITIES", "LossTally", "MetricsRecord", "VocabularyLike", "memory_mb"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.errors import TrainingError, VocabularyError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.parallel.dist import World
 from mgpt.train.metrics import VocabularyLike
 from mgpt.train.step_folder import StepFolder

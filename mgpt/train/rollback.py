@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.errors import MgptError
-from mgpt.files import atomic_write, disk_errors
+from mgpt.files.atomic import atomic_write, disk_errors
 from mgpt.parallel.dist import World
 
 __all__ = ["PassedRows", "Rollback", "Rollbacks"]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.errors import TrainingError
-from mgpt.files import disk_errors, sync_folder
+from mgpt.files.atomic import disk_errors, sync_folder
 from mgpt.train.step_folder import COMPLETE, StepFolder, complete_folders, seal, step_name
 
 __all__ = ["RunFolder", "highest_attempt"]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mgpt.errors import CheckpointError
-from mgpt.files import file_sha256
+from mgpt.files.atomic import file_sha256
 from mgpt.parallel.dist import World
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
-from mgpt.files import atomic_write
+from mgpt.files.atomic import atomic_write
 from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan, vqgan_fingerprint
 from mgpt.models.vqgan_loss import (
     CodebookTrainer,

@@ -21,7 +21,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from corpora import conditions, show
 
-from mgpt.files import file_sha256
+from mgpt.files.atomic import file_sha256
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.optim.config import OptimConfig
 from mgpt.parallel.backend import Backend, MicroBatch, ParallelConfig, build_backend

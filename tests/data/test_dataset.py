@@ -8,7 +8,7 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.loader import RowLoader
 from mgpt.data.source import DataConfig, SourceConfig
 from mgpt.errors import DataError
-from mgpt.storage import locate, write_whole
+from mgpt.files.storage import locate, write_whole
 
 
 def test_samples_are_numbered_over_all_shards(corpus, sample):

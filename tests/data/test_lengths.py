@@ -8,7 +8,7 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.lengths import CUT, TOKENS, TRAINED, TRAINED_AFTER_CUT, load_lengths
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.errors import ConfigError, DataError, MachineError
-from mgpt.storage import remove_tree
+from mgpt.files.storage import remove_tree
 from mgpt.tasks.registry import SampleView, task
 from mgpt.tokens.chat import tokenise
 

@@ -8,8 +8,8 @@ from mgpt.data.reindex import rebuild_index
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.data.verify import verify_shard
 from mgpt.errors import DataError
+from mgpt.files.storage import locate, write_whole
 from mgpt.stages import reindex
-from mgpt.storage import locate, write_whole
 
 
 def test_a_sound_index_is_left_alone(corpus):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.claims import ClaimLost, Claims
-from mgpt import storage
 from mgpt.errors import MachineError
-from mgpt.storage import Location, locate
+from mgpt.files import storage
+from mgpt.files.storage import Location, locate
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -61,7 +61,8 @@ def test_units_whose_names_begin_alike_are_apart(folder):
 
 def test_dead_process_on_this_machine_frees_at_once(folder):
     code = (
-        "import os, sys; from mgpt.storage import locate; from data_pipeline.claims import Claims\n"
+        "import os, sys; from mgpt.files.storage import locate\n"
+        "from data_pipeline.claims import Claims\n"
         "claims = Claims(locate(sys.argv[1])).__enter__(); claims.take('u'); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=False, timeout=60)

@@ -19,10 +19,10 @@ from data_pipeline.scenes.corpus import CorpusConfig
 from data_pipeline.tokenize_shards import TokenizeConfig, TokenizeJob, tokenize
 from data_pipeline.verify_shards import VerifyConfig, verify
 from data_pipeline.workers import WORK_FOLDER
-from mgpt.cli import main
+from mgpt.cli.command import main
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import DataError
-from mgpt.storage import Location, create, locate, relative, write_whole
+from mgpt.files.storage import Location, create, locate, relative, write_whole
 
 SCENES = CorpusConfig(num_scenes=24, split="train", area_px=32)
 

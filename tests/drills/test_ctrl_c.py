@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.parallel.dist import World
 from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS
 from mgpt.train.step_folder import newest_complete
@@ -44,7 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, vq: str) -> Path:
         ["tokenize", f"input={raw}", f"output={tokens}", f"vq={vq}", "resolution=[32]"],
         ["train_text", f"input={tokens}", f"output={folder / 'text'}", "num_pieces=400"],
     ):
-        assert cli.main([*words, "tracking=disabled"]) == 0
+        assert command.main([*words, "tracking=disabled"]) == 0
     return folder
 
 
@@ -175,7 +175,7 @@ def test_a_data_job_ends_without_a_traceback_and_resumes(
     assert shown.count(f"stopped; {RESUME}") == 1 and "Traceback" not in shown
     assert not at_work_in(tmp_path)
     done = {file: file.stat().st_mtime_ns for file in output.glob("0*.tar")}
-    assert cli.main(words) == 0
+    assert command.main(words) == 0
     assert len([*output.glob("0*.json")]) == 10
     assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in done.items())
     assert not [item for item in output.iterdir() if item.name.startswith(".")]

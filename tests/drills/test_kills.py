@@ -33,10 +33,10 @@ from faulty_disk import FULL_DISK_STATUS, break_disk
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from data_pipeline.verify_shards import VerifyConfig, verify
 from data_pipeline.workers import WORK_FOLDER
-from mgpt import files, storage
 from mgpt.data.shards import Shard
 from mgpt.data.verify import verify_shard
 from mgpt.errors import MgptError
+from mgpt.files import atomic, storage
 from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
@@ -208,7 +208,7 @@ def test_two_hundred_kills_change_no_byte(place: Path) -> None:
 
 def run_faulty(root: Path, output: str, fatal: int, how: str) -> None:
     """A start of the job whose `fatal`-th step on the disk kills it, or finds the disk full."""
-    break_disk(fatal, how, ("fsync", "replace", "link"), openers=(files, storage))
+    break_disk(fatal, how, ("fsync", "replace", "link"), openers=(atomic, storage))
     try:
         run(root, "one", output)
     except MgptError as error:

@@ -16,9 +16,9 @@ import pytest
 
 from data_pipeline.claims import Claim, Claims
 from data_pipeline.workers import WORK_FOLDER, run_units
-from mgpt import remote, storage
 from mgpt.errors import MachineError
-from mgpt.storage import Location, create, locate, remove_tree, write_new
+from mgpt.files import remote, storage
+from mgpt.files.storage import Location, create, locate, remove_tree, write_new
 
 UNITS = ["a", "b"]
 MOST_ACCESSES = 400  # a run that takes more does not end

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 from peak_memory import write_peak
 from released_layouts import repeated_state, transformers_json, write_meta, write_transformers
 
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer
 from mgpt.models.transformer_config import TransformerConfig
@@ -92,13 +92,15 @@ def test_the_released_sizes_are_planned_without_reading_them(
         with torch.device("meta"):
             state = Transformer(cfg).to(torch.bfloat16).state_dict()
         write_meta(folder, cfg, state, shards=cfg.qk_norm_groups)
-    assert cli.main(["import", f"input={folder}", f"output={tmp_path / 'o'}", "dry_run=true"]) == 0
+    assert (
+        command.main(["import", f"input={folder}", f"output={tmp_path / 'o'}", "dry_run=true"]) == 0
+    )
     shown = capsys.readouterr().out
     for words in PLANS[size]:
         assert words in shown
     assert not (tmp_path / "o").exists()
     words = ["init_from=" + str(folder), *PLANNED]
-    assert cli.main(["plan", "fp_sft", *words]) == 0
+    assert command.main(["plan", "fp_sft", *words]) == 0
     assert PLANS[size][0].split()[0] in capsys.readouterr().out
 
 

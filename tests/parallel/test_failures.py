@@ -12,7 +12,7 @@ from rank_runs import start_ranks
 RANKS = 3
 STAGE = """
 import os, signal, sys, time
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.errors import DataError
 from mgpt.parallel.dist import init_distributed
 from mgpt.stop_signals import Interrupted
@@ -28,8 +28,8 @@ def run(arguments):
         world.shutdown()
 
 
-cli._run = run
-cli.console()
+command._run = run
+command.console()
 """
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import Replicate, Shard
 
 from mgpt.errors import MachineError
-from mgpt.files import file_sha256
+from mgpt.files.atomic import file_sha256
 from mgpt.parallel import snapshot
 from mgpt.parallel.dist import World
 from mgpt.parallel.snapshot import Snapshot

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
+from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

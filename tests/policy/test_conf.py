@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mgpt import cli
-from mgpt.config import group_choices
+from mgpt.cli import command
+from mgpt.cli.config import group_choices
+from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError
-from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.stages.recipe import compose_recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -50,18 +50,18 @@ def test_every_recipe_is_accepted_by_its_stages(recipe: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", list(STAGES))
 def test_help_names_every_field(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([name, "--help"]) == 0
+    assert command.main([name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"mgpt {name}" in shown and "output" in shown and "example" in shown
 
 
 def test_help_lists_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == 0
+    assert command.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown and stage.what in shown for name, stage in STAGES.items())
 
 
 def test_cfg_job_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["pack", "--cfg", "job", "source=photos", "output=it's (a), b"]) == 0
+    assert command.main(["pack", "--cfg", "job", "source=photos", "output=it's (a), b"]) == 0
     shown = capsys.readouterr().out
     assert "output: it's (a), b" in shown and "mode: auto" in shown

@@ -21,8 +21,6 @@ OPEN_TO_ALL = {
     "mgpt.stop_signals",
     "mgpt.dtypes",
     "mgpt.files",
-    "mgpt.child_processes",
-    "mgpt.storage",
     "mgpt.tracking",
 }
 EVERYTHING = {"mgpt", "data_pipeline"}
@@ -33,13 +31,8 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.allocator": (set(), set(), set()),
     "mgpt.stop_signals": (set(), set(), set()),
     "mgpt.dtypes": (set(), set(), set()),
-    "mgpt.files": (set(), set(), set()),
-    "mgpt.child_processes": (set(), set(), set()),
-    "mgpt.remote": (set(), set(), {"fsspec", "aiohttp"}),
-    "mgpt.storage": ({"mgpt.remote"}, set(), {"braceexpand"}),
+    "mgpt.files": (set(), set(), {"fsspec", "aiohttp", "braceexpand"}),
     "mgpt.tracking": (set(), set(), {"wandb", "rich"}),
-    "mgpt.settings": (set(), set(), set()),
-    "mgpt.config": ({"mgpt.settings"}, {"hydra", "omegaconf", "yaml"}, set()),
     "mgpt.tokens": (set(), set(), {"sentencepiece", "tokenizers"}),
     "mgpt.images": (set(), set(), set()),
     "mgpt.models": (set(), set(), {"yaml"}),
@@ -63,14 +56,8 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"skimage"},
     ),
     "mgpt.plan": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
-    "mgpt.launching": ({"mgpt.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
-    "mgpt.stage_table": ({"mgpt.config"}, set(), set()),
-    "mgpt.cli_help": ({"mgpt.config", "mgpt.settings", "mgpt.stage_table"}, set(), set()),
-    "mgpt.cli": (
-        {"mgpt.config", "mgpt.launching", "mgpt.stage_table", "mgpt.cli_help"},
-        set(),
-        {"yaml"},
-    ),
+    "mgpt.launching": ({"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
+    "mgpt.cli": ({"mgpt.launching"}, {"hydra", "omegaconf", "yaml"}, set()),
     "mgpt.__main__": ({"mgpt.cli"}, set(), set()),
     "mgpt.stages": (EVERYTHING, {"hydra", "omegaconf", "yaml"}, {"rich"}),
     "data_pipeline": (
@@ -82,7 +69,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
             "mgpt.data",
             "mgpt.evals.page",
             "mgpt.parallel.dist",
-            "mgpt.config",
+            "mgpt.cli.config",
         },
         {"webdataset", "fsspec"},
         {"skimage", "pyarrow"},
@@ -172,7 +159,7 @@ def test_only_known_rooms_need_more_than_the_base() -> None:
     names = [
         name
         for name in names
-        if not is_in(name, {"mgpt.stages", "mgpt.config", "mgpt.cli_help", "data_pipeline"})
+        if not is_in(name, {"mgpt.stages", "mgpt.cli.config", "mgpt.cli.help", "data_pipeline"})
         and name != "mgpt.__main__"
     ]
     code = f"""
@@ -195,7 +182,7 @@ def _loaded_by(stage: str, watched: str) -> str:
     """Those of the watched packages that asking a stage for its fields imports."""
     code = f"""
 import sys
-from mgpt.stage_table import load_stage
+from mgpt.cli.stage_table import load_stage
 load_stage({stage!r})
 print(*[name for name in {watched!r}.split() if name in sys.modules])
 """

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.config import group_choices
+from mgpt.cli.config import group_choices
+from mgpt.cli.settings import settings_of
+from mgpt.cli.stage_table import STAGES, load_stage
 from mgpt.launching.launcher import Launcher
-from mgpt.settings import settings_of
-from mgpt.stage_table import STAGES, load_stage
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "mgpt").rglob("*.py"), *(ROOT / "data_pipeline").rglob("*.py")])

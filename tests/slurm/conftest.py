@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 from cluster import Cluster, lacks
 from training import PATIENCE_S, Inputs, Run, Training
 
-from mgpt import cli
+from mgpt.cli import command
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, vq: str) -> Inputs:
         ["tokenize", f"input={raw}", f"output={tokens}", f"vq={vq}", "resolution=[32]"],
         ["train_text", f"input={tokens}", f"output={text}", "num_pieces=400"],
     ):
-        assert cli.main([*words, "tracking=disabled"]) == 0
+        assert command.main([*words, "tracking=disabled"]) == 0
     return Inputs(tokens / "32", text)
 
 

@@ -10,9 +10,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from mgpt.cli.settings import to_plain
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.parallel.snapshot import Piece, Snapshot
-from mgpt.settings import to_plain
 from mgpt.train.run_folder import RunFolder
 
 

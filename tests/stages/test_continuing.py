@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import make_corpus
 
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.data.shards import ShardWriter, TokenisedSample
 from mgpt.train.trainer import Trainer
 
@@ -37,7 +37,7 @@ def mgpt(corpus: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
 
     def run(*words: str, status: int = 0) -> str:
         capsys.readouterr()
-        found = cli.main([words[0], *FAST, *words[1:]])
+        found = command.main([words[0], *FAST, *words[1:]])
         said = capsys.readouterr()
         assert found == status, said.out + said.err
         return str(said.out + said.err)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mgpt import cli
 from mgpt.errors import DataError
 from mgpt.images.buckets import choose_bucket
 from mgpt.images.pixels import fit, normalise
@@ -41,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
 
     def command(*words: str, status: int = 0) -> str:
-        found = cli.main(words)
+        found = command.main(words)
         shown = capsys.readouterr()
         assert found == status, shown.err
         return shown.err

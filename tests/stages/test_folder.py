@@ -10,12 +10,12 @@ from typing import ClassVar
 import pytest
 
 from mgpt.errors import ConfigError, MachineError
+from mgpt.files.storage import locate, write_whole
 from mgpt.stages import folder as stage_folder
 from mgpt.stages import identity
 from mgpt.stages.comparison import Changeable
 from mgpt.stages.folder import StageFolder, check_machine, is_complete
 from mgpt.stages.identity import input_identities, input_identity
-from mgpt.storage import locate, write_whole
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mgpt.cli.stage_table import compose_stage, configure, load_stage
 from mgpt.errors import ConfigError
 from mgpt.infer.sampling import Guidance, SamplingConfig
-from mgpt.stage_table import compose_stage, configure, load_stage
 from mgpt.stages.generate import Config, Question, _answers, question
 from mgpt.tasks.registry import TASKS
 from mgpt.tokens.chat import ImageSlot, Turn

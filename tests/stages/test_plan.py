@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.errors import ConfigError
 from mgpt.stages import plan
 
@@ -64,13 +64,13 @@ def test_the_paper_s_seven_days_of_32_gpus() -> None:
 def test_1024_ranks_are_planned_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     words = ["pipeline", "recipe=pretrain_34b_256gpu", "nodes=128", "pretrain.data.step_rows=1024"]
-    assert cli.main(["plan", *words]) == 0
+    assert command.main(["plan", *words]) == 0
     assert time.monotonic() - began < 30, "10 s on a machine that is not busy"
     assert "1024 x A100-80" in capsys.readouterr().out
 
 
 def test_what_cannot_fit_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", *FP_SFT, "device_gb=16"]) == 2
+    assert command.main(["plan", *FP_SFT, "device_gb=16"]) == 2
     shown = capsys.readouterr()
     assert "activations" in shown.out, "the tables come first"
     assert "cannot be queued" in shown.err and "no change of settings" not in shown.err

@@ -10,13 +10,13 @@ from types import ModuleType
 
 import pytest
 
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.errors import MgptError
 from mgpt.launching.processes import is_worker, num_processes
 
 RANK = """
 import os, sys, time
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.errors import DataError
 from mgpt.stop_signals import Interrupted
 
@@ -27,8 +27,8 @@ def run(arguments):
         raise DataError("shard 7 is cut short")
     time.sleep(30)
 
-cli._run = run
-cli.console()
+command._run = run
+command.console()
 """
 LAUNCHER = """
 import sys
@@ -137,7 +137,7 @@ def test_a_missing_dependency_is_named_with_its_command(
         raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
 
     monkeypatch.setattr("importlib.import_module", fail)
-    assert cli.main(["pack", "source=scenes"]) == 2
+    assert command.main(["pack", "source=scenes"]) == 2
     assert "needs the package 'PIL'" in (shown := capsys.readouterr().err)
     assert "pip install Pillow" in shown
 
@@ -148,10 +148,10 @@ def test_user_errors_are_one_line_and_others_keep_their_traceback(
     def fail(arguments: list[str]) -> None:
         raise MgptError("what, where, what to do")
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr(command, "_run", fail)
     monkeypatch.delenv("MGPT_TRACEBACK", raising=False)
-    assert cli.main([]) == 2
+    assert command.main([]) == 2
     assert capsys.readouterr().err == "mgpt: what, where, what to do\n"
     monkeypatch.setenv("MGPT_TRACEBACK", "1")
     with pytest.raises(MgptError):
-        cli.main([])
+        command.main([])

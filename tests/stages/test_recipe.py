@@ -50,7 +50,7 @@ def test_an_entry_may_choose_its_own_group() -> None:
 
 
 def test_the_printed_command_gives_the_same_configuration() -> None:
-    from mgpt.stage_table import compose_stage, configure
+    from mgpt.cli.stage_table import compose_stage, configure
 
     for entry in entries("title=it's (a), b").values():
         again = configure(

@@ -21,7 +21,7 @@ sys.path += [str(Path(__file__).parents[1] / room) for room in ("models", "token
 from chameleon_layout import chameleon_json, chameleon_names
 from released_layouts import small, vq_json, write_meta, write_meta_vqgan, write_transformers
 
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.data.shards import ShardWriter, TokenisedSample
 from mgpt.models import vqgan_convert
 from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
@@ -42,7 +42,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def mgpt(*words: object) -> None:
-    assert cli.main([str(word) for word in words]) == 0
+    assert command.main([str(word) for word in words]) == 0
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def run(*words: object) -> str:
         capsys.readouterr()
-        assert cli.main([str(word) for word in words]) == 2
+        assert command.main([str(word) for word in words]) == 2
         said = capsys.readouterr().err
         assert said.startswith("mgpt: ") and said.count("\n") == 1, "one message"
         return said

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import ChameleonForConditionalGeneration
 
-from mgpt import cli
+from mgpt.cli import command
 from mgpt.models.folder import load_model
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def mgpt(*words: str) -> None:
-    assert cli.main(words) == 0
+    assert command.main(words) == 0
 
 
 def assert_back_again(model: Path, exported: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_encoder_that_transformers_cannot_build_is_left_out_on_request(
         f"vq={tmp_path / 'narrow_vq'}",
         f"output={tmp_path / 'out'}",
     ]
-    assert cli.main(words) == 2
+    assert command.main(words) == 2
     said = capsys.readouterr().err
     assert said.startswith("mgpt: ") and said.count("\n") == 1
     assert "norms have 4 groups, and transformers' have 32: set with_vq=false" in said
@@ -107,7 +107,7 @@ def test_a_vqgan_of_other_codes_is_refused(
 ) -> None:
     save_vqgan(Vqgan(VqganConfig(**{**vars(VQ), "n_embed": 32})), tmp_path / "other")
     words = ["export", f"ckpt={model}", f"vq={tmp_path / 'other'}", f"output={tmp_path / 'out'}"]
-    assert cli.main(words) == 2
+    assert command.main(words) == 2
     assert "has 64 image codes, the VQGAN 32; give the VQGAN that" in capsys.readouterr().err
 
 
@@ -129,7 +129,7 @@ def test_a_flipped_bit_is_named_by_every_command(
         "generate": [f"ckpt={folder}", f"vq={tmp_path / 'vq'}", "prompt=a red cube"],
     }
     capsys.readouterr()
-    assert cli.main([command, *words[command], f"output={tmp_path / 'made'}"]) == 2
+    assert command.main([command, *words[command], f"output={tmp_path / 'made'}"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("mgpt: ") and said.count("\n") == 1
     assert f"{folder}: not as SHA256SUMS has it: model.safetensors;" in said
@@ -146,7 +146,7 @@ def test_an_export_says_which_vqgan_its_weights_know(
     (model / "config.json").write_text(json.dumps({**config, "vq_fingerprint": own}))
     (model / "SHA256SUMS").unlink()
     words = ("export", f"ckpt={model}", "with_vq=false", f"output={tmp_path / 'out'}")
-    assert cli.main([*words, f"vq={tmp_path / 'narrow_vq'}"]) == 2
+    assert command.main([*words, f"vq={tmp_path / 'narrow_vq'}"]) == 2
     said = capsys.readouterr().err
     assert "vq_mismatch" in said and own in said and other in said
     mgpt(*words)  # without a VQGAN its fingerprint still goes along
@@ -155,5 +155,5 @@ def test_an_export_says_which_vqgan_its_weights_know(
     assert again["vq_fingerprint"] == own
     shutil.rmtree(tmp_path / "again")
     words = ("import", f"input={tmp_path / 'out'}", f"output={tmp_path / 'again'}")
-    assert cli.main([*words, f"vq={tmp_path / 'narrow_vq'}"]) == 2
+    assert command.main([*words, f"vq={tmp_path / 'narrow_vq'}"]) == 2
     assert "vq_mismatch" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgpt import cli
-from mgpt.config import from_hydra
+from mgpt.cli import command
+from mgpt.cli.config import from_hydra
 from mgpt.errors import ConfigError, MachineError
 from mgpt.launching import slurm
 from mgpt.launching.slurm import Job
@@ -70,7 +70,7 @@ def configured(*words: str) -> submit.Config:
 
 
 def test_a_training_is_frozen_and_queued(training: list[str], queue: Queue) -> None:
-    assert cli.main(["submit", *training, "launcher.nodes=2"]) == 0
+    assert command.main(["submit", *training, "launcher.nodes=2"]) == 0
     assert queue.submitted == [("out", "")]
     launch = Path("out/launch")
     script = (launch / "job.sbatch").read_text()
@@ -87,27 +87,27 @@ def test_a_training_is_frozen_and_queued(training: list[str], queue: Queue) -> N
 def test_a_live_folder_is_refused_and_a_cancelled_one_is_not(
     training: list[str], queue: Queue, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["submit", *training]) == 0
-    assert cli.main(["submit", *training]) == 2
+    assert command.main(["submit", *training]) == 0
+    assert command.main(["submit", *training]) == 2
     said = capsys.readouterr().err
     assert "out: job 1 (PENDING) works in this folder" in said and "mgpt cancel output=" in said
-    assert cli.main(["cancel", "output=out"]) == 0
+    assert command.main(["cancel", "output=out"]) == 0
     assert queue.cancelled == ["1"] and Path("out/launch/cancelled").exists()
     queue.states["1"] = "CANCELLED"
     (report,) = look(read_submission("out"))
     assert report.state == "cancelled" and not report.is_live
-    assert cli.main(["submit", *training]) == 0
+    assert command.main(["submit", *training]) == 0
     assert not Path("out/launch/cancelled").exists()
 
 
 def test_dry_run_prints_the_script_and_writes_nothing(
     training: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["submit", *training, "dry_run=true"]) == 0
+    assert command.main(["submit", *training, "dry_run=true"]) == 0
     shown = capsys.readouterr().out
     assert "#!/usr/bin/env bash\n#SBATCH --job-name=pretrain" in shown
     assert "scontrol requeue" in shown and not Path("out").exists()
-    assert cli.main(["submit", *training, "dry_run=true", "launcher=local"]) == 0
+    assert command.main(["submit", *training, "dry_run=true", "launcher=local"]) == 0
     assert "exec " in capsys.readouterr().out and not Path("out").exists()
 
 
@@ -116,7 +116,7 @@ def test_all_that_is_missing_is_said_at_once(
 ) -> None:
     Path("corpus/32/00000.json").write_text("{}")
     words = [word for word in training if not word.startswith("vocabulary")]
-    assert cli.main(["submit", *words, "vocabulary=gone", "keep=9999999"]) == 2
+    assert command.main(["submit", *words, "vocabulary=gone", "keep=9999999"]) == 2
     said = capsys.readouterr().err
     assert "its checkpoints need" in said
     assert "gone: there is no such file or folder" in said
@@ -129,7 +129,7 @@ def test_ranks_that_a_late_stage_cannot_divide_are_said_before_the_first_is_queu
 ) -> None:
     words = ["submit", "pipeline", "recipe=tiny", f"output={tmp_path / 'o'}", "launcher.nodes=2"]
     words += ["launcher.gpus_per_node=0", "launcher.procs_per_node=2"]
-    assert cli.main([*words, "omni_sft.parallel.shard_ranks=3"]) == 2
+    assert command.main([*words, "omni_sft.parallel.shard_ranks=3"]) == 2
     said = capsys.readouterr().err
     assert "omni_sft: parallel.shard_ranks=3: 4 ranks cannot be divided" in said
     assert "pretrain" not in said and queue.submitted == []
@@ -139,7 +139,7 @@ def test_without_slurm_that_is_said(
     training: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert cli.main(["submit", *training]) == 2
+    assert command.main(["submit", *training]) == 2
     assert "sbatch is not on PATH; launcher=slurm needs Slurm's commands" in capsys.readouterr().err
 
 
@@ -198,7 +198,7 @@ def test_a_chain_is_submitted_with_its_dependencies_and_shown(
 ) -> None:
     output = tmp_path / "o"
     words = ["submit", "pipeline", "recipe=tiny", f"output={output}", "launcher.gpus_per_node=0"]
-    assert cli.main(words) == 0
+    assert command.main(words) == 0
     ids = {name: str(number) for number, (name, _) in enumerate(queue.submitted, start=1)}
     dependency = dict(queue.submitted)
     assert dependency["pretrain"] == f"afterok:{ids['text']}"
@@ -207,7 +207,7 @@ def test_a_chain_is_submitted_with_its_dependencies_and_shown(
     (output / "scenes_raw" / "launch" / "state").write_text("failed\t1\t0\tno space left\n")
     queue.states = {ids["scenes_raw"]: "FAILED"}  # and Slurm has forgotten the others
     capsys.readouterr()
-    assert cli.main(["status", f"output={output}"]) == 0
+    assert command.main(["status", f"output={output}"]) == 0
     shown = capsys.readouterr().out
     assert "scenes_raw: failed: no space left" in shown
     assert "pretrain: not started: text did not succeed" in shown
@@ -224,15 +224,15 @@ def test_the_lines_of_the_readme_do_what_it_says(
     section = readme.split("\n## On Slurm\n")[1].split("\n## ")[0]
     given = {line.split()[1]: shlex.split(line, comments=True)[1:]
              for line in section.splitlines() if line.startswith("mgpt ")}  # fmt: skip
-    assert cli.main(given["submit"]) == 0
+    assert command.main(given["submit"]) == 0
     ids = [str(number) for number, _ in enumerate(queue.submitted, start=1)]
     script = Path("outputs/quickstart/pretrain/launch/job.sbatch").read_text()
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n" in script
     assert "#SBATCH --time=24:00:00\n#SBATCH --partition=gpu\n" in script
-    assert cli.main(given["cancel"]) == 0 and queue.cancelled == ids[::-1]
+    assert command.main(given["cancel"]) == 0 and queue.cancelled == ids[::-1]
     queue.states.clear()
     capsys.readouterr()
-    assert cli.main(given["status"]) == 0
+    assert command.main(given["status"]) == 0
     assert capsys.readouterr().out.count(" cancelled ") >= len(ids)
 
 
@@ -249,7 +249,7 @@ def test_where_a_job_of_a_chain_is_not_taken_none_of_it_stays(
 
     monkeypatch.setattr(slurm, "submit", refuse)
     words = ["submit", "pipeline", "recipe=tiny", f"output={tmp_path / 'o'}"]
-    assert cli.main([*words, "launcher.gpus_per_node=0"]) == 2
+    assert command.main([*words, "launcher.gpus_per_node=0"]) == 2
     assert "Invalid job array specification" in capsys.readouterr().err
     assert [name for name, _ in queue.submitted] == ["scenes_raw", "train_vq"]
     assert queue.cancelled == ["1", "2"]
@@ -258,7 +258,7 @@ def test_where_a_job_of_a_chain_is_not_taken_none_of_it_stays(
 def test_what_slurm_says_stands_in_the_table(
     training: list[str], queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli.main(["submit", *training]) == 0
+    assert command.main(["submit", *training]) == 0
     assert look(read_submission("out"))[0].state == "PENDING (Priority)"
     Path("out/metrics.jsonl").write_text('{"step": 3, "loss": 2.5}\n')
     long_ago = time.time() - 125

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError
 from mgpt.models.sizes import SIZES
-from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.stages import generate
 from mgpt.stages.build import ModelConfig
 from mgpt.stages.training import TrainingConfig, warnings_of

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mgpt.cli.stage_table import STAGES, load_stage
 from mgpt.errors import ConfigError
-from mgpt.stage_table import STAGES, load_stage
 from mgpt.stages.written import _WRITTEN, remove_written
 
 RECORDS = {"DONE": "{}", "stage.json": "{}", "config.yaml": "", "metrics.jsonl": ""}

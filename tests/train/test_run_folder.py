@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgpt.errors import MgptError, TrainingError
-from mgpt.files import file_sha256
+from mgpt.files.atomic import file_sha256
 from mgpt.parallel.dist import World
 from mgpt.train import run_folder
 from mgpt.train.run_folder import RunFolder, highest_attempt

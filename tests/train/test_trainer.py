@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import Run, make_corpus, metrics_of, run_ranks
 
 from mgpt.errors import CheckpointError, TrainingError, VocabularyError
-from mgpt.files import file_sha256
+from mgpt.files.atomic import file_sha256
 from mgpt.train import checkpoint, trainer
 from mgpt.train.step_folder import export_weights, newest_complete, seal
 from mgpt.train.trainer import TrainConfig

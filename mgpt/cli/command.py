@@ -18,13 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError, MgptError, is_told
 from mgpt.launching.processes import RESUME, die_with_parent, is_worker, report_failure
-from mgpt.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS, Interrupted, interrupt_once
 
 if TYPE_CHECKING:
-    from mgpt.config import Composed
+    from mgpt.cli.config import Composed
 
 USAGE = """\
 usage: mgpt <stage> [field=value | group=choice …]
@@ -87,13 +87,13 @@ def _run(arguments: list[str]) -> None:
         return
     name, *rest = arguments
     if name not in STAGES:
-        from mgpt.config import nearest
+        from mgpt.cli.config import nearest
 
         hint = nearest(name, STAGES) or f"; there are {', '.join(STAGES)}"
         raise ConfigError(f"no stage {name!r}{hint} (mgpt --help lists them)")
     module = load_stage(name)
     if "-h" in rest or "--help" in rest:
-        from mgpt.cli_help import stage_help
+        from mgpt.cli.help import stage_help
 
         print(stage_help(name, STAGES[name], module))
         return
@@ -113,7 +113,7 @@ def _run(arguments: list[str]) -> None:
 
 def _compose_again(name: str, module: ModuleType, file: Path, rest: list[str]) -> Composed:
     """A stage's resolved configuration from a file, with the overrides in it."""
-    from mgpt.config import compose_over, schema_of
+    from mgpt.cli.config import compose_over, schema_of
 
     if hasattr(module, "compose"):
         hint = "; a pipeline of your own is recipe=FILE" if name == "pipeline" else ""

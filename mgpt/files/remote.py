@@ -2,7 +2,7 @@
 
 A request that fails in passing (a lost connection, a 503) is made `ATTEMPTS` times in all; then
 one message says what failed. Clients are fsspec's, loaded when a URL first asks for one. Nothing
-here knows what the objects are; `mgpt.storage` makes one face of them and of local files.
+here knows what the objects are; `mgpt.files.storage` makes one face of them and of local files.
 
     folder = RemotePath("s3://corpus/raw")
     [path.stat().st_size for path in folder.glob("*.tar")]          # one listing

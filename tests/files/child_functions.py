@@ -1,4 +1,4 @@
-"""What the tests of `mgpt.child_processes` call in other processes, which import it by its name."""
+"""Functions that the tests of `mgpt.files.child_processes` call in other processes, by name."""
 
 import os
 import signal

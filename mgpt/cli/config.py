@@ -37,8 +37,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mgpt.errors import ConfigError
-from mgpt.settings import (
+from mgpt.cli.settings import (
     MISSING,
     describe,
     expand_home,
@@ -51,6 +50,7 @@ from mgpt.settings import (
     to_plain,
     type_at,
 )
+from mgpt.errors import ConfigError
 
 CONFIG_MODULE = "mgpt.conf"
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from mgpt import cli
-from mgpt.config import compose, from_hydra, quote, schema_of
+from mgpt.cli import command
+from mgpt.cli.config import compose, from_hydra, quote, schema_of
+from mgpt.cli.settings import settings_of, type_at
 from mgpt.errors import ConfigError
-from mgpt.settings import settings_of, type_at
 from mgpt.stages.pack import Config as PackStage
 
 
@@ -180,5 +180,5 @@ def test_groups_choose_and_fields_win(tmp_path: Path) -> None:
 
 
 def test_an_unknown_stage_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["tokenise"]) == 2
+    assert command.main(["tokenise"]) == 2
     assert "did you mean 'tokenize'?" in capsys.readouterr().err

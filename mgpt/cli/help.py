@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import ModuleType
 
-from mgpt.config import compose, group_choices, schema_of, select
-from mgpt.settings import MISSING, Setting, settings_of
-from mgpt.stage_table import Stage
+from mgpt.cli.config import compose, group_choices, schema_of, select
+from mgpt.cli.settings import MISSING, Setting, settings_of
+from mgpt.cli.stage_table import Stage
 
 
 def stage_help(name: str, stage: Stage, module: ModuleType) -> str:

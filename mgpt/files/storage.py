@@ -10,7 +10,7 @@ goes through the functions here, so that no other module asks where a file is.
         file.publish(claim.check)
     read_at(shard).read(97, 512)               # 97 bytes from byte 512 on
 
-http(s) is read only. Copies of small remote files stand in `cache_folder()`, by their hash.
+http(s) is read only. `mgpt.files.local_copies` keeps copies of small remote files.
 """
 
 from __future__ import annotations
@@ -22,15 +22,24 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from mgpt import files
 from mgpt.errors import MachineError
-from mgpt.remote import EXTRAS, RemotePath, entries_of, info, matching, name_of, plain, request
+from mgpt.files import atomic
+from mgpt.files.remote import (
+    EXTRAS,
+    RemotePath,
+    entries_of,
+    info,
+    matching,
+    name_of,
+    plain,
+    request,
+)
 
 BLOCK_BYTES = 8 << 20  # of a remote file that is read from its beginning to its end
 MAX_PUT_BYTES = 5 << 30  # what S3 takes in one request
@@ -87,13 +96,13 @@ class WholeFile:
             return
         with self._errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.remove_leftovers(path.parent, path.name)
-            self._temporary = files.temporary_path(path)
+            atomic.remove_leftovers(path.parent, path.name)
+            self._temporary = atomic.temporary_path(path)
             self._stream = open(self._temporary, "xb")  # noqa: SIM115 (closed in __exit__)
 
     def _errors(self) -> AbstractContextManager[None]:
         path = self._path
-        return files.disk_errors(path if isinstance(path, Path) else Path(tempfile.gettempdir()))
+        return atomic.disk_errors(path if isinstance(path, Path) else Path(tempfile.gettempdir()))
 
     def __enter__(self) -> WholeFile:
         return self
@@ -125,7 +134,7 @@ class WholeFile:
             before_replace()
         assert self._temporary is not None
         with self._errors():
-            files.publish(self._stream, self._temporary, self._path)
+            atomic.publish(self._stream, self._temporary, self._path)
 
 
 def _put_new(path: RemotePath, data: bytes, before_replace: Callable[[], None] | None) -> None:
@@ -181,14 +190,14 @@ def write_whole(path: Location, data: bytes | Callable[[BinaryIO], object]) -> N
         data: its content, or what writes a large one into a stream, perhaps more than once.
     """
     if not isinstance(path, RemotePath):
-        files.atomic_write(path, data)
+        atomic.atomic_write(path, data)
         return
     _refuse_http(path)
     if not callable(data):
         request(path, "writing it", lambda fs: fs.pipe_file(path.url, data))
         return
     with tempfile.NamedTemporaryFile(prefix="mgpt-") as spool:
-        with files.disk_errors(Path(spool.name)):
+        with atomic.disk_errors(Path(spool.name)):
             data(cast(BinaryIO, spool))
             spool.flush()
         request(path, "writing it", lambda fs: fs.put_file(spool.name, path.url))
@@ -210,7 +219,7 @@ def create(path: Location, data: bytes) -> bool:
     where it matters who was first.
     """
     if not isinstance(path, RemotePath):
-        return files.create_exclusive(path, data)
+        return atomic.create_exclusive(path, data)
     _refuse_http(path)
     if _put(path, data):
         return True
@@ -221,10 +230,10 @@ def create(path: Location, data: bytes) -> bool:
 
 
 def remove_leftovers(folder: Location) -> None:
-    """Delete what dead writers left directly in a folder, as `files.remove_leftovers` does; on an
+    """Delete what dead writers left directly in a folder, as `atomic.remove_leftovers` does; on an
     object store they leave nothing."""
     if not isinstance(folder, RemotePath):
-        files.remove_leftovers(folder)
+        atomic.remove_leftovers(folder)
 
 
 def remove_tree(folder: Location, last: str = "") -> None:
@@ -253,7 +262,7 @@ def content_stamp(path: Location, hashed_bytes: int) -> str:
         listed = path if path.version else RemotePath.listed(path.url, info(path))
         return f"{path.name}:{listed.num_bytes}:{listed.version}"
     num_bytes = path.stat().st_size
-    return f"{path.name}:{num_bytes}" if num_bytes > hashed_bytes else files.file_sha256(path)[:16]
+    return f"{path.name}:{num_bytes}" if num_bytes > hashed_bytes else atomic.file_sha256(path)[:16]
 
 
 # ------------------------------------------------------------------ reading
@@ -376,7 +385,7 @@ def _read_or_none(path: Location) -> bytes | None:
 def digest(path: Location) -> str:
     """Hex sha256 of a file, read in pieces."""
     if not isinstance(path, RemotePath):
-        return files.file_sha256(path)
+        return atomic.file_sha256(path)
     found = hashlib.sha256()
     with open_stream(path) as stream:
         while data := stream.read(1 << 20):
@@ -421,79 +430,3 @@ def touch(path: Location) -> float:
         return _modified(info(path))
     path.touch()
     return path.stat().st_mtime
-
-
-# ------------------------------------------------------------------ local copies
-
-
-def cache_folder() -> Path:
-    """$MGPT_CACHE, else `mgpt` in the user's cache folder; anything in it may be deleted."""
-    own = os.environ.get("MGPT_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own).expanduser() if own else Path(base) / "mgpt"
-
-
-def record_folder(output: Location) -> Path:
-    """Where the record of a stage with this output stands: there, or for a remote output in the
-    cache, since it is appended to."""
-    if not isinstance(output, RemotePath):
-        return output
-    name = hashlib.sha256(output.url.encode()).hexdigest()[:8]
-    folder = cache_folder() / "records" / f"{output.name}-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def local_copy(path: Location, sha256: str | None = None) -> Path:
-    """The file itself, or its copy in the cache, to be mapped.
-
-    Args:
-        sha256: what it must hold, where that is known; a copy of it is fetched once. Otherwise
-            a copy stands for the URL and the version that the store names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        MachineError: the remote file holds something else, or the cache cannot be written.
-    """
-    if not isinstance(path, RemotePath):
-        path.stat()
-        return path
-    if sha256 is None:
-        listed = RemotePath.listed(path.url, info(path))
-        name = hashlib.sha256(f"{path}\0{content_stamp(listed, 0)}".encode()).hexdigest()
-    else:
-        name = sha256
-    copy = cache_folder() / "files" / name[:2] / f"{name}{path.suffix}"
-    if copy.is_file():
-        return copy
-    if sha256 is None:
-
-        def fetch(stream: BinaryIO) -> None:
-            with open_stream(listed) as source:
-                shutil.copyfileobj(source, stream, BLOCK_BYTES)
-
-        files.atomic_write(copy, fetch)
-        return copy
-    data = path.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise MachineError(
-            f"{path}: sha256 is {found}, its manifest says {sha256}; run mgpt verify on its "
-            "folder, or mgpt reindex"
-        )
-    files.atomic_write(copy, data)
-    return copy
-
-
-@contextmanager
-def local_files(folder: Location, names: Sequence[str]) -> Iterator[Path]:
-    """The folder itself, or a temporary one with copies of these files of a remote one, as far as
-    they are there."""
-    if not isinstance(folder, RemotePath):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="mgpt-") as copies:
-        for name in names:
-            with suppress(FileNotFoundError):
-                data = (folder / name).read_bytes()
-                (Path(copies) / name).write_bytes(data)
-        yield Path(copies)

@@ -22,10 +22,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mgpt.errors import MachineError
-from mgpt.files import check_output
+from mgpt.files.atomic import check_output
 
 if TYPE_CHECKING:
-    from mgpt.config import Composed
+    from mgpt.cli.config import Composed
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def load_stage(name: str) -> ModuleType:
 
 def compose_stage(name: str, module: ModuleType, overrides: Sequence[str]) -> Composed:
     """The stage's composed configuration; a pipeline composes its own from its recipe."""
-    from mgpt.config import compose, schema_of
+    from mgpt.cli.config import compose, schema_of
 
     if hasattr(module, "compose"):
         return module.compose(overrides)
@@ -251,7 +251,7 @@ def configure(module: ModuleType, composed: Composed) -> Any:
 
     Raises ConfigError with every mistake in it, or for an output that cannot be meant.
     """
-    from mgpt.config import from_hydra
+    from mgpt.cli.config import from_hydra
 
     if hasattr(module, "configure"):
         return module.configure(composed)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgpt.child_processes import ProcessExecutor
 from mgpt.errors import DataError, MachineError
+from mgpt.files.child_processes import ProcessExecutor
 
 sys.path.append(str(Path(__file__).parent))
 

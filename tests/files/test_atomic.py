@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mgpt.errors import MachineError
-from mgpt.files import atomic_write, file_sha256, remove_leftovers
+from mgpt.files.atomic import atomic_write, file_sha256, remove_leftovers
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path):

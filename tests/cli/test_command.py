@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgpt import cli
+from mgpt.cli import command
 
 PRETRAIN = [
     *("pretrain", "vocabulary=v", "output=out", "steps=9", "parallel=fsdp2"),
@@ -14,7 +14,7 @@ PRETRAIN = [
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert cli.main(words) == 0
+    assert command.main(words) == 0
     return capsys.readouterr().out
 
 
@@ -79,5 +79,5 @@ def test_mistakes_beside_a_file_are_named(
     file = tmp_path / "config.yaml"
     file.write_text("output: out\n")
     words = [str(file) if word == "FILE" else word for word in words]
-    assert cli.main(words) == 2
+    assert command.main(words) == 2
     assert problem in capsys.readouterr().err

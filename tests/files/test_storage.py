@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from mgpt import storage
 from mgpt.errors import MachineError
-from mgpt.remote import ATTEMPTS, RemotePath
-from mgpt.storage import WholeFile, create, digest, locate, open_stream, read_all, read_at, relative
+from mgpt.files import local_copies, storage
+from mgpt.files.remote import ATTEMPTS, RemotePath
+from mgpt.files.storage import (
+    WholeFile,
+    create,
+    digest,
+    locate,
+    open_stream,
+    read_all,
+    read_at,
+    relative,
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -42,7 +51,7 @@ def test_a_file_comes_back_by_every_way_of_reading(folder):
         assert stream.read(17) == data[:17] and stream.read() == data[17:]
     reader = read_at(folder / "a.tar")
     assert reader.read(100, 512) == data[512:612] and reader.read(100, 9_990) == data[9_990:]
-    assert digest(folder / "a.tar") == digest(storage.local_copy(folder / "a.tar"))
+    assert digest(folder / "a.tar") == digest(local_copies.local_copy(folder / "a.tar"))
     assert read_all([folder / "a.tar", folder / "none", folder / "a.tar"]) == [data, None, data]
 
 

@@ -1,0 +1,1 @@
+"""The command: the table of stages, help, and the one door to Hydra."""

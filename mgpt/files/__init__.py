@@ -1,0 +1,1 @@
+"""Files that appear whole, object stores, and child processes that end with their parent."""
