@@ -1,4 +1,4 @@
-"""Causal attention that never crosses a document's border, and the two steps before it.
+"""Causal attention that never crosses a document's border, and the norm of queries and keys.
 
 A packed row holds several documents; `positions == 0` starts each. `Documents` reads these borders
 once a batch and serves every layer. It knows nothing of ids, images or training: only positions.
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Documents", "HeadNorm", "attend_causal", "rotary_angles", "rotate"]
+__all__ = ["Documents", "HeadNorm", "attend_causal"]
 
 # Types in which plain products replace the fused kernel on a CPU.
 _PLAIN_TYPES = (torch.bfloat16, torch.float16)
@@ -67,49 +67,6 @@ class HeadNorm(nn.Module):
             return normed * self.weight[0] + self.bias[0]
         grouped = normed.unflatten(-2, (groups, -1))
         return (grouped * self.weight[:, None] + self.bias[:, None]).flatten(-3, -2)
-
-
-def rotary_angles(
-    positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, T, 1, K / 2] of position x theta^(-2i/K), computed in fp32, then cast.
-
-    Source: RoPE (arXiv 2104.09864) in the half-split layout of transformers' Chameleon: dimension
-    i turns with dimension i + K/2.
-    """
-    exponent = torch.arange(0, head_dim, 2, device=positions_BT.device).float() / head_dim
-    angles = positions_BT.float()[..., None, None] * (1.0 / theta**exponent)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation keeps no activations: its backward is the rotation by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turn(x_BTHK, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, grad_BTHK: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(grad_BTHK, cos, -sin), None, None
-
-
-def _turn(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x_BTHK.chunk(2, dim=-1)
-    if torch.compiler.is_compiling():  # it fuses this, and does not take results in parts
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-    out = torch.empty_like(x_BTHK, memory_format=torch.contiguous_format)
-    out_first, out_second = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
-    return out
-
-
-def rotate(x_BTHK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """`x_BTHK` turned by its positions' angles; `rotary` comes from `rotary_angles`."""
-    return _Rotate.apply(x_BTHK, *rotary)
 
 
 def attend_causal(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:

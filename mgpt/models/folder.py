@@ -44,6 +44,8 @@ _CONFIG = "config.json"
 _VOCABULARY, _VQ = "vocabulary", "vq_fingerprint"
 _INDEX = "model.safetensors.index.json"
 _MODEL_TYPE = "mgpt"
+# Fields that config.json of earlier versions lacks; each has the default that they meant.
+_ADDED = {"axial_rope_dims", "begin_image_id", "end_line_id", "end_image_id"}
 _MAX_FILE_BYTES = 4 << 30
 _SHOWN_PROBLEMS = 8
 
@@ -138,10 +140,11 @@ def load_model_config(folder: str | Path) -> TransformerConfig:
     for name in (_VOCABULARY, _VQ):
         stored.pop(name, None)
     known = {field.name for field in fields(TransformerConfig)}
-    if stored.keys() != known:
+    missing, unknown = known - stored.keys() - _ADDED, stored.keys() - known
+    if missing or unknown:
         raise CheckpointError(
-            f"{path}: fields missing {sorted(known - stored.keys())}, unknown"
-            f" {sorted(stored.keys() - known)}; it was written by another version of mgpt"
+            f"{path}: fields missing {sorted(missing)}, unknown {sorted(unknown)}; it was written "
+            "by another version of mgpt"
         )
     try:
         return TransformerConfig(**stored)

@@ -3,7 +3,7 @@
 Row b of a forward call is row b of the cache, and a token's position is its place in the row. What
 stands behind a row's own length is never attended to, so rows of different lengths share one
 tensor, and a padded prompt may write past its end. A finished row is closed by moving the last one
-into its place. The cache knows positions, not ids.
+into its place. Ids are kept for a model whose rotary embedding knows lines and columns.
 
     >>> cache = KvCache(model.cfg, rows=8, dtype=torch.float32, device="cpu")
     >>> hidden_BTD = model(prompt_ids_BT, positions_BT, cache=cache.window(0, 2))  # two prompts
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgpt.models.attention import attend_causal
+from mgpt.models.rotary import rotary_angles
 from mgpt.models.transformer_config import TransformerConfig
 
 __all__ = ["KvCache"]
@@ -34,6 +35,7 @@ class KvCache:
 
     _keys: list[Tensor]
     _values: list[Tensor]
+    _ids_RC: Tensor
     # Of the forward under way, set by `begin`.
     _rows_B1: Tensor
     _positions_BT: Tensor
@@ -54,6 +56,7 @@ class KvCache:
             torch.zeros(shape_RJCK, dtype=dtype, device=device) for _ in range(cfg.layers)
         ]
         self._values = [torch.zeros_like(keys) for keys in self._keys]
+        self._ids_RC = torch.zeros(rows, capacity, dtype=torch.int64, device=device)
 
     @property
     def rows(self) -> int:
@@ -71,10 +74,11 @@ class KvCache:
             more = -(-wanted // _PLACES) * _PLACES - self.capacity
             self._keys = [F.pad(keys, (0, 0, 0, more)) for keys in self._keys]
             self._values = [F.pad(values, (0, 0, 0, more)) for values in self._values]
+            self._ids_RC = F.pad(self._ids_RC, (0, more))
 
     def move(self, source: int, target: int) -> None:
         """Copies the sequence in row `source` over row `target`."""
-        for stored in (*self._keys, *self._values):
+        for stored in (*self._keys, *self._values, self._ids_RC):
             stored[target] = stored[source]
 
     def window(self, start: int, stop: int) -> KvCache:
@@ -82,21 +86,32 @@ class KvCache:
         part = object.__new__(KvCache)
         part._keys = [keys[start:stop] for keys in self._keys]
         part._values = [values[start:stop] for values in self._values]
+        part._ids_RC = self._ids_RC[start:stop]
         return part
 
-    def begin(self, positions_BT: Tensor) -> None:
-        """Prepares the places and the mask that every layer of one forward call uses."""
+    def begin(self, ids_BT: Tensor, positions_BT: Tensor) -> None:
+        """Stores the new ids, and prepares the mask that every layer of one forward call uses."""
         batch, new_tokens = positions_BT.shape
         assert batch == self.rows, f"{batch} rows of ids for {self.rows} rows of cache"
         self._length = int(positions_BT.max()) + 1
         assert self._length <= self.capacity, f"{self._length} tokens, {self.capacity} places"
         self._rows_B1 = torch.arange(batch, device=positions_BT.device)[:, None]
         self._positions_BT = positions_BT
+        self._ids_RC[self._rows_B1, positions_BT] = ids_BT
         self._fresh = new_tokens > 1 and not bool(positions_BT[:, 0].any())
         places_L = torch.arange(self._length, device=positions_BT.device)
         self._mask_B1TL = None
         if not self._fresh and bool((positions_BT < self._length - 1).any()):
             self._mask_B1TL = (places_L <= positions_BT[..., None])[:, None]
+
+    def rotary_angles(self, cfg: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B, T, 1, K / 2] at the positions of `begin`'s tokens."""
+        if not cfg.axial_rope_dims:
+            return rotary_angles(cfg, self._ids_RC, self._positions_BT, dtype)
+        ids_BL = self._ids_RC[:, : self._length]
+        places_BL = torch.arange(self._length, device=ids_BL.device).expand_as(ids_BL)
+        cos, sin = rotary_angles(cfg, ids_BL, places_BL, dtype)
+        return cos[self._rows_B1, self._positions_BT], sin[self._rows_B1, self._positions_BT]
 
     def attend(self, layer: int, q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
         """Stores the new keys and values of `layer`, then attends over all up to each position."""

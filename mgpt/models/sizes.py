@@ -24,6 +24,7 @@ SIZES: dict[str, TransformerConfig] = {
         kv_heads=2,
         head_dim=64,
         rope_theta=100.0,
+        axial_rope_dims=16,
         vocab_size=2048,
     ),
     "1b": TransformerConfig(hidden=2048, ffn=5504, layers=16, heads=16, kv_heads=16, head_dim=128),

@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt.models.attention import Documents, HeadNorm, attend_causal, rotary_angles, rotate
+from mgpt.models.attention import Documents, HeadNorm, attend_causal
 from mgpt.models.head_loss import IGNORED, HeadLoss, LossSums
 from mgpt.models.kv_cache import KvCache
+from mgpt.models.rotary import rotary_angles, rotate
 from mgpt.models.transformer_config import TransformerConfig
 
 __all__ = ["Transformer", "TransformerConfig", "sharding_plan"]
@@ -238,7 +239,7 @@ class Transformer(nn.Module):
         """
         if cache is not None:
             assert documents is None and labels_BT is None, "a cache holds whole sequences"
-            cache.begin(positions_BT)
+            cache.begin(ids_BT, positions_BT)
             return self._hidden(ids_BT, positions_BT, None, cache)
         if documents is None:
             needed_BT = None if labels_BT is None else labels_BT != IGNORED
@@ -267,7 +268,10 @@ class Transformer(nn.Module):
         cache: KvCache | None,
     ) -> Tensor:
         x_BTD = self.model.embed_tokens(ids_BT)
-        rotary = rotary_angles(positions_BT, self.cfg.head_dim, self.cfg.rope_theta, x_BTD.dtype)
+        if cache is None:
+            rotary = rotary_angles(self.cfg, ids_BT, positions_BT, x_BTD.dtype)
+        else:
+            rotary = cache.rotary_angles(self.cfg, x_BTD.dtype)
         for block in self.model.layers:
             x_BTD = block(x_BTD, rotary, documents, cache)
         return self.model.norm(x_BTD)

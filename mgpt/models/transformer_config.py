@@ -37,11 +37,18 @@ class TransformerConfig:
     qk_norm_groups: int = 1
     """Groups of heads when `qk_norm` is "group": Meta's model-parallel size."""
     rope_theta: float = 10_000.0
+    axial_rope_dims: int = 0
+    """Dimensions of each head that rotate by the line of a code in its picture, and as many by its
+    column; the others rotate by position. 0: all by position, as in the released models."""
     norm_eps: float = 1e-5
     dropout: float = 0.0
     """Share of attention and MLP outputs zeroed before the residual add, while training."""
     max_positions: int = 4096
     """Longest document in tokens."""
+    begin_image_id: int | None = None
+    """Ids of the vocabulary by which `axial_rope_dims` finds pictures; None without it."""
+    end_line_id: int | None = None
+    end_image_id: int | None = None
 
     def __post_init__(self) -> None:
         counts = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab_size")
@@ -52,6 +59,11 @@ class TransformerConfig:
         ]
         if self.head_dim % 2:
             problems.append(f"head_dim={self.head_dim} must be even for the rotary embedding")
+        if self.axial_rope_dims % 2 or not 0 <= 2 * self.axial_rope_dims < self.head_dim:
+            problems.append(
+                f"axial_rope_dims={self.axial_rope_dims} must be even and below half of"
+                f" head_dim={self.head_dim}"
+            )
         if not problems and self.heads % self.kv_heads:
             problems.append(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.qk_norm == "group" and not problems:

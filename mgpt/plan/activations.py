@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mgpt.models.attention import rotary_angles
+from mgpt.models.rotary import rotary_angles
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.meta import on_meta
 from mgpt.parallel.recompute import recompute_blocks
@@ -75,7 +75,9 @@ def trace(
     with LiveBytes([*model.parameters(), ids_BT]) as counter:
         with torch.set_grad_enabled(not head_only):
             x_BTD = model.embed(ids_BT)
-            rotary = rotary_angles(ids_BT, cfg.head_dim, cfg.rope_theta, x_BTD.dtype)
+            # Angles by line and column have the same size, and need ids that are not meta.
+            by_position = replace(cfg, axial_rope_dims=0)
+            rotary = rotary_angles(by_position, ids_BT, ids_BT, x_BTD.dtype)
             kept = []
             for block in model.blocks:
                 if not head_only:

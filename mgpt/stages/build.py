@@ -77,6 +77,13 @@ class ModelConfig:
     def transformer(self, vocabulary: Vocabulary) -> TransformerConfig:
         """The size with this vocabulary."""
         chosen = replace(SIZES[self.size], vocab_size=vocabulary.size)
+        if chosen.axial_rope_dims:
+            chosen = replace(
+                chosen,
+                begin_image_id=vocabulary.begin_image,
+                end_line_id=vocabulary.end_line,
+                end_image_id=vocabulary.end_image,
+            )
         if self.max_positions is not None:
             chosen = replace(chosen, max_positions=self.max_positions)
         return chosen

@@ -1,4 +1,4 @@
-"""Borders read from positions, both ways of attending inside them, and the rotary embedding."""
+"""Borders read from positions, both ways of attending inside them, and the norm of the heads."""
 
 import random
 
@@ -13,9 +13,9 @@ from mgpt.models.attention import (
     _attend_plain,
     _block_mask,
     attend_causal,
-    rotary_angles,
-    rotate,
 )
+from mgpt.models.rotary import rotary_angles, rotate
+from mgpt.models.sizes import SIZES
 
 POSITIONS_BT = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 1]])
 
@@ -114,7 +114,7 @@ def test_a_new_batch_compiles_nothing_anew_and_breaks_no_graph():
     for drawn in range(3):
         positions_BT = _positions(2, 256).roll(drawn, 0)
         x_BTHK = torch.randn(2, 256, 2, 16)
-        rotary = rotary_angles(positions_BT, 16, 10_000.0, torch.float32)
+        rotary = rotary_angles(SIZES["debug"], positions_BT, positions_BT, torch.float32)
         documents = Documents(order_N=None, block_mask=_block_mask(positions_BT))
         with torch.no_grad():
             out = compiled(x_BTHK, rotary, documents)
@@ -149,23 +149,6 @@ def test_bf16_on_a_cpu_is_as_near_as_its_rounding(length: int):
     pairs = [(exact, rounded), *((t.grad, u.grad) for t, u in zip(inputs, low, strict=True))]
     for want, got in pairs:
         assert (want - got.float()).norm() / want.norm() < 0.02
-
-
-def test_rotation_turns_pairs_half_a_head_apart():
-    x_BTHK = torch.zeros(1, 3, 1, 4, dtype=torch.float64)
-    x_BTHK[..., 1] = 1.0  # pairs with dimension 3; frequency 10000^(-2/4)
-    rotary = rotary_angles(torch.tensor([[0, 1, 7]]), 4, 10_000.0, torch.float64)
-    turned = rotate(x_BTHK, rotary)[0, :, 0]
-    angle_T = torch.tensor([0.0, 0.01, 0.07], dtype=torch.float64)
-    torch.testing.assert_close(turned[:, 1], angle_T.cos(), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(turned[:, 3], angle_T.sin(), rtol=1e-6, atol=1e-8)
-    assert not turned[:, [0, 2]].any()
-
-
-def test_rotation_has_the_gradient_of_its_formula():
-    x = torch.randn(2, 5, 3, 8, dtype=torch.float64, requires_grad=True)
-    rotary = rotary_angles(torch.arange(10).view(2, 5), 8, 10_000.0, torch.float64)
-    assert torch.autograd.gradcheck(lambda t: rotate(t, rotary), (x,))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

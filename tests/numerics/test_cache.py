@@ -9,7 +9,9 @@ from mgpt.models.kv_cache import KvCache
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer
 
-LAYOUTS = [{}, {"norm_placement": "post", "qk_norm_groups": 2}, {"kv_heads": 4}]
+# Ids of begin-of-image, end-of-line and end-of-image; those of the tests are drawn below 6.
+AXIAL = {"axial_rope_dims": 4, "begin_image_id": 0, "end_line_id": 1, "end_image_id": 2}
+LAYOUTS = [{}, {"norm_placement": "post", "qk_norm_groups": 2}, {"kv_heads": 4}, AXIAL]
 
 
 def _model(layout: dict) -> Transformer:
@@ -29,7 +31,7 @@ def _generator(seed: int) -> torch.Generator:
 @torch.no_grad()
 def test_prompts_of_different_lengths_decode_as_alone(layout: dict):
     model = _model(layout)
-    ids = [torch.randint(50, (n,), generator=_generator(n)) for n in (9, 11, 6)]
+    ids = [torch.randint(6, (n,), generator=_generator(n)) for n in (9, 11, 6)]
     prompts_B = torch.tensor([4, 6, 1])  # five tokens before the end of each
     whole = [model(one[None], torch.arange(len(one))[None])[0] for one in ids]
     cache = KvCache(model.cfg, 3, torch.float64, "cpu", capacity=11)
@@ -46,10 +48,11 @@ def test_prompts_of_different_lengths_decode_as_alone(layout: dict):
             torch.testing.assert_close(hidden_BTD[row, 0], whole[row][length])
 
 
+@pytest.mark.parametrize("layout", [{}, AXIAL])
 @torch.no_grad()
-def test_several_tokens_extend_a_sequence_at_once():
-    model = _model({})
-    ids_BT = torch.randint(50, (2, 11), generator=_generator(0))
+def test_several_tokens_extend_a_sequence_at_once(layout: dict):
+    model = _model(layout)
+    ids_BT = torch.randint(6, (2, 11), generator=_generator(0))
     whole_BTD = model(ids_BT, torch.arange(11).expand(2, 11))
     cache = KvCache(model.cfg, 2, torch.float64, "cpu")
     model(ids_BT[:, :5], torch.arange(5).expand(2, 5), cache=cache)
@@ -57,10 +60,11 @@ def test_several_tokens_extend_a_sequence_at_once():
     torch.testing.assert_close(hidden_BTD, whole_BTD[:, 5:])
 
 
+@pytest.mark.parametrize("layout", [{}, AXIAL])
 @torch.no_grad()
-def test_a_row_moved_and_a_cache_grown_keep_their_sequences():
-    model = _model({})
-    ids_BT = torch.randint(50, (2, 8), generator=_generator(0))
+def test_a_row_moved_and_a_cache_grown_keep_their_sequences(layout: dict):
+    model = _model(layout)
+    ids_BT = torch.randint(6, (2, 8), generator=_generator(0))
     whole_BTD = model(ids_BT, torch.arange(8).expand(2, 8))
     cache = KvCache(model.cfg, 2, torch.float64, "cpu", capacity=8)
     model(ids_BT[:, :7], torch.arange(7).expand(2, 7), cache=cache)

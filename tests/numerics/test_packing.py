@@ -8,7 +8,9 @@ import torch
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer
 
-LAYOUTS = [{}, {"norm_placement": "post", "qk_norm_groups": 2}, {"qk_norm": "head"}]
+# Ids of begin-of-image, end-of-line and end-of-image; those of the tests are drawn below 6.
+AXIAL = {"axial_rope_dims": 4, "begin_image_id": 0, "end_line_id": 1, "end_image_id": 2}
+LAYOUTS = [{}, {"norm_placement": "post", "qk_norm_groups": 2}, {"qk_norm": "head"}, AXIAL]
 POSITIONS_BT = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 0, 1], [0, 1, 2, 0, 1, 2, 3, 4, 5, 6]])
 DOCUMENTS = [(0, 0, 4), (0, 4, 7), (0, 7, 8), (0, 8, 10), (1, 0, 3), (1, 3, 10)]
 
@@ -27,7 +29,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
-    ids_BT = torch.randint(50, POSITIONS_BT.shape, generator=_generator(0))
+    ids_BT = torch.randint(6, POSITIONS_BT.shape, generator=_generator(0))
     labels_BT = torch.randint(50, POSITIONS_BT.shape, generator=_generator(1))
     labels_BT[torch.rand(POSITIONS_BT.shape, generator=_generator(2)) < 0.3] = -100
     labels_BT[0, 4:7] = -100  # a document that is not trained at all

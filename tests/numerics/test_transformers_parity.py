@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
 
-from mgpt.models.attention import rotary_angles
 from mgpt.models.kv_cache import KvCache
+from mgpt.models.rotary import rotary_angles
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, TransformerConfig
 
@@ -246,6 +246,6 @@ def test_angles_of_every_position(dtype: torch.dtype) -> None:
     embedding = ChameleonRotaryEmbedding(ChameleonConfig(vocabulary_map={}))
     positions_1T = torch.arange(4096)[None]
     theirs = embedding(torch.zeros(1, dtype=dtype), positions_1T)
-    ours = rotary_angles(positions_1T, 128, 10_000.0, dtype)
+    ours = rotary_angles(SIZES["7b"], positions_1T, positions_1T, dtype)
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(torch.cat([one, one], dim=-1)[:, :, 0], other)

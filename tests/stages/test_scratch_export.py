@@ -111,12 +111,12 @@ def test_a_vqgan_of_other_codes_is_refused(
     assert "has 64 image codes, the VQGAN 32; give the VQGAN that" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["export", "import", "generate"])
+@pytest.mark.parametrize("stage", ["export", "import", "generate"])
 def test_a_flipped_bit_is_named_by_every_command(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
     folder = model
-    if command == "import":
+    if stage == "import":
         folder = tmp_path / "out"
         mgpt("export", f"ckpt={model}", f"vq={tmp_path / 'vq'}", f"output={folder}")
     path = folder / "model.safetensors"
@@ -129,7 +129,7 @@ def test_a_flipped_bit_is_named_by_every_command(
         "generate": [f"ckpt={folder}", f"vq={tmp_path / 'vq'}", "prompt=a red cube"],
     }
     capsys.readouterr()
-    assert command.main([command, *words[command], f"output={tmp_path / 'made'}"]) == 2
+    assert command.main([stage, *words[stage], f"output={tmp_path / 'made'}"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("mgpt: ") and said.count("\n") == 1
     assert f"{folder}: not as SHA256SUMS has it: model.safetensors;" in said

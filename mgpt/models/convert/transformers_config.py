@@ -216,6 +216,10 @@ def transformers_config(
         problems.append(f"heads x head_dim is {cfg.heads * cfg.head_dim}, not hidden={cfg.hidden}")
     if cfg.qk_norm == "none":
         problems.append("qk_norm=none, and Chameleon always has qk-norm")
+    if cfg.axial_rope_dims:
+        problems.append(
+            f"axial_rope_dims={cfg.axial_rope_dims}, and Chameleon rotates by position alone"
+        )
     if vq_cfg is not None and vq_cfg.num_groups != VQ_GROUPS:
         problems.append(
             f"the VQGAN's norms have {vq_cfg.num_groups} groups, and transformers' have "
