@@ -27,7 +27,8 @@ from torch import Tensor
 from mgpt.errors import DataError, MgptError, VocabularyError
 from mgpt.infer.branches import Branch, BranchTable
 from mgpt.infer.grammar import AnswerGrammar, Choice
-from mgpt.infer.sampling import SamplingConfig, draw, guided, keyed_uniform
+from mgpt.infer.noise import draw_keys, gumbel_noise
+from mgpt.infer.sampling import SamplingConfig, draw, guided
 from mgpt.models.head_loss import IGNORED
 from mgpt.models.transformer import Transformer
 from mgpt.tokens.chat import Tokens
@@ -46,6 +47,8 @@ class _Sequence:
     ids: list[int]
     num_prompt: int
     grammar: AnswerGrammar
+    draw_key_2: Tensor
+    """Two words that the noise of its draws is keyed by."""
     main: Branch = field(init=False)
     free: Branch | None = None
     """The unconditional branch, while an image is under way and guidance is on."""
@@ -171,7 +174,8 @@ class Engine:
                 grammar = AnswerGrammar(self._vocab, one, ids, max_tokens, sides)
             except MgptError as error:
                 raise type(error)(f"the prompt of {key!r}: {error}") from error
-            sequences.append(_Sequence(key, one, ids, len(ids), grammar))
+            [draw_key_2] = draw_keys(one.seed, [key], self._model.embed.weight.device)
+            sequences.append(_Sequence(key, one, ids, len(ids), grammar, draw_key_2))
         return sequences
 
     def _num_rows(self, sequences: list[_Sequence]) -> int:
@@ -250,9 +254,11 @@ class Engine:
         for (choice, top_k, temperature), members in groups.items():
             sequences = [active[index] for index in members]
             logits_NV = self._logits(sequences, choice, hidden_RD)
-            uniform_N = [keyed_uniform(s.cfg.seed, s.key, len(s.ids)) for s in sequences]
-            drawn = draw(logits_NV, top_k, temperature, uniform_N)
-            for index, candidate in zip(members, drawn, strict=True):
+            positions_N = torch.tensor([len(s.ids) for s in sequences], device=logits_NV.device)
+            keys_N2 = torch.stack([sequence.draw_key_2 for sequence in sequences])
+            noise_NV = gumbel_noise(keys_N2, positions_N, choice.start, choice.stop)
+            drawn_N = draw(logits_NV, top_k, temperature, noise_NV)
+            for index, candidate in zip(members, drawn_N.tolist(), strict=True):
                 tokens[index] = choice.start + candidate
         return tokens
 

@@ -1,20 +1,18 @@
-"""From logits to tokens: guidance, top-k, temperature, and draws that depend on a key alone.
+"""From logits to tokens: guidance, top-k, temperature, and a draw by noise that the caller gives.
 
 The order is that of the official sampler: guidance, grammar, top-k, temperature, all in fp32. The
 grammar has been applied when logits come here: impossible tokens are cut off or minus infinity.
-A draw is keyed by (seed, key, position), so it is the same whatever else is in the batch.
+Draws are Gumbel-max with keyed noise, so they are the same whatever else is in the batch.
 
     >>> logits_NV = guided(conditional_NV, unconditional_NV, scale=4.0)
-    >>> uniform_N = [keyed_uniform(seed=0, key="cat/3", position=17)]
-    >>> draw(logits_NV, top_k=2000, temperature=1.0, uniform_N=uniform_N)
-    [813]
+    >>> noise_NV = gumbel_noise(draw_keys(0, ["cat/3"], "cpu"), torch.tensor([17]), 8, 8200)
+    >>> draw(logits_NV, top_k=2000, temperature=1.0, noise_NV=noise_NV)
+    tensor([813])
 
 Shape suffixes: N sequences, V candidates.
 """
 
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -30,7 +28,6 @@ __all__ = [
     "SamplingConfig",
     "draw",
     "guided",
-    "keyed_uniform",
 ]
 
 Modality = Literal["free", "text", "image"]
@@ -105,27 +102,17 @@ def guided(conditional_NV: Tensor, unconditional_NV: Tensor, scale: float | Tens
     return unconditional_NV + scale * (conditional_NV - unconditional_NV)
 
 
-def keyed_uniform(seed: int, key: str, position: int) -> float:
-    """A number in [0, 1) with 53 random bits, a pure function of its arguments."""
-    digest = hashlib.blake2b(f"{seed}/{position}/{key}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
-
-
-def draw(
-    logits_NV: Tensor, top_k: int, temperature: float, uniform_N: Sequence[float]
-) -> list[int]:
-    """One candidate a row, by inverting the distribution function at `uniform_N`.
+def draw(logits_NV: Tensor, top_k: int, temperature: float, noise_NV: Tensor) -> Tensor:
+    """One candidate [N] a row, drawn from softmax(logits / temperature) by Gumbel-max.
 
     Candidates equal to the k-th largest logit all stay. Each row needs one finite logit.
+
+    Args:
+        noise_NV: standard Gumbel noise (`mgpt.infer.noise`).
     """
     if top_k < logits_NV.shape[1]:
         kth_N1 = logits_NV.topk(top_k, dim=1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < kth_N1, -torch.inf)
     if temperature != 1.0:
         logits_NV = logits_NV / temperature
-    # In fp64 the running sum adds no rounding of its own to where one candidate ends.
-    cumulative_NV = logits_NV.softmax(-1).double().cumsum(-1)
-    total_N = cumulative_NV[:, -1]
-    target_N = torch.tensor(uniform_N, dtype=torch.float64, device=logits_NV.device) * total_N
-    target_N = torch.minimum(target_N, total_N.nextafter(torch.zeros_like(total_N)))
-    return torch.searchsorted(cumulative_NV, target_N[:, None], right=True).flatten().tolist()
+    return (logits_NV + noise_NV).argmax(-1)

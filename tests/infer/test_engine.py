@@ -11,7 +11,8 @@ from mgpt.errors import ConfigError, DataError, VocabularyError
 from mgpt.infer.branches import BranchTable
 from mgpt.infer.engine import Engine
 from mgpt.infer.grammar import AnswerGrammar
-from mgpt.infer.sampling import Guidance, SamplingConfig, draw, keyed_uniform
+from mgpt.infer.noise import draw_keys, gumbel_noise
+from mgpt.infer.sampling import Guidance, SamplingConfig, draw
 from mgpt.models.transformer import Transformer
 from mgpt.tokens.unirep import Allowed, allowed_mask, decode_grid, encode_grid, find_images
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
@@ -54,8 +55,9 @@ def _plain(
             possible[vocab.begin_image] &= choice.kind == "open"
         logits[~possible] = -torch.inf
         top_k = cfg.text_top_k if choice.kind in ("text", "open") else cfg.image_top_k
-        uniform = keyed_uniform(cfg.seed, key, len(ids))
-        [token] = draw(logits[None], top_k, cfg.temperature, [uniform])
+        keys = draw_keys(cfg.seed, [key], "cpu")
+        noise = gumbel_noise(keys, torch.tensor([len(ids)]), 0, vocab.size)
+        token = int(draw(logits[None], top_k, cfg.temperature, noise))
         grammar.advance(token)
         ids.append(token)
     return ids[len(prompt) :]
