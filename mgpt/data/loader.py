@@ -77,7 +77,12 @@ class RowLoader:
         self.step_rows = config.step_rows
         components = open_components(config, vocab, on_progress)
         self.mixer = Mixer(
-            components, seed, config.row_tokens, config.window_documents, config.guidance_drop
+            components,
+            seed,
+            config.row_tokens,
+            config.window_documents,
+            config.guidance_drop,
+            config.train_on_inputs,
         )
         self.task_names = list(TASK_NAMES)
         self.source_names = list(config.sources)
@@ -281,6 +286,9 @@ class RowLoader:
         entry, variant = int(window.entry_N[document]), int(window.variant_N[document])
         drawn = Drawn(entry, variant, bool(window.dropped_N[document]))
         trained = write_document(part, self.vocab, drawn, ids, labels)
+        if self.config.train_on_inputs:
+            labels[:-1] = ids[1:]
+            trained = len(ids) - 1
         if trained != window.trained_N[document]:
             raise DataError(
                 f"{describe(part, int(part.lengths.samples_N[entry]))}: {trained} trained tokens, "
@@ -409,6 +417,7 @@ class RowLoader:
             "step_rows": config.step_rows,
             "window_documents": config.window_documents,
             "guidance_drop": config.guidance_drop,
+            **({"train_on_inputs": True} if config.train_on_inputs else {}),
             "vocabulary": self.vocab.fingerprint,
             "sources": sources,
             "changes": {str(at): mix for at, mix in config.changes.items() if at < step},
@@ -432,12 +441,14 @@ def _make_in_worker(loaded: Start, step: int, rank: int, world: int, micro_rows:
 
 
 def held_out_rows(config: DataConfig, vocab: Vocabulary, seed: int, num_rows: int) -> Rows:
-    """The first `num_rows` rows of held-out sources, each sample once, no guidance drop.
+    """The first `num_rows` rows of held-out sources, each sample once, no guidance drop, answers
+    alone trained.
 
     Always the same rows; where the samples fill fewer, the rest are empty.
     """
     once = {name: replace(source, max_epochs=1.0) for name, source in config.sources.items()}
-    config = replace(config, sources=once, guidance_drop=0.0, step_rows=num_rows, workers=0)
+    config = replace(config, sources=once, guidance_drop=0.0, train_on_inputs=False)
+    config = replace(config, step_rows=num_rows, workers=0)
     loader = RowLoader(config, vocab, seed)
     try:
         rows: list[tuple[Window, list[int]]] = []

@@ -65,12 +65,14 @@ class Mixer:
         row_tokens: int,
         window_documents: int,
         guidance_drop: float,
+        train_on_inputs: bool = False,
     ) -> None:
         self.components = list(components)
         self.seed = seed
         self.row_tokens = row_tokens
         self.window_documents = window_documents
         self.guidance_drop = guidance_drop
+        self.train_on_inputs = train_on_inputs
         self.phases: list[Phase] = []
         self.change(0, [part.weight for part in self.components])
 
@@ -147,14 +149,18 @@ class Mixer:
         dropped_N = below(self.guidance_drop, hash64(guidance_key, identity_N, epoch_N))
         dropped_N &= counts_NC[:, CUT] > 0
         cut_N = np.where(dropped_N, counts_NC[:, CUT], 0)
-        trained_N = np.where(dropped_N, counts_NC[:, TRAINED_AFTER_CUT], counts_NC[:, TRAINED])
+        tokens_N = counts_NC[:, TOKENS] - cut_N
+        if self.train_on_inputs:
+            trained_N = tokens_N - 1  # all but the first, which no token comes before
+        else:
+            trained_N = np.where(dropped_N, counts_NC[:, TRAINED_AFTER_CUT], counts_NC[:, TRAINED])
         return (
             np.full(stop - start, place),
             entry_N,
             epoch_N,
             variant_N.astype(np.int64),
             dropped_N,
-            counts_NC[:, TOKENS] - cut_N,
+            tokens_N,
             trained_N,
         )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mgpt.data.documents import IGNORED
 from mgpt.data.forecast import foretell, steps_of_data
-from mgpt.data.loader import EndOfData, RowLoader
+from mgpt.data.loader import EndOfData, RowLoader, held_out_rows
 from mgpt.data.source import DataConfig, SourceConfig, capped, open_components
 from mgpt.errors import DataError
 from mgpt.tokens.vocab import Vocabulary
@@ -210,3 +211,30 @@ def test_a_cap_is_raised_before_it_is_reached(config, vocab):
     continued = RowLoader(capped(config, 30.0), vocab, seed=1)
     continued.load_state(few.state(3))
     assert rows_of(continued, range(3, 6)) == want[3:]
+
+
+def test_training_on_inputs_trains_all_but_the_first_token_of_the_same_rows(config, vocab):
+    config = replace(config, guidance_drop=0.3)
+    answers = RowLoader(config, vocab, seed=1)
+    inputs = RowLoader(replace(config, train_on_inputs=True), vocab, seed=1)
+    for step in range(5):
+        plain, full = (one.read_step(step, 0, 1, one.step_rows) for one in (answers, inputs))
+        (few,), (every,) = plain.micro, full.micro
+        assert np.array_equal(few.ids, every.ids)
+        assert np.array_equal(few.positions, every.positions)
+        is_document = every.groups >= 0
+        ends = np.roll(every.positions, -1, axis=1) == 0
+        ends[:, -1] = True
+        ends[:, :-1] |= is_document[:, :-1] & ~is_document[:, 1:]
+        following = np.roll(every.ids, -1, axis=1)
+        want = np.where(is_document & ~ends, following, IGNORED)
+        assert np.array_equal(every.labels, want)
+        assert full.trained_tokens == (want != IGNORED).sum() > plain.trained_tokens
+        trained = few.labels != IGNORED
+        assert np.array_equal(few.labels[trained], every.labels[trained])
+
+
+def test_held_out_rows_train_answers_alone(config, vocab):
+    rows = held_out_rows(config, vocab, 1, 4)
+    others = held_out_rows(replace(config, train_on_inputs=True), vocab, 1, 4)
+    assert np.array_equal(rows.labels, others.labels)
