@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.decoding import CodeDecoder
-from data_pipeline.fitting import Fitted, Target, decode, fit_fields
-from data_pipeline.job_settings import read_settings
-from data_pipeline.raw_inputs import find_raw_shards
-from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from data_pipeline.raw.inputs import find_raw_shards
+from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
+from data_pipeline.tokenizing.decoding import CodeDecoder
+from data_pipeline.tokenizing.fitting import Fitted, Target, decode, fit_fields
+from data_pipeline.tokenizing.job_settings import read_settings
 from mgpt.allocator import keep_freed_memory
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import Shard, TokenisedSample

@@ -13,9 +13,9 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
-from data_pipeline.contact_sheet import png
-from data_pipeline.histogram import bins, draw_bars, most_frequent
-from data_pipeline.job_settings import read_settings
+from data_pipeline.tokenizing.job_settings import read_settings
+from data_pipeline.views.contact_sheet import png
+from data_pipeline.views.histogram import bins, draw_bars, most_frequent
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.lengths import TOKENS, TRAINED, load_lengths
 from mgpt.evals.page import Section, inline_picture, page

@@ -22,15 +22,15 @@ from mgpt.evals.evaluate import EvaluateConfig, evaluate
 from mgpt.evals.measures import MEASURES
 from mgpt.launching.processes import is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
+from mgpt.lifecycle.comparison import Changeable
+from mgpt.lifecycle.folder import CONFIG, StageFolder
+from mgpt.lifecycle.identity import dataset_identity, raw_identities, weights_identity
+from mgpt.lifecycle.on_ranks import open_on_ranks
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.stages.build import build_pipeline, pick_device, vq_input
-from mgpt.stages.comparison import Changeable
 from mgpt.stages.evaluate_times import rehearse_evaluation
-from mgpt.stages.folder import CONFIG, StageFolder
-from mgpt.stages.identity import dataset_identity, raw_identities, weights_identity
-from mgpt.stages.on_ranks import open_on_ranks
-from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale
 from mgpt.stages.truth import TruthPictures
 from mgpt.tracking.tracker import Tracker, TrackingConfig

@@ -14,9 +14,9 @@ from typing import Literal
 
 import torch
 
-from mgpt.stages.folder import StageFolder, check_machine, is_complete
-from mgpt.stages.identity import input_identities, weights_identity
-from mgpt.stages.open_tracker import open_tracker
+from mgpt.lifecycle.folder import StageFolder, check_machine, is_complete
+from mgpt.lifecycle.identity import input_identities, weights_identity
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.released import check_output
 from mgpt.stages.transformers_export import plan_export
 from mgpt.tracking.tracker import TrackingConfig

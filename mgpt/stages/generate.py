@@ -27,10 +27,10 @@ from mgpt.images.pixels import open_image
 from mgpt.infer.pipeline import Answer, Pipeline
 from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import Modality, SamplingConfig
+from mgpt.lifecycle.folder import StageFolder
+from mgpt.lifecycle.identity import input_identities, weights_identity
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.build import build_pipeline, pick_device, vq_input
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import input_identities, weights_identity
-from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tasks.registry import TASKS, SampleView, caption_reading
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, split_parts

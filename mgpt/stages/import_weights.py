@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.stages.folder import StageFolder, check_machine, is_complete
-from mgpt.stages.identity import input_identities
-from mgpt.stages.open_tracker import open_tracker
+from mgpt.lifecycle.folder import StageFolder, check_machine, is_complete
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.released import check_output, plan_import
 from mgpt.tracking.tracker import TrackingConfig
 

@@ -6,7 +6,7 @@ mgpt inspect input=tokens key=000000012 vq=scenes_f8 vocabulary=text task=captio
 
 from __future__ import annotations
 
-from data_pipeline.inspect_sample import Found, InspectConfig, inspect_sample
+from data_pipeline.inspect import Found, InspectConfig, inspect_sample
 from mgpt.stages.build import load_vocabulary
 
 MOST_RUNS = 80  # of a task, on the console; the page has all

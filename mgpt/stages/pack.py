@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from data_pipeline.build_shards import PackConfig, PackJob, pack, write_some
-from data_pipeline.workers import Place
+from data_pipeline.pack import PackConfig, PackJob, pack, write_some
+from data_pipeline.tokenizing.workers import Place
 from mgpt.files.storage import locate
-from mgpt.stages.folder import StageFolder, flatten
-from mgpt.stages.identity import input_identities
-from mgpt.stages.open_tracker import open_tracker
+from mgpt.lifecycle.folder import StageFolder, flatten
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, shares, timed
 from mgpt.tracking.tracker import TrackingConfig
 

@@ -37,8 +37,8 @@ from mgpt.launching.processes import (
     run_child,
 )
 from mgpt.launching.srun import refuse_step
+from mgpt.lifecycle.folder import DONE, check_machine, is_complete
 from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, is_long
-from mgpt.stages.folder import DONE, check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
 
 RECORD = "pipeline.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.evals.report import ReportInputs, build_report
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import input_identities
-from mgpt.stages.open_tracker import open_tracker
+from mgpt.lifecycle.folder import StageFolder
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tracking.tracker import TrackingConfig
 

@@ -10,10 +10,10 @@ from statistics import fmean
 
 from data_pipeline.roundtrip import RoundtripConfig, roundtrip
 from mgpt.data.dataset import open_dataset, resolution_folders
+from mgpt.lifecycle.folder import StageFolder
+from mgpt.lifecycle.identity import dataset_identity, raw_identities
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.build import vq_input
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import dataset_identity, raw_identities
-from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.tracking.tracker import TrackingConfig
 

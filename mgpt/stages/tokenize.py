@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipeline.build_shards import write_some
-from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
-from data_pipeline.raw_shards import RawShardReader
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
-from data_pipeline.workers import Place
+from data_pipeline.pack import write_some
+from data_pipeline.raw.inputs import estimate_samples, find_raw_shards
+from data_pipeline.raw.shards import RawShardReader
+from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline.tokenizing.workers import Place
 from mgpt.files.storage import locate
+from mgpt.lifecycle.comparison import Changeable
+from mgpt.lifecycle.folder import StageFolder, flatten
+from mgpt.lifecycle.identity import raw_identities
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.build import vq_input
-from mgpt.stages.comparison import Changeable
-from mgpt.stages.folder import StageFolder, flatten
-from mgpt.stages.identity import raw_identities
-from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, shares, silent_tracker, timed
 from mgpt.tracking.tracker import TrackingConfig
 

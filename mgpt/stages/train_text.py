@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from mgpt.data.dataset import TokenisedDataset, open_dataset, resolution_folders
 from mgpt.errors import ConfigError
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import dataset_identity
-from mgpt.stages.open_tracker import open_tracker
+from mgpt.lifecycle.folder import StageFolder
+from mgpt.lifecycle.identity import dataset_identity
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, timed
 from mgpt.tasks.registry import READINGS, TASKS, SampleView, can_serve
 from mgpt.tokens.chat import Conversation, Document

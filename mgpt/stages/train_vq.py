@@ -18,17 +18,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_pipeline.raw_inputs import find_raw_shards
-from data_pipeline.raw_shards import RawSample, RawShardReader
+from data_pipeline.raw.inputs import find_raw_shards
+from data_pipeline.raw.shards import RawSample, RawShardReader
 from mgpt.errors import DataError
 from mgpt.files.storage import Location
 from mgpt.images.pixels import open_image, whiten
+from mgpt.lifecycle.comparison import Changeable
+from mgpt.lifecycle.folder import StageFolder
+from mgpt.lifecycle.identity import input_identities, raw_identities
+from mgpt.lifecycle.open_tracker import open_tracker
 from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import pick_device
-from mgpt.stages.comparison import Changeable
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import input_identities, raw_identities
-from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_pipeline.verify_shards import VerifyConfig, verify
+from data_pipeline.verify import VerifyConfig, verify
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 NOT_PROVEN_STATUS = 1

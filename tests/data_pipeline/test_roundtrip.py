@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.roundtrip import MAX_PSNR_DB, RoundtripConfig, psnr_db, roundtrip
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
+from data_pipeline.tokenize import TokenizeConfig, tokenize
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image
 

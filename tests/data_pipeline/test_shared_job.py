@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
-from data_pipeline.verify_shards import VerifyConfig, verify
-from data_pipeline.workers import WORK_FOLDER, Place
+from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline.tokenizing.workers import WORK_FOLDER, Place
+from data_pipeline.verify import VerifyConfig, verify
 
 MOST_S = 120  # a machine that does other work takes its time to start Python
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_")

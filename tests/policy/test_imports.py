@@ -59,6 +59,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.launching": ({"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
     "mgpt.cli": ({"mgpt.launching"}, {"hydra", "omegaconf", "yaml"}, set()),
     "mgpt.__main__": ({"mgpt.cli"}, set(), set()),
+    "mgpt.lifecycle": (EVERYTHING, {"yaml"}, set()),
     "mgpt.stages": (EVERYTHING, {"hydra", "omegaconf", "yaml"}, {"rich"}),
     "data_pipeline": (
         {

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 sys.path.append(str(Path(__file__).parents[2] / "tokens"))
 from chameleon_layout import chameleon_json
 
-from data_pipeline.build_shards import PackConfig, pack, read_stats
-from data_pipeline.raw_shards import RawShardReader
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
+from data_pipeline.pack import PackConfig, pack, read_stats
+from data_pipeline.raw.shards import RawShardReader
+from data_pipeline.tokenize import TokenizeConfig, tokenize
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.documents import IGNORED
 from mgpt.data.loader import held_out_rows

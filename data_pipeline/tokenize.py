@@ -1,0 +1,415 @@
+"""`mgpt tokenize`: raw shards become tokenised shards, each sample once at each resolution.
+
+    mgpt tokenize input=raw/train output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
+
+A raw shard is the unit of work: decode, filter, choose a bucket, fit, encode in batches, write
+`<output>/<px>/<shard>.tar` with index and manifest. Any number of runs on any number of machines
+may share one output folder. Every key of a raw shard is, at every resolution, either written or
+listed in the manifest with a reason. A rerun of a finished job changes nothing.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+from data_pipeline.raw.inputs import estimate_samples, find_raw_shards
+from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
+from data_pipeline.tokenizing.admission import Admission
+from data_pipeline.tokenizing.claims import Claim
+from data_pipeline.tokenizing.duplicates import Known, LookJob, find_job_duplicates
+from data_pipeline.tokenizing.encoding import (
+    Agreement,
+    Codes,
+    FastCodes,
+    Levels,
+    ShardEncoder,
+    vq_codes,
+)
+from data_pipeline.tokenizing.filters import FilterConfig, Filters
+from data_pipeline.tokenizing.fitting import Fitted, Pictures, Target, fit_fields
+from data_pipeline.tokenizing.job_settings import exactly, list_finished, settle_settings
+from data_pipeline.tokenizing.overlap import in_order
+from data_pipeline.tokenizing.reject_log import RejectLog
+from data_pipeline.tokenizing.workers import run_units
+from data_pipeline.views.job_view import JobView
+from mgpt.allocator import keep_freed_memory
+from mgpt.data.shards import Manifest, ShardWriter, canonical_json, read_manifests
+from mgpt.dtypes import CODES, Dtype, choose_dtype
+from mgpt.errors import DataError, MachineError
+from mgpt.files.storage import Location, locate
+from mgpt.images.buckets import bucket_sizes
+from mgpt.images.pixels import MAX_PIXELS
+from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tracking.tracker import Tracker
+
+GPU_DECODERS = 8
+_Item = RawSample | Rejected
+
+# Fields that decide bytes of the output, beside the VQ model, the device and the filters.
+_DECISIVE = (
+    "resolution",
+    "seed",
+    "threads",
+    "batch_pixels",
+    "enlarge",
+    "rotate_exif",
+    "max_pixels",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """What to tokenise, with which VQ model, at which resolutions."""
+
+    input: str | list[str]
+    """Raw shards: a folder, a glob, a tar, or a list of these."""
+    output: str
+    """Folder of the tokenised shards; one subfolder a resolution."""
+    vq: str
+    """VQ model: a folder, or the name of a shipped one, such as scenes_f8."""
+    resolution: list[int]
+    """Sides in pixels of the squares whose area pictures get; any aspect ratio in each."""
+    workers: int = 1
+    """Processes; the output does not depend on it."""
+    decoders: int | None = None
+    """Threads of a process that decode and fit pictures while another one encodes, to keep a GPU
+    busy; 0 does one thing after the other; null is 8 with a GPU and 0 without. Twice as many
+    pictures are in memory at once. The output does not depend on it."""
+    dtype: Dtype = "auto"
+    """Of the VQ model's layers. auto is float32 on every device; bfloat16 is for GPUs, and changes
+    a few codes in a hundred: how many is printed once."""
+    compile: bool = False
+    """Whether these layers run as machine code (torch.compile), made anew for each size of picture
+    and worker: for GPUs, in jobs that outlast that. A few codes may be others; how many is said."""
+    seed: int = 0
+    """Decides, with a sample's key, where its pictures are cropped."""
+    threads: int = 1
+    """Torch threads a process; may change a code in rare ties."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the VQ model runs; auto is a GPU where there is one. May change a code in rare ties."""
+    batch_pixels: int = 2**16
+    """Pixels a batch is filled up to: 16 pictures of 64 x 64, one of 256 x 256. More serves a GPU;
+    16 such pictures are the fastest on one CPU core (measured, 32 channels). May change a code in
+    rare ties."""
+    enlarge: bool = False
+    """Whether pictures smaller than a resolution are scaled up instead of left out there."""
+    rotate_exif: bool = True
+    """Whether pictures are turned as their EXIF data says; false as in the published code."""
+    max_pixels: int = MAX_PIXELS
+    """Largest picture that is decoded, in pixels."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    """What to leave out on purpose."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", sorted(self.resolution))
+        if not self.resolution or min(self.resolution) < 1:
+            raise ValueError(f"resolution={self.resolution} must list sides in pixels")
+        if len(set(self.resolution)) < len(self.resolution):
+            raise ValueError(f"resolution={self.resolution} lists one twice")
+        for name in ("workers", "threads", "batch_pixels", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.decoders is not None and self.decoders < 0:
+            raise ValueError(f"decoders={self.decoders} must be 0 or more")
+
+
+def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
+    """Write every tokenised shard that is not there yet.
+
+    Returns:
+        `shards`, `inputs`, `damaged` (names of raw shards), and by resolution (as text)
+        `written` and `rejected` (counts by reason), of the whole output; `dtype` and its reason.
+
+    Raises:
+        ConfigError: the output was made with another VQ model or other settings.
+        DataError: no raw shards, or one that has changed since it was tokenised.
+        MachineError: no GPU where one is asked for, a full disk, workers that keep being killed.
+    """
+    job = TokenizeJob.prepare(exactly(TokenizeConfig, cfg))
+    counts = estimate_samples(job.paths)
+    done = job.finished()
+    finished = sum(counts[unit] for unit in job.units() if unit in done)
+    threads_before = torch.get_num_threads()
+    dtype = choose_dtype(cfg.dtype, torch.device(job.device), keep_float32=CODES)
+    dtype.announce(tracker.print)
+    try:
+        if job.looks_across and finished < sum(counts.values()):
+            with tracker.progress(sum(counts.values()), "samples", "find duplicates") as bar:
+                looks = LookJob(cfg.output, job.paths, job.admission)
+                known = find_job_duplicates(looks, cfg.workers, bar.advance)
+                job = dataclasses.replace(job, known=known)
+        with tracker.progress(sum(counts.values()), "samples", "tokenize", done=finished) as bar:
+            view = JobView(job, tracker, bar.advance, cfg.vq, cfg.resolution)
+            run_units(job, cfg.workers, view.advance)
+            view.look()
+    finally:
+        torch.set_num_threads(threads_before)
+    list_finished(job.output, job.units())
+    summary = _summarise(job)
+    _print_summary(summary, tracker)
+    return {**summary, "dtype": str(dtype)}
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """One unit a raw shard; see `data_pipeline.tokenizing.workers.Job`."""
+
+    cfg: TokenizeConfig
+    paths: dict[str, Location]
+    device: str
+    latent_px: int
+    num_codes: int
+    vq_fingerprint: str
+    settings_fingerprint: str
+    known: Known | None = None
+    """Duplicates by raw shard, where they are found over the whole job."""
+
+    @classmethod
+    def prepare(cls, cfg: TokenizeConfig) -> "TokenizeJob":
+        """Find the raw shards and compare this run with what the output already holds."""
+        paths = find_raw_shards(cfg.input)
+        vq = load_vqgan(cfg.vq)
+        latent_px, num_codes = vq.cfg.downsample, vq.cfg.n_embed
+        for px in cfg.resolution:
+            bucket_sizes(px, 2 * latent_px)  # raises where not even one grid fits
+        device = _device(cfg.device)
+        vq_fingerprint = vqgan_fingerprint(vq)
+        settings = {
+            "job": "tokenize",
+            "vq_fingerprint": vq_fingerprint,
+            "latent_px": latent_px,
+            "num_codes": num_codes,
+            "device": device,
+            **{name: getattr(cfg, name) for name in _DECISIVE},
+            **{f"filters.{name}": value for name, value in vars(cfg.filters).items()},
+        }
+        if cfg.dtype == "bfloat16":
+            settings["precision"] = "bf16"
+        if cfg.compile:
+            settings["compile"] = True
+        if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
+            settings["filters.duplicates_among"] = _names_and_sizes(paths)
+        fingerprint = settle_settings(locate(cfg.output), settings, "mgpt tokenize")
+        job = cls(cfg, paths, device, latent_px, num_codes, vq_fingerprint, fingerprint)
+        job._check_unchanged()
+        return job
+
+    @property
+    def output(self) -> Location:
+        return locate(self.cfg.output)
+
+    def folder(self, px: int) -> Location:
+        """Where the shards of one resolution stand."""
+        return self.output / str(px)
+
+    def units(self) -> list[str]:
+        return list(self.paths)
+
+    def finished(self) -> set[str]:
+        return set.intersection(*(self.finished_at(px) for px in self.cfg.resolution))
+
+    def finished_at(self, px: int) -> set[str]:
+        """Raw shards that are finished at one resolution, by one listing."""
+        return {path.stem for path in self.folder(px).glob("*.json")}
+
+    def is_done(self, unit: str) -> bool:
+        return not self.missing(unit)
+
+    def missing(self, unit: str) -> list[int]:
+        """Resolutions at which the raw shard is not finished."""
+        return [px for px in self.cfg.resolution if not (self.folder(px) / f"{unit}.json").exists()]
+
+    @property
+    def admission(self) -> Admission:
+        """Which samples are used."""
+        cfg = self.cfg
+        smallest_px = 0 if cfg.enlarge else min(cfg.resolution)
+        return Admission(cfg.filters, smallest_px, cfg.rotate_exif, cfg.max_pixels)
+
+    @property
+    def looks_across(self) -> bool:
+        """Whether a sample may be left out for one in another raw shard."""
+        filters = self.cfg.filters
+        return filters.finds_duplicates and filters.duplicates_across == "job"
+
+    def open(self, slot: int) -> "TokenizeWorker":
+        return TokenizeWorker(self, slot)
+
+    def _check_unchanged(self) -> None:
+        for px in self.cfg.resolution:
+            done = sorted(self.finished_at(px).intersection(self.paths))
+            for unit, manifest in zip(done, read_manifests(self.folder(px), done), strict=True):
+                path, kept = self.paths[unit], manifest.raw["bytes"]
+                if (num_bytes := path.stat().st_size) != kept:
+                    raise DataError(
+                        f"{path}: {num_bytes} bytes, but {kept} when it was tokenised into "
+                        f"{self.folder(px)}; restore it, or give another output folder"
+                    )
+
+
+class TokenizeWorker:
+    """Tokenises one raw shard at a time, in one process."""
+
+    def __init__(self, job: TokenizeJob, slot: int) -> None:
+        self._job = job
+        keep_freed_memory()
+        torch.set_num_threads(job.cfg.threads)
+        device = torch.device(job.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", slot % torch.cuda.device_count())
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        vq = load_vqgan(job.cfg.vq).to(device)
+        if vqgan_fingerprint(vq) != job.vq_fingerprint:
+            raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
+        exact = partial(vq_codes, vq)
+        self._encode: Callable[[Levels], Codes] = exact
+        is_bf16, is_compiled = job.cfg.dtype == "bfloat16", job.cfg.compile
+        if is_bf16 or is_compiled:
+            fast = FastCodes(vq, is_bf16, is_compiled, job.cfg.batch_pixels)
+            self._encode = Agreement(fast, exact)
+        self._decoders = self._encoder = None
+        ahead = job.cfg.decoders
+        self._ahead = (GPU_DECODERS if device.type == "cuda" else 0) if ahead is None else ahead
+        if self._ahead:
+            self._decoders = ThreadPoolExecutor(self._ahead, "decoder")
+            # A thread's own number of OpenMP threads is that of the machine until it is told.
+            self._encoder = ThreadPoolExecutor(
+                1, "encoder", torch.set_num_threads, (job.cfg.threads,)
+            )
+        self._log = RejectLog()
+
+    def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
+        """Write the unit at every resolution at which it is missing."""
+        job = self._job
+        encoders: dict[int, ShardEncoder] = {}
+        writers: dict[int, ShardWriter] = {}
+        with ExitStack() as stack:
+            for px in job.missing(unit):
+                writers[px] = stack.enter_context(ShardWriter(job.folder(px), unit))
+                encoders[px] = ShardEncoder(
+                    writers[px], self._encode, job.cfg.batch_pixels, self._encoder
+                )
+            reader = stack.enter_context(RawShardReader.open(job.paths[unit]))
+            filters = job.admission.filters(job.known and job.known(unit))
+            for item, outcomes in self._fitted(unit, reader, filters, list(encoders)):
+                self._add(unit, item, outcomes, encoders)
+                advance(1)
+            raw = {
+                "name": unit,
+                "sha256": reader.sha256,
+                "bytes": reader.num_bytes,
+                "inputs": reader.inputs,
+                "damaged": reader.damaged,
+                "ignored": dict(sorted(reader.ignored.items())),
+            }
+            for px, encoder in encoders.items():
+                encoder.finish()
+                writers[px].close(
+                    {
+                        "raw": raw,
+                        "rejected": encoder.rejected,
+                        "resolution_px": px,
+                        "latent_px": job.latent_px,
+                        "num_codes": job.num_codes,
+                        "vq_fingerprint": job.vq_fingerprint,
+                        "settings_fingerprint": job.settings_fingerprint,
+                    },
+                    before_publish=claim.check,
+                )
+
+    def _fitted(
+        self, unit: str, items: Iterable[_Item], filters: Filters, resolutions: list[int]
+    ) -> Iterator[tuple[_Item, Rejected | dict[int, Fitted | Rejected]]]:
+        """Each item with what it is at each resolution, or why it is at none, in order."""
+        job = self._job
+        admission, cfg = job.admission, job.cfg
+
+        def decode(item: _Item) -> tuple[_Item, Pictures | Rejected]:
+            return item, admission.decode(item, filters)
+
+        def fit(
+            both: tuple[_Item, Pictures | Rejected],
+        ) -> tuple[_Item, Rejected | dict[int, Fitted | Rejected]]:
+            item, pictures = both
+            if isinstance(pictures, Rejected):
+                return item, pictures
+            fitted = {}
+            for px in resolutions:
+                target = Target(px, 2 * job.latent_px, cfg.enlarge)
+                fitted[px] = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
+            return item, fitted
+
+        threads, ahead = self._decoders, self._ahead
+        decoded = in_order(threads, decode, items, ahead)
+        kept = ((item, admission.compare(item, found, filters)) for item, found in decoded)
+        return in_order(threads, fit, kept, ahead)
+
+    def _add(
+        self,
+        unit: str,
+        item: _Item,
+        outcomes: Rejected | dict[int, Fitted | Rejected],
+        encoders: dict[int, ShardEncoder],
+    ) -> None:
+        """One sample, or one refusal, into every encoder."""
+        if isinstance(outcomes, Rejected):
+            for encoder in encoders.values():
+                encoder.reject(outcomes)
+            self._log.note(unit, outcomes)
+            return
+        assert isinstance(item, RawSample)
+        for px, encoder in encoders.items():
+            fitted = outcomes[px]
+            if isinstance(fitted, Rejected):
+                encoder.reject(dataclasses.replace(fitted, key=item.key))
+            else:
+                encoder.add(item.key, item.meta, fitted)
+
+
+def _names_and_sizes(paths: Mapping[str, Location]) -> str:
+    """16 hex digits over the raw shards: with another one among them, other samples are first."""
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    return hashlib.sha256(canonical_json(sizes)).hexdigest()[:16]
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("device=cuda, but torch finds no GPU; use device=auto or device=cpu")
+    return wanted
+
+
+def _summarise(job: TokenizeJob) -> dict[str, Any]:
+    manifests: dict[int, list[Manifest]] = {
+        px: read_manifests(job.folder(px), job.units()) for px in job.cfg.resolution
+    }
+    first = manifests[job.cfg.resolution[0]]
+    return {
+        "shards": len(first),
+        "inputs": sum(one.raw["inputs"] for one in first),
+        "damaged": [one.shard for one in first if one.raw["damaged"]],
+        "written": {str(px): sum(one.samples for one in ones) for px, ones in manifests.items()},
+        "rejected": {
+            str(px): dict(sorted(Counter(why for one in ones for _, why in one.rejected).items()))
+            for px, ones in manifests.items()
+        },
+    }
+
+
+def _print_summary(summary: dict[str, Any], tracker: Tracker) -> None:
+    rows = []
+    for px, written in summary["written"].items():
+        rows.append([px, "written", written])
+        rows += [[px, reason, count] for reason, count in summary["rejected"][px].items()]
+    tracker.table(f"tokenised {summary['inputs']} samples", ["px", "outcome", "samples"], rows)
+    for name in summary["damaged"]:
+        tracker.print(f"damaged raw shard: {name}; its whole samples are written")
