@@ -1,6 +1,7 @@
-"""`mgpt inspect`: one tokenised sample as a person would want to see it, found by its key.
+"""mgpt inspect: one tokenised sample by its key: pictures, text, ids trained or not.
 
-    mgpt inspect input=tokens key=000000012 vq=scenes_f8 vocabulary=text output=inspected
+mgpt inspect input=tokens key=000000012 output=inspected
+mgpt inspect input=tokens key=000000012 vq=scenes_f8 vocabulary=text task=caption output=seen
 
 Shown are the pictures (decoded with `vq=`, else a map with a colour for each code), the JSON, and
 what every task makes of the sample: with `vocabulary=` each id, marked as trained or given, else
@@ -24,16 +25,18 @@ from mgpt.data.shards import TokenisedSample
 from mgpt.errors import DataError
 from mgpt.evals.page import Section, inline_picture, page
 from mgpt.files.storage import Location, locate, write_whole
+from mgpt.lifecycle.weights import load_vocabulary
 from mgpt.tasks.registry import READINGS, SampleView, can_serve, task
 from mgpt.tokens.chat import Conversation, Document, ImageSlot, Part, tokenise
 from mgpt.tokens.vocab import Vocabulary
 
 _MAP_PX = 8  # pixels of a code in the map of codes
 _CODES_SHOWN = 4  # of a row; the others are counted
+_MOST_RUNS = 80  # of a task, on the console; the page has all
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class Config:
     """Which sample to show."""
 
     input: str
@@ -82,9 +85,15 @@ class Found:
     readings: list[Reading]
 
 
-def inspect_sample(
-    cfg: InspectConfig, vocabulary: Vocabulary | None
-) -> tuple[list[Found], Location]:
+def main(cfg: Config) -> None:
+    vocabulary = None if cfg.vocabulary is None else load_vocabulary(cfg.vocabulary)
+    found, path = inspect_sample(cfg, vocabulary)
+    for one in found:
+        _print(one)
+    print(f"page: {path}", flush=True)
+
+
+def inspect_sample(cfg: Config, vocabulary: Vocabulary | None) -> tuple[list[Found], Location]:
     """Find the sample at every resolution asked and write its page.
 
     Raises:
@@ -112,9 +121,7 @@ def inspect_sample(
     return found, path
 
 
-def _find(
-    dataset: TokenisedDataset, cfg: InspectConfig, vocabulary: Vocabulary | None
-) -> Iterator[Found]:
+def _find(dataset: TokenisedDataset, cfg: Config, vocabulary: Vocabulary | None) -> Iterator[Found]:
     for place, manifest in enumerate(dataset.manifests):
         raw_shard = str(manifest.raw["name"])
         if cfg.shard not in (None, raw_shard):
@@ -127,7 +134,7 @@ def _find(
                 yield Found(dataset.resolution_px, raw_shard, sample, readings)
 
 
-def _refusals(dataset: TokenisedDataset, cfg: InspectConfig) -> list[str]:
+def _refusals(dataset: TokenisedDataset, cfg: Config) -> list[str]:
     return [
         f"rejected from {manifest.raw['name']} at {dataset.resolution_px} px: {reason}"
         for manifest in dataset.manifests
@@ -135,6 +142,30 @@ def _refusals(dataset: TokenisedDataset, cfg: InspectConfig) -> list[str]:
         for key, reason in manifest.rejected
         if key == cfg.key
     ]
+
+
+def _print(found: Found) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    sample = found.sample
+    console.print(Text(f"{found.raw_shard}/{sample.key} at {found.resolution_px} px", "bold"))
+    for name, codes_HW in sample.codes.items():
+        console.print(Text(f"  {name}: {codes_HW.shape[1]} x {codes_HW.shape[0]} codes"))
+    for name, value in sample.meta.items():
+        console.print(Text(f"  {name}: {value}"))
+    for reading in found.readings:
+        counts = ""
+        if reading.tokens is not None:
+            counts = f": {reading.tokens:,} tokens, {reading.trained:,} trained"
+        words = Text(f"  as {reading.task}{counts}\n    ", "bold")
+        for run in reading.runs[:_MOST_RUNS]:
+            words.append(run.words, "not bold green" if run.trained else "not bold dim")
+            words.append(" ")
+        if len(reading.runs) > _MOST_RUNS:
+            words.append("…", "not bold")
+        console.print(words)
 
 
 # ------------------------------------------------------------------ what tasks make of it

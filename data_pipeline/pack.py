@@ -1,38 +1,57 @@
-"""`mgpt pack`: samples of a source become raw shards in img2dataset's layout.
+"""mgpt pack: samples of a source become raw shards, ordinary webdataset tars.
 
-    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 scenes.split=train workers=2
-    mgpt pack source=folder input=my_pictures output=raw/mine
+mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 workers=2
+mgpt pack source=folder input=my_pictures output=raw/mine
 
-Each shard is `<name>.tar`, and `<name>.json` with its counts, sha256 and refusals, written last:
-a shard that has it is finished, and a rerun passes over it. Bytes depend on the source and its
-settings alone, not on the number of workers or on interruptions.
+The layout is img2dataset's. Each shard is `<name>.tar`, and `<name>.json` with its counts, sha256
+and refusals, written last: a shard that has it is finished, and a rerun skips it. Bytes depend on
+the source and its settings alone, not on the number of workers or on interruptions.
 """
 
 import dataclasses
 import importlib
+import itertools
 import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.raw.shards import RawSample, RawShardWriter, RefusedSample, Rejected
+from data_pipeline.raw.shards import RawShardWriter, Rejected, try_add, write_some
 from data_pipeline.sources.pack_config import SOURCES, PackConfig
 from data_pipeline.sources.part import Part
 from data_pipeline.tokenizing.claims import Claim
-from data_pipeline.tokenizing.job_settings import exactly, settle_settings
+from data_pipeline.tokenizing.job_settings import settle_settings
 from data_pipeline.tokenizing.reject_log import RejectLog
 from data_pipeline.tokenizing.workers import run_units
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError
 from mgpt.files.storage import Location, locate, read_all, write_new
-from mgpt.tracking.tracker import Tracker
+from mgpt.lifecycle.folder import flatten
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, timed
+from mgpt.lifecycle.run import run_stage
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
-_LEAST_SOME, _MOST_SOME, _MOST_SOME_BYTES = 16, 64, 3_000_000
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PackConfig):
+    """What `mgpt pack` can be given."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    return input_identities(cfg.input)
+
+
+def main(cfg: Config) -> None:
+    run_stage("pack", cfg, inputs(cfg), pack, shared=True)
 
 
 def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
@@ -45,7 +64,7 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
         ConfigError: the output folder holds shards of other settings.
         DataError, MachineError: what the source or the disk says.
     """
-    job = PackJob(exactly(PackConfig, cfg))
+    job = PackJob(cfg)
     settle_settings(job.output, _settings(cfg), "mgpt pack")
     parts = job.parts
     done = job.finished()
@@ -59,12 +78,16 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
     if rejected:
         rows = [[reason, count] for reason, count in sorted(rejected.items())]
         tracker.table("rejected while packing", ["reason", "samples"], rows)
-    return {
+    figures = {
         "shards": len(stats),
         "samples": sum(one["samples"] for one in stats),
         "bytes": sum(one["bytes"] for one in stats),
         "rejected": dict(sorted(rejected.items())),
     }
+    counts = {name: value for name, value in flatten(figures) if value != {}}
+    tracker.log(0, counts)
+    tracker.finish(counts)
+    return figures
 
 
 def read_stats(output: Location, shard: str) -> dict[str, Any]:
@@ -145,7 +168,7 @@ class PackWorker:
         rejected: list[Rejected] = []
         with RawShardWriter(output / f"{unit}.tar") as writer:
             for item in part.read():
-                refused = item if isinstance(item, Rejected) else _add(writer, item)
+                refused = item if isinstance(item, Rejected) else try_add(writer, item)
                 if refused is not None:
                     rejected.append(refused)
                     self._log.note(unit, refused)
@@ -159,31 +182,19 @@ class PackWorker:
         write_new(output / f"{unit}.json", canonical_json(record) + b"\n", claim.check)
 
 
-def _add(writer: RawShardWriter, sample: RawSample) -> Rejected | None:
-    """The sample into the shard, or why it cannot be written."""
-    try:
-        writer.add(sample)
-    except RefusedSample as refusal:
-        return refusal.rejected
-    return None
+def is_long(cfg: Config) -> bool:
+    return cfg.source == "scenes" and cfg.scenes.num_scenes > 200
 
 
-def write_some(output: Location, items: Iterable[RawSample | Rejected], seconds: float) -> int:
-    """The first samples of a source or of other shards as one raw shard; returns their number.
-
-    It ends after about so many seconds, or with 3 MB of pictures, but not before 16 samples; with
-    64 in any case.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    began, count, num_bytes = time.monotonic(), 0, 0
-    with RawShardWriter(output / "00000.tar") as writer:
-        for item in items:
-            if isinstance(item, Rejected) or _add(writer, item) is not None:
-                continue
-            count += 1
-            num_bytes += sum(len(picture.data) for picture in item.pictures.values())
-            is_enough = time.monotonic() - began > seconds or num_bytes > _MOST_SOME_BYTES
-            if count >= _MOST_SOME or (count >= _LEAST_SOME and is_enough):
-                break
-        writer.close()
-    return count
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Packs the first samples of the source, of whichever kind it is."""
+    job = PackJob(real)
+    parts, done = job.parts, job.finished()
+    items = itertools.chain.from_iterable(part.read() for part in parts.values())
+    counts: list[int] = []
+    seconds = timed(lambda: counts.append(write_some(locate(cfg.output), items, seconds=1.5)))
+    total = sum(part.num_samples for part in parts.values())
+    left = sum(part.num_samples for part in parts.values() if part.name not in done)
+    workers = shares(min(cfg.workers, len(parts)))
+    starts = 1 if cfg.workers == 1 else 2
+    return Estimate(seconds * left / counts[0] / workers, total / counts[0], starts)

@@ -1,6 +1,6 @@
-"""`mgpt tokenize`: raw shards become tokenised shards, each sample once at each resolution.
+"""mgpt tokenize: raw shards become shards of picture codes, one folder a resolution.
 
-    mgpt tokenize input=raw/train output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
+mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
 
 A raw shard is the unit of work: decode, filter, choose a bucket, fit, encode in batches, write
 `<output>/<px>/<shard>.tar` with index and manifest. Any number of runs on any number of machines
@@ -8,50 +8,40 @@ may share one output folder. Every key of a raw shard is, at every resolution, e
 listed in the manifest with a reason. A rerun of a finished job changes nothing.
 """
 
-import dataclasses
+from __future__ import annotations
+
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from data_pipeline.raw.inputs import estimate_samples, find_raw_shards
-from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
+from data_pipeline.raw.inputs import estimate_samples, find_raw_shards, raw_identities
+from data_pipeline.raw.shards import RawShardReader, write_some
 from data_pipeline.tokenizing.admission import Admission
-from data_pipeline.tokenizing.claims import Claim
 from data_pipeline.tokenizing.duplicates import Known, LookJob, find_job_duplicates
-from data_pipeline.tokenizing.encoding import (
-    Agreement,
-    Codes,
-    FastCodes,
-    Levels,
-    ShardEncoder,
-    vq_codes,
-)
-from data_pipeline.tokenizing.filters import FilterConfig, Filters
-from data_pipeline.tokenizing.fitting import Fitted, Pictures, Target, fit_fields
-from data_pipeline.tokenizing.job_settings import exactly, list_finished, settle_settings
-from data_pipeline.tokenizing.overlap import in_order
-from data_pipeline.tokenizing.reject_log import RejectLog
+from data_pipeline.tokenizing.filters import FilterConfig
+from data_pipeline.tokenizing.job_settings import list_finished, settle_settings
+from data_pipeline.tokenizing.worker import TokenizeWorker
 from data_pipeline.tokenizing.workers import run_units
 from data_pipeline.views.job_view import JobView
-from mgpt.allocator import keep_freed_memory
-from mgpt.data.shards import Manifest, ShardWriter, canonical_json, read_manifests
+from mgpt.data.shards import Manifest, canonical_json, read_manifests
 from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import DataError, MachineError
 from mgpt.files.storage import Location, locate
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
+from mgpt.lifecycle.comparison import Changeable
+from mgpt.lifecycle.folder import flatten
+from mgpt.lifecycle.identity import vq_input
+from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, silent_tracker, timed
+from mgpt.lifecycle.run import run_stage
 from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
-from mgpt.tracking.tracker import Tracker
-
-GPU_DECODERS = 8
-_Item = RawSample | Rejected
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 # Fields that decide bytes of the output, beside the VQ model, the device and the filters.
 _DECISIVE = (
@@ -66,8 +56,11 @@ _DECISIVE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeConfig:
+class Config:
     """What to tokenise, with which VQ model, at which resolutions."""
+
+    # More raw shards are more work; the job itself compares those it has done with their manifests.
+    CHANGEABLE: ClassVar[Changeable] = Changeable(resumed=("input",), extends=("input",))
 
     input: str | list[str]
     """Raw shards: a folder, a glob, a tar, or a list of these."""
@@ -107,6 +100,9 @@ class TokenizeConfig:
     """Largest picture that is decoded, in pixels."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     """What to leave out on purpose."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", sorted(self.resolution))
@@ -121,7 +117,15 @@ class TokenizeConfig:
             raise ValueError(f"decoders={self.decoders} must be 0 or more")
 
 
-def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
+def inputs(cfg: Config) -> dict[str, str]:
+    return {**raw_identities(cfg.input), **vq_input(cfg.vq)}
+
+
+def main(cfg: Config) -> None:
+    run_stage("tokenize", cfg, inputs(cfg), tokenize, shared=True)
+
+
+def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     """Write every tokenised shard that is not there yet.
 
     Returns:
@@ -133,7 +137,7 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
         DataError: no raw shards, or one that has changed since it was tokenised.
         MachineError: no GPU where one is asked for, a full disk, workers that keep being killed.
     """
-    job = TokenizeJob.prepare(exactly(TokenizeConfig, cfg))
+    job = TokenizeJob.prepare(cfg)
     counts = estimate_samples(job.paths)
     done = job.finished()
     finished = sum(counts[unit] for unit in job.units() if unit in done)
@@ -145,7 +149,7 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
             with tracker.progress(sum(counts.values()), "samples", "find duplicates") as bar:
                 looks = LookJob(cfg.output, job.paths, job.admission)
                 known = find_job_duplicates(looks, cfg.workers, bar.advance)
-                job = dataclasses.replace(job, known=known)
+                job = replace(job, known=known)
         with tracker.progress(sum(counts.values()), "samples", "tokenize", done=finished) as bar:
             view = JobView(job, tracker, bar.advance, cfg.vq, cfg.resolution)
             run_units(job, cfg.workers, view.advance)
@@ -155,14 +159,18 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
     list_finished(job.output, job.units())
     summary = _summarise(job)
     _print_summary(summary, tracker)
-    return {**summary, "dtype": str(dtype)}
+    figures = {**summary, "dtype": str(dtype)}
+    counts = {name: value for name, value in flatten(figures) if value not in ({}, [])}
+    tracker.log(summary["shards"], counts)
+    tracker.finish({"shards": summary["shards"], "samples": summary["inputs"]})
+    return figures
 
 
 @dataclass(frozen=True)
 class TokenizeJob:
     """One unit a raw shard; see `data_pipeline.tokenizing.workers.Job`."""
 
-    cfg: TokenizeConfig
+    cfg: Config
     paths: dict[str, Location]
     device: str
     latent_px: int
@@ -173,7 +181,7 @@ class TokenizeJob:
     """Duplicates by raw shard, where they are found over the whole job."""
 
     @classmethod
-    def prepare(cls, cfg: TokenizeConfig) -> "TokenizeJob":
+    def prepare(cls, cfg: Config) -> TokenizeJob:
         """Find the raw shards and compare this run with what the output already holds."""
         paths = find_raw_shards(cfg.input)
         vq = load_vqgan(cfg.vq)
@@ -240,7 +248,7 @@ class TokenizeJob:
         filters = self.cfg.filters
         return filters.finds_duplicates and filters.duplicates_across == "job"
 
-    def open(self, slot: int) -> "TokenizeWorker":
+    def open(self, slot: int) -> TokenizeWorker:
         return TokenizeWorker(self, slot)
 
     def _check_unchanged(self) -> None:
@@ -253,125 +261,6 @@ class TokenizeJob:
                         f"{path}: {num_bytes} bytes, but {kept} when it was tokenised into "
                         f"{self.folder(px)}; restore it, or give another output folder"
                     )
-
-
-class TokenizeWorker:
-    """Tokenises one raw shard at a time, in one process."""
-
-    def __init__(self, job: TokenizeJob, slot: int) -> None:
-        self._job = job
-        keep_freed_memory()
-        torch.set_num_threads(job.cfg.threads)
-        device = torch.device(job.device)
-        if device.type == "cuda":
-            device = torch.device("cuda", slot % torch.cuda.device_count())
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        vq = load_vqgan(job.cfg.vq).to(device)
-        if vqgan_fingerprint(vq) != job.vq_fingerprint:
-            raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
-        exact = partial(vq_codes, vq)
-        self._encode: Callable[[Levels], Codes] = exact
-        is_bf16, is_compiled = job.cfg.dtype == "bfloat16", job.cfg.compile
-        if is_bf16 or is_compiled:
-            fast = FastCodes(vq, is_bf16, is_compiled, job.cfg.batch_pixels)
-            self._encode = Agreement(fast, exact)
-        self._decoders = self._encoder = None
-        ahead = job.cfg.decoders
-        self._ahead = (GPU_DECODERS if device.type == "cuda" else 0) if ahead is None else ahead
-        if self._ahead:
-            self._decoders = ThreadPoolExecutor(self._ahead, "decoder")
-            # A thread's own number of OpenMP threads is that of the machine until it is told.
-            self._encoder = ThreadPoolExecutor(
-                1, "encoder", torch.set_num_threads, (job.cfg.threads,)
-            )
-        self._log = RejectLog()
-
-    def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
-        """Write the unit at every resolution at which it is missing."""
-        job = self._job
-        encoders: dict[int, ShardEncoder] = {}
-        writers: dict[int, ShardWriter] = {}
-        with ExitStack() as stack:
-            for px in job.missing(unit):
-                writers[px] = stack.enter_context(ShardWriter(job.folder(px), unit))
-                encoders[px] = ShardEncoder(
-                    writers[px], self._encode, job.cfg.batch_pixels, self._encoder
-                )
-            reader = stack.enter_context(RawShardReader.open(job.paths[unit]))
-            filters = job.admission.filters(job.known and job.known(unit))
-            for item, outcomes in self._fitted(unit, reader, filters, list(encoders)):
-                self._add(unit, item, outcomes, encoders)
-                advance(1)
-            raw = {
-                "name": unit,
-                "sha256": reader.sha256,
-                "bytes": reader.num_bytes,
-                "inputs": reader.inputs,
-                "damaged": reader.damaged,
-                "ignored": dict(sorted(reader.ignored.items())),
-            }
-            for px, encoder in encoders.items():
-                encoder.finish()
-                writers[px].close(
-                    {
-                        "raw": raw,
-                        "rejected": encoder.rejected,
-                        "resolution_px": px,
-                        "latent_px": job.latent_px,
-                        "num_codes": job.num_codes,
-                        "vq_fingerprint": job.vq_fingerprint,
-                        "settings_fingerprint": job.settings_fingerprint,
-                    },
-                    before_publish=claim.check,
-                )
-
-    def _fitted(
-        self, unit: str, items: Iterable[_Item], filters: Filters, resolutions: list[int]
-    ) -> Iterator[tuple[_Item, Rejected | dict[int, Fitted | Rejected]]]:
-        """Each item with what it is at each resolution, or why it is at none, in order."""
-        job = self._job
-        admission, cfg = job.admission, job.cfg
-
-        def decode(item: _Item) -> tuple[_Item, Pictures | Rejected]:
-            return item, admission.decode(item, filters)
-
-        def fit(
-            both: tuple[_Item, Pictures | Rejected],
-        ) -> tuple[_Item, Rejected | dict[int, Fitted | Rejected]]:
-            item, pictures = both
-            if isinstance(pictures, Rejected):
-                return item, pictures
-            fitted = {}
-            for px in resolutions:
-                target = Target(px, 2 * job.latent_px, cfg.enlarge)
-                fitted[px] = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
-            return item, fitted
-
-        threads, ahead = self._decoders, self._ahead
-        decoded = in_order(threads, decode, items, ahead)
-        kept = ((item, admission.compare(item, found, filters)) for item, found in decoded)
-        return in_order(threads, fit, kept, ahead)
-
-    def _add(
-        self,
-        unit: str,
-        item: _Item,
-        outcomes: Rejected | dict[int, Fitted | Rejected],
-        encoders: dict[int, ShardEncoder],
-    ) -> None:
-        """One sample, or one refusal, into every encoder."""
-        if isinstance(outcomes, Rejected):
-            for encoder in encoders.values():
-                encoder.reject(outcomes)
-            self._log.note(unit, outcomes)
-            return
-        assert isinstance(item, RawSample)
-        for px, encoder in encoders.items():
-            fitted = outcomes[px]
-            if isinstance(fitted, Rejected):
-                encoder.reject(dataclasses.replace(fitted, key=item.key))
-            else:
-                encoder.add(item.key, item.meta, fitted)
 
 
 def _names_and_sizes(paths: Mapping[str, Location]) -> str:
@@ -413,3 +302,35 @@ def _print_summary(summary: dict[str, Any], tracker: Tracker) -> None:
     tracker.table(f"tokenised {summary['inputs']} samples", ["px", "outcome", "samples"], rows)
     for name in summary["damaged"]:
         tracker.print(f"damaged raw shard: {name}; its whole samples are written")
+
+
+def is_long(cfg: Config) -> bool:
+    paths = [cfg.input] if isinstance(cfg.input, str) else cfg.input
+    is_there = all(locate(path).exists() for path in paths)
+    return is_there and sum(estimate_samples(find_raw_shards(cfg.input)).values()) > 200
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Tokenises the stand-in's samples, or the first ones of shards that are there."""
+    is_there = cfg.input == real.input
+    if is_there:
+        shards = find_raw_shards(real.input)
+        items = itertools.chain.from_iterable(
+            reader for path in shards.values() for reader in [RawShardReader.open(path)]
+        )
+        some = f"{cfg.output}.raw"
+        times = sum(estimate_samples(shards).values()) / write_some(locate(some), items, 0.5)
+        cfg = replace(cfg, input=some)
+    else:
+        paths = [real.input] if isinstance(real.input, str) else real.input
+        times = max(scale(path) for path in paths)
+    cfg = replace(cfg, workers=1)
+    seconds = timed(lambda: tokenize(cfg, silent_tracker(cfg.output)))
+    left = 1.0
+    if is_there:
+        done = {
+            px: {p.stem for p in Path(real.output, str(px)).glob("*.json")} for px in cfg.resolution
+        }
+        left = 1 - len(set.intersection(*done.values()) & set(shards)) / len(shards)
+    starts = 1 if real.workers == 1 else 2
+    return Estimate(seconds * times * left / shares(real.workers), times, starts)

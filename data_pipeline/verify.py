@@ -1,19 +1,24 @@
-"""`mgpt verify`: proof that a tokenised output holds every sample of its raw shards, once.
+"""mgpt verify: proof that a tokenised output holds every sample of its raw shards, once.
 
     mgpt verify input=tokens
     mgpt verify input=tokens raw=raw/train vq=scenes_f8
 
+The last line is one JSON object. The exit status is 0 if all is proven, 1 if something is not, 2 if
+the input is no tokenised output.
+
 Proven are: tar, index and manifest of every shard agree byte for byte; every shard that the job
 ended with is there at every resolution, made of the same raw shard with the output's settings; at
 each resolution each key of the raw shard is written or rejected, none twice. With `raw=` the raw
-shards are hashed and counted anew; with `vq=` samples of every shard are decoded, and a contact
+shards are hashed and counted again; with `vq=` samples of every shard are decoded, and a contact
 sheet shows them. Counted are identities (raw shard, key): one is `written` when it is at every
 resolution asked.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,15 +31,16 @@ from mgpt.data.dataset import NOT_MANIFESTS
 from mgpt.errors import DataError
 from mgpt.files.child_processes import ProcessExecutor
 from mgpt.files.storage import Location, locate, modified_times, write_whole
-from mgpt.tracking.tracker import Tracker
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
-_MAX_PRINTED = 20  # problems; all are returned
+NOT_PROVEN_STATUS = 1
+MAX_PROBLEMS = 20  # printed, and in the JSON line; `num_problems` counts them all
 _MAX_TILES = 96  # of a contact sheet
 _SUFFIXES = (".index.npy", ".json", ".tar")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class Config:
     """What to prove."""
 
     input: str
@@ -58,7 +64,18 @@ class VerifyConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
-def verify(cfg: VerifyConfig, tracker: Tracker) -> dict[str, Any]:
+def main(cfg: Config) -> None:
+    unrecorded = TrackingConfig(mode="disabled")
+    with Tracker(unrecorded, Path(cfg.input), "verify", record=False) as tracker:
+        result = verify(cfg, tracker)
+    problems = result.pop("problems")
+    line = {**result, "num_problems": len(problems), "problems": problems[:MAX_PROBLEMS]}
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+    if not result["ok"]:
+        raise SystemExit(NOT_PROVEN_STATUS)
+
+
+def verify(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     """Check everything, print what is wrong, write the contact sheets.
 
     Returns:
@@ -84,10 +101,10 @@ def verify(cfg: VerifyConfig, tracker: Tracker) -> dict[str, Any]:
         summary.problems += [f"{raw[one]}: not tokenised" for one in sorted({*raw} - {*names})]
         for name in sorted({*names} - {*raw}):
             summary.problems.append(f"shard {name}: its raw shard is not in raw=")
-    for problem in summary.problems[:_MAX_PRINTED]:
+    for problem in summary.problems[:MAX_PROBLEMS]:
         tracker.print(problem)
-    if len(summary.problems) > _MAX_PRINTED:
-        tracker.print(f"and {len(summary.problems) - _MAX_PRINTED} problems more")
+    if len(summary.problems) > MAX_PROBLEMS:
+        tracker.print(f"and {len(summary.problems) - MAX_PROBLEMS} problems more")
     for px, tiles in sorted(summary.tiles.items()):
         path = locate(cfg.output or locate(cfg.input) / "verify") / f"{px}.png"
         write_whole(path, png(contact_sheet(spread(tiles, _MAX_TILES))))
@@ -95,7 +112,7 @@ def verify(cfg: VerifyConfig, tracker: Tracker) -> dict[str, Any]:
     return summary.result(cfg.allow_damaged)
 
 
-def _open(cfg: VerifyConfig) -> ShardAuditor:
+def _open(cfg: Config) -> ShardAuditor:
     settings = read_settings(locate(cfg.input))
     if settings.get("job") != "tokenize":
         raise DataError(

@@ -2,6 +2,7 @@
 
     shards = find_raw_shards("raw/train")         # {"00000": Path("raw/train/00000.tar"), …}
     estimate_samples(shards)                      # {"00000": 500, …}, for progress bars only
+    raw_identities("raw/train")                   # {"raw/train": "raw:0123…"}, a stage's input
 
 A shard's name is that of its output: the file's name without `.tar`; below an input folder its
 path joined by dashes, so `a/00000.tar` and `b/00000.tar` stay apart.
@@ -14,7 +15,8 @@ from collections.abc import Mapping, Sequence
 
 from data_pipeline.raw.shards import RawShardReader
 from mgpt.errors import DataError
-from mgpt.files.storage import Location, find_glob, locate, read_all, relative
+from mgpt.files.storage import Location, content_stamp, find_glob, locate, read_all, relative
+from mgpt.lifecycle.identity import HASHED_BYTES, digest
 
 LOOKED_AT_SAMPLES = 256
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -89,3 +91,34 @@ def _counted(shards: Mapping[str, Location]) -> dict[str, int | None]:
             if isinstance(count, int) and count >= 0:
                 counts[name] = count
     return counts
+
+
+def raw_identities(source: str | Sequence[str]) -> dict[str, str]:
+    """Each folder, glob or tar of raw shards → its identity."""
+    paths = [source] if isinstance(source, str) else source
+    return {path: _raw_identity(path) for path in paths}
+
+
+def _raw_identity(source: str) -> str:
+    if source.startswith("http"):
+        return f"url:{source}"
+    try:
+        shards = find_raw_shards(source)
+    except DataError:
+        return f"name:{source}"
+    records = read_all([path.with_suffix(".json") for path in shards.values()])
+    stamps = {
+        name: _recorded_sha256(record, path) or content_stamp(path, HASHED_BYTES)
+        for (name, path), record in zip(shards.items(), records)
+    }
+    return f"raw:{digest(stamps)}"
+
+
+def _recorded_sha256(record: bytes | None, shard: Location) -> str | None:
+    """The sha256 that `mgpt pack` left beside a shard, in the form of `content_stamp`."""
+    try:
+        stored = json.loads(record or b"")
+        is_of_shard = stored["bytes"] == shard.stat().st_size
+        return str(stored["sha256"])[:16] if is_of_shard else None
+    except (ValueError, LookupError, TypeError, OSError):
+        return None

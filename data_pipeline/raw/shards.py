@@ -21,7 +21,8 @@ first dot. Here the end marker must be there, and a key ends before a known fiel
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
@@ -47,6 +48,7 @@ TEXT_EXTENSIONS = frozenset({"txt", "json"})
 PICTURE_FIELD = re.compile(
     r"depth|normals|segmentation|pose|detection|other|edit_\d+|view_\d+|image_\d+"
 )
+_LEAST, _MOST, _MOST_BYTES = 16, 64, 3_000_000  # of `write_some`
 TEXT_ONLY_FIELDS = ("dialog", "text", "conversations", "interleaved")
 
 REASONS = {
@@ -402,3 +404,33 @@ class RawShardWriter:
         self._tar.write(data)
         self._hash.update(data)
         self._num_bytes += len(data)
+
+
+def try_add(writer: RawShardWriter, sample: RawSample) -> Rejected | None:
+    """The sample into the shard, or why it cannot be written."""
+    try:
+        writer.add(sample)
+    except RefusedSample as refusal:
+        return refusal.rejected
+    return None
+
+
+def write_some(output: Location, items: Iterable[RawSample | Rejected], seconds: float) -> int:
+    """The first samples of a source or of other shards as one raw shard; returns their number.
+
+    It ends after about so many seconds, or with 3 MB of pictures, but not before 16 samples; with
+    64 in any case.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    began, count, num_bytes = time.monotonic(), 0, 0
+    with RawShardWriter(output / "00000.tar") as writer:
+        for item in items:
+            if isinstance(item, Rejected) or try_add(writer, item) is not None:
+                continue
+            count += 1
+            num_bytes += sum(len(picture.data) for picture in item.pictures.values())
+            is_enough = time.monotonic() - began > seconds or num_bytes > _MOST_BYTES
+            if count >= _MOST or (count >= _LEAST and is_enough):
+                break
+        writer.close()
+    return count

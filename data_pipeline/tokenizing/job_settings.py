@@ -13,11 +13,10 @@ lost as a whole would leave no trace, and a job that was stopped would look like
     read_finished(output)                         # ["00000", "00001"]; None before the first end
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
@@ -25,8 +24,6 @@ from mgpt.files.storage import Location, create, remove_leftovers, write_whole
 
 SETTINGS_FILE = "settings.json"
 FINISHED_FILE = "shards.json"
-
-Config = TypeVar("Config")
 
 
 def settle_settings(output: Location, settings: dict[str, Any], command: str) -> str:
@@ -105,10 +102,3 @@ def read_finished(output: Location) -> list[str] | None:
             f"{path}: cannot be read ({error}); delete it and run mgpt tokenize again"
         ) from error
     return names
-
-
-def exactly(kind: type[Config], cfg: Config) -> Config:
-    """`cfg` as `kind` itself, without what a subclass adds: a stage's own fields are no settings
-    of the job, and its processes need not import the stage."""
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: getattr(cfg, name) for name in names})

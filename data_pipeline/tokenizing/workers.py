@@ -19,7 +19,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from data_pipeline.tokenizing.claims import Claim, ClaimLost, Claims
 from mgpt import errors
 from mgpt.files.child_processes import die_with_parent
 from mgpt.files.storage import Location, remove_tree
+from mgpt.launching.place import Place
 
 WORK_FOLDER = ".work"
 MAX_RESTARTS = 3  # of one process slot; more means that a unit itself kills whoever takes it
@@ -85,40 +85,6 @@ def run_units(job: Job, workers: int, advance: Callable[[int], None]) -> None:
     work = job.output / WORK_FOLDER
     if not Claims(work).others_at_work(done=job.units()):  # more units came, and another is at them
         remove_tree(work)
-
-
-@dataclass(frozen=True)
-class Place:
-    """This call among those that one launcher started: number `number` of `total` in all, number
-    `local` on its machine."""
-
-    number: int = 0
-    total: int = 1
-    local: int = 0
-
-    @classmethod
-    def of_environment(cls) -> "Place":
-        """By torchrun's variables, or those of srun and of a Slurm array; alone without them."""
-
-        def read(name: str, otherwise: int) -> int:
-            value = os.environ.get(name, "")
-            return int(value) if value.isdigit() else otherwise
-
-        if "RANK" in os.environ:
-            return cls(read("RANK", 0), read("WORLD_SIZE", 1), read("LOCAL_RANK", 0))
-        tasks = read("SLURM_NTASKS", 1)
-        step = read("SLURM_ARRAY_TASK_STEP", 1)
-        element = (read("SLURM_ARRAY_TASK_ID", 0) - read("SLURM_ARRAY_TASK_MIN", 0)) // step
-        return cls(
-            element * tasks + read("SLURM_PROCID", 0),
-            read("SLURM_ARRAY_TASK_COUNT", 1) * tasks,
-            read("SLURM_LOCALID", 0),
-        )
-
-    def first(self, units: Sequence[str], slot: int, workers: int) -> list[str]:
-        """All units, those first that the others do not start with; they meet at the end."""
-        offset = (self.number * workers + slot) * len(units) // (self.total * workers) % len(units)
-        return [*units[offset:], *units[:offset]]
 
 
 def _work_through(

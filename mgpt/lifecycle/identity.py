@@ -1,7 +1,7 @@
 """What an input of a stage is: units with identities of their own, whatever lies beside them.
 
     shards:<16 hex>      tokenised shards, by the sha256 in their manifests
-    raw:<16 hex>         raw shards, by name and content
+    raw:<16 hex>         raw shards, by name and content (`data_pipeline.raw.inputs`)
     weights:<16 hex>     a model folder by its SHA256SUMS, a checkpoint by its COMPLETE
     vocabulary:<16 hex>  a vocabulary, by its fingerprint
     vq:<16 hex>          a VQGAN, by its fingerprint
@@ -19,19 +19,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.raw.inputs import find_raw_shards
 from mgpt.data.dataset import shard_names, shards_fingerprint
 from mgpt.data.shards import read_manifests
 from mgpt.errors import CheckpointError, DataError, VocabularyError
-from mgpt.files.storage import Location, content_stamp, locate, read_all, relative
+from mgpt.files.storage import Location, content_stamp, locate, relative
 from mgpt.models.file_sums import SUMS
 
 DONE = "DONE"
-_HASHED_BYTES = 1 << 22  # larger files are told apart by name and size
+HASHED_BYTES = 1 << 22  # larger files are told apart by name and size
 _BY_FILES = ("stage:", "folder:", "file:")  # all that older versions told an input by
 
 
@@ -87,44 +86,13 @@ def dataset_identity(path: str | Location, resolution_px: int | None = None) -> 
             return f"damaged:{path}"
     if not found:
         return f"name:{path}"
-    return f"shards:{next(iter(found.values())) if len(found) == 1 else _digest(found)}"
-
-
-def raw_identities(source: str | Sequence[str]) -> dict[str, str]:
-    """Each folder, glob or tar of raw shards → its identity."""
-    paths = [source] if isinstance(source, str) else source
-    return {path: _raw_identity(path) for path in paths}
-
-
-def _raw_identity(source: str) -> str:
-    if source.startswith("http"):
-        return f"url:{source}"
-    try:
-        shards = find_raw_shards(source)
-    except DataError:
-        return f"name:{source}"
-    records = read_all([path.with_suffix(".json") for path in shards.values()])
-    stamps = {
-        name: _recorded_sha256(record, path) or content_stamp(path, _HASHED_BYTES)
-        for (name, path), record in zip(shards.items(), records)
-    }
-    return f"raw:{_digest(stamps)}"
-
-
-def _recorded_sha256(record: bytes | None, shard: Location) -> str | None:
-    """The sha256 that `mgpt pack` left beside a shard, in the form of `content_stamp`."""
-    try:
-        stored = json.loads(record or b"")
-        is_of_shard = stored["bytes"] == shard.stat().st_size
-        return str(stored["sha256"])[:16] if is_of_shard else None
-    except (ValueError, LookupError, TypeError, OSError):
-        return None
+    return f"shards:{next(iter(found.values())) if len(found) == 1 else digest(found)}"
 
 
 def weights_identity(path: str | Path, averaged: bool = True) -> str:
     """A model folder, a checkpoint, or what a run folder stands for; released files by content."""
     # Stages without weights start without torch.
-    from mgpt.stages.build import Weights
+    from mgpt.lifecycle.weights import Weights
     from mgpt.train.step_folder import COMPLETE
 
     try:
@@ -134,22 +102,29 @@ def weights_identity(path: str | Path, averaged: bool = True) -> str:
     if weights.is_checkpoint:
         files = json.loads((weights.folder / COMPLETE).read_bytes())["files"]
         stored = {name: one["sha256"] for name, one in files.items() if name.startswith("state/")}
-        return f"weights:{_digest(stored)}"
+        return f"weights:{digest(stored)}"
     sums = weights.folder / SUMS
     if sums.exists():
         return f"weights:{hashlib.sha256(sums.read_bytes()).hexdigest()[:16]}"
     files = [weights.folder / "config.json", *weights.folder.glob("*.safetensors")]
-    return f"weights:{_digest(_stamps(files, weights.folder))}"
+    return f"weights:{digest(_stamps(files, weights.folder))}"
 
 
 def vocabulary_identity(path: str | Path) -> str:
     """A vocabulary wherever one is found for a path."""
-    from mgpt.stages.build import load_vocabulary
+    from mgpt.lifecycle.weights import load_vocabulary
 
     try:
         return f"vocabulary:{load_vocabulary(path).fingerprint}"
     except VocabularyError:
         return input_identity(path)
+
+
+def vq_input(vq: str | None) -> dict[str, str]:
+    """A VQGAN as a stage's input: its folder or shipped name → its fingerprint."""
+    from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+
+    return {} if vq is None else {vq: f"vq:{vqgan_fingerprint(load_vqgan(vq))}"}
 
 
 def _by_files(path: Location, with_hidden: bool) -> str:
@@ -159,13 +134,13 @@ def _by_files(path: Location, with_hidden: bool) -> str:
             inside = relative(path.absolute(), folder.absolute()) if folder != path else ""
             return f"stage:{done}:{inside}"
     if path.is_file():
-        return f"file:{content_stamp(path, _HASHED_BYTES)}"
+        return f"file:{content_stamp(path, HASHED_BYTES)}"
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(item for item in path.rglob("*") if item.is_file()):
             place = relative(file, path)
             if with_hidden or not any(part.startswith(".") for part in place.parts):
-                digest.update(f"{place}\0{content_stamp(file, _HASHED_BYTES)}\n".encode())
+                digest.update(f"{place}\0{content_stamp(file, HASHED_BYTES)}\n".encode())
         return f"folder:{digest.hexdigest()[:16]}"
     return f"name:{path}"
 
@@ -179,8 +154,8 @@ def done_fingerprint(folder: Location) -> str | None:
 
 
 def _stamps(files: Iterable[Path], folder: Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): content_stamp(file, _HASHED_BYTES) for file in files}
+    return {str(file.relative_to(folder)): content_stamp(file, HASHED_BYTES) for file in files}
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mgpt.errors import ConfigError
-from mgpt.evals.measures import FIGURES
 from mgpt.files.atomic import TEMPORARY
 from mgpt.files.storage import Location, relative
+from mgpt.tasks.registry import TASKS
 
 _RECORDS = ("DONE", "stage.json", "config.yaml", "metrics.jsonl", "wandb/**")
 _VOCABULARY = ("vocabulary.json", "text.model", "tokenizer.json")
@@ -62,7 +62,7 @@ _WRITTEN: dict[str, tuple[str, ...]] = {
     "import": _MODEL_FOLDER,
     "export": (*_MODEL_FOLDER, "tokenizer.json", "tokenizer_config.json"),
     "generate": ("answers.json", "[0-9][0-9][0-9]_[0-9]*.png"),
-    "evaluate": tuple(f"{task}/{name}" for task in FIGURES for name in _OF_TASK),
+    "evaluate": tuple(f"{task}/{name}" for task in TASKS for name in _OF_TASK),
     "roundtrip": ("roundtrip.json", f"{_PX}/*.original.png", f"{_PX}/*.decoded.png"),
     "report": ("report.html", "report.json"),
 }

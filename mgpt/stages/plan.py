@@ -29,13 +29,13 @@ from mgpt.data.source import capped
 from mgpt.errors import ConfigError, DataError, MgptError
 from mgpt.files.storage import locate
 from mgpt.images.buckets import bucket_sizes
+from mgpt.lifecycle.weights import Weights, load_vocabulary
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import TransformerConfig
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.plan.devices import DEVICES
 from mgpt.plan.documents import DocumentLengths, assumed_lengths, count_lengths
 from mgpt.plan.run import Machine, Plan, RunSize, plan_run
-from mgpt.stages.build import Weights, load_vocabulary
 from mgpt.stages.recipe import TRAINING, read_recipe
 from mgpt.stages.released import is_released, plan_model
 from mgpt.stages.training import TrainingConfig, at_resolution, warnings_of

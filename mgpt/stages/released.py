@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError, VocabularyError
 from mgpt.lifecycle.folder import RECORD
+from mgpt.lifecycle.weights import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
 from mgpt.models.convert.meta import is_meta_folder, plan_meta
 from mgpt.models.convert.plan import ModelPlan
 from mgpt.models.convert.transformers_config import CONFIG, is_chameleon_config
@@ -31,7 +32,6 @@ from mgpt.models.folder import split_by_size, write_model
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.models.vqgan_convert import is_released_folder
-from mgpt.stages.build import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary
 

@@ -14,22 +14,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipeline.raw.inputs import find_raw_shards
+from data_pipeline.raw.inputs import find_raw_shards, raw_identities
 from data_pipeline.raw.shards import RawSample, RawShardReader
 from mgpt.errors import DataError
 from mgpt.files.storage import Location
 from mgpt.images.pixels import open_image, whiten
 from mgpt.lifecycle.comparison import Changeable
-from mgpt.lifecycle.folder import StageFolder
-from mgpt.lifecycle.identity import input_identities, raw_identities
-from mgpt.lifecycle.open_tracker import open_tracker
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.rehearsal import Estimate, Scale, silent_tracker, timed
+from mgpt.lifecycle.run import run_stage
 from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import pick_device
-from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (
     BatchConfig,
@@ -75,27 +74,27 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("train_vq", cfg, inputs(cfg))
-    if folder.is_complete:
-        return
-    with open_tracker(cfg, "train_vq") as tracker:
-        device = pick_device(cfg.device)
-        dtype = training_dtype(cfg.train, device)
-        dtype.announce(tracker.print)
-        pictures, held_out = _read(cfg, tracker)
-        with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
-            figures = train_vqgan(
-                cfg.train,
-                cfg.model,
-                lambda first_step: picture_batches(pictures, cfg.batch, first_step),
-                _logger(tracker, bar.advance, cfg.train.log_every_steps),
-                folder.path,
-                held_out,
-                str(device),
-                load_vqgan(cfg.init_from) if cfg.init_from else None,
-            )
-        tracker.finish(figures)
-    folder.finish({**figures, "dtype": str(dtype)})
+    run_stage("train_vq", cfg, inputs(cfg), _train)
+
+
+def _train(cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    device = pick_device(cfg.device)
+    dtype = training_dtype(cfg.train, device)
+    dtype.announce(tracker.print)
+    pictures, held_out = _read(cfg, tracker)
+    with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
+        figures = train_vqgan(
+            cfg.train,
+            cfg.model,
+            lambda first_step: picture_batches(pictures, cfg.batch, first_step),
+            _logger(tracker, bar.advance, cfg.train.log_every_steps),
+            Path(cfg.output),
+            held_out,
+            str(device),
+            load_vqgan(cfg.init_from) if cfg.init_from else None,
+        )
+    tracker.finish(figures)
+    return {**figures, "dtype": str(dtype)}
 
 
 def _logger(

@@ -28,20 +28,19 @@ from mgpt.launching.processes import RESUME, is_worker, num_processes, run_worke
 from mgpt.launching.srun import join_step
 from mgpt.lifecycle.comparison import Changeable
 from mgpt.lifecycle.folder import CONFIG, StageFolder
-from mgpt.lifecycle.identity import dataset_identity, vocabulary_identity, weights_identity
-from mgpt.lifecycle.on_ranks import open_on_ranks
-from mgpt.lifecycle.open_tracker import open_tracker
+from mgpt.lifecycle.identity import (
+    dataset_identity,
+    vocabulary_identity,
+    vq_input,
+    weights_identity,
+)
+from mgpt.lifecycle.ranks import open_on_ranks
+from mgpt.lifecycle.run import open_tracker
+from mgpt.lifecycle.weights import MODEL, Weights, load_vocabulary
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
-from mgpt.stages.build import (
-    MODEL,
-    ModelConfig,
-    Weights,
-    load_vocabulary,
-    remove_model,
-    vq_input,
-)
+from mgpt.stages.build import ModelConfig, remove_model
 from mgpt.stages.continuing import (
     changed_rate,
     changes_since,

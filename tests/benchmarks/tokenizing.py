@@ -31,7 +31,8 @@ from corpora import conditions, show
 from PIL import Image
 
 from data_pipeline.raw.shards import Picture, RawSample, RawShardReader, RawShardWriter
-from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from data_pipeline.tokenizing.encoding import vq_codes
 from data_pipeline.tokenizing.fitting import Target, bucket
 from mgpt.data.dataset import open_dataset

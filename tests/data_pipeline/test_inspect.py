@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.inspect import InspectConfig, Run, inspect_sample
-from data_pipeline.summarize import SummarizeConfig, summarize
-from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline import inspect as inspect_stage
+from data_pipeline import summarize as summarize_stage
+from data_pipeline.inspect import Config as InspectConfig
+from data_pipeline.inspect import Run, inspect_sample
+from data_pipeline.summarize import Config as SummarizeConfig
+from data_pipeline.summarize import summarize
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from mgpt.errors import DataError
-from mgpt.stages import inspect as inspect_stage
-from mgpt.stages import summarize as summarize_stage
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 

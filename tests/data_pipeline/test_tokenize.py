@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from data_pipeline.raw.shards import Picture, RawSample
-from data_pipeline.tokenize import TokenizeConfig, TokenizeJob, tokenize
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import TokenizeJob, tokenize
 from data_pipeline.tokenizing.claims import Claims
 from data_pipeline.tokenizing.encoding import vq_codes
 from data_pipeline.tokenizing.filters import FilterConfig
@@ -122,7 +123,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path, raw, vq, config
         "import sys\n"
         "from pathlib import Path\n"
         "from data_pipeline.tokenizing import encoding\n"
-        "from data_pipeline.tokenize import TokenizeConfig, tokenize\n"
+        "from data_pipeline.tokenize import Config as TokenizeConfig, tokenize\n"
         "from mgpt.tracking.tracker import Tracker, TrackingConfig\n"
         "write = encoding.ShardEncoder.finish\n"
         "def slow(self):\n"
@@ -217,7 +218,7 @@ def test_an_error_in_a_thread_is_that_of_the_job(config, tracker, monkeypatch):
     def broken(*_):
         raise MachineError("CUDA error: out of memory")
 
-    monkeypatch.setattr("data_pipeline.tokenize.vq_codes", broken)
+    monkeypatch.setattr("data_pipeline.tokenizing.worker.vq_codes", broken)
     with pytest.raises(MachineError, match="out of memory"):
         tokenize(config("out", decoders=2), tracker)
 

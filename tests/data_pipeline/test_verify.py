@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline import verify as stage
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from data_pipeline.tokenizing.shard_audit import spread
-from data_pipeline.verify import VerifyConfig, verify
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 from mgpt.data.shards import encode_manifest, read_manifest
 from mgpt.errors import DataError
-from mgpt.stages import verify as stage
 
 
 @pytest.fixture

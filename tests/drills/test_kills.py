@@ -30,9 +30,11 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parent))
 from faulty_disk import FULL_DISK_STATUS, break_disk
 
-from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from data_pipeline.tokenizing.workers import WORK_FOLDER
-from data_pipeline.verify import VerifyConfig, verify
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 from mgpt.data.shards import Shard
 from mgpt.data.verify import verify_shard
 from mgpt.errors import MgptError

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.raw.inputs import raw_identities
 from data_pipeline.raw.shards import RawSample, RawShardWriter
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import ShardWriter, TokenisedSample
-from mgpt.lifecycle.identity import dataset_identity, raw_identities, weights_identity
+from mgpt.lifecycle.identity import dataset_identity, weights_identity
 
 
 def write_tokens(folder: Path, name: str, seed: int = 0) -> None:

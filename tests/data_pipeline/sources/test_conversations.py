@@ -16,7 +16,8 @@ from chameleon_layout import chameleon_json
 
 from data_pipeline.pack import PackConfig, pack, read_stats
 from data_pipeline.raw.shards import RawShardReader
-from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.documents import IGNORED
 from mgpt.data.loader import held_out_rows

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from data_pipeline.tokenizing.duplicates import RECORD_DTYPE, find_duplicates
 from data_pipeline.tokenizing.filters import FilterConfig
 from data_pipeline.tokenizing.looks import are_alike

@@ -1,10 +1,8 @@
 """Settings stand once, whoever writes them first, and differ by name."""
 
-from dataclasses import dataclass
-
 import pytest
 
-from data_pipeline.tokenizing.job_settings import exactly, read_settings, settle_settings
+from data_pipeline.tokenizing.job_settings import read_settings, settle_settings
 from mgpt.errors import ConfigError, DataError
 
 
@@ -23,15 +21,3 @@ def test_unreadable(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         read_settings(tmp_path)
-
-
-def test_exactly():
-    @dataclass(frozen=True)
-    class Base:
-        a: int
-
-    @dataclass(frozen=True)
-    class Stage(Base):
-        redo: bool
-
-    assert exactly(Base, Stage(1, True)) == Base(1)

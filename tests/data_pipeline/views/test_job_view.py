@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from data_pipeline.tokenize import TokenizeConfig, tokenize
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from data_pipeline.views import job_view
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 

@@ -17,7 +17,7 @@ from mgpt.data.dataset import open_dataset, resolution_folders, shard_names
 from mgpt.data.lengths import forget_lengths, load_lengths
 from mgpt.data.reindex import rebuild_index
 from mgpt.files.storage import Location
-from mgpt.stages.build import load_vocabulary
+from mgpt.lifecycle.weights import load_vocabulary
 from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker, TrackingConfig

@@ -7,17 +7,11 @@ import torch
 
 from mgpt.errors import VocabularyError
 from mgpt.infer.engine import Engine
+from mgpt.lifecycle.weights import NO_PICTURES, VOCABULARY, Weights, load_vocabulary
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
-from mgpt.stages.build import (
-    NO_PICTURES,
-    VOCABULARY,
-    Weights,
-    build_pipeline,
-    load_vocabulary,
-    write_model_folder,
-)
+from mgpt.stages.build import build_pipeline, write_model_folder
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 
