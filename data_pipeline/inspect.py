@@ -1,11 +1,14 @@
 """mgpt inspect: one tokenised sample by its key: pictures, text, ids trained or not.
 
-mgpt inspect input=tokens key=000000012 output=inspected
-mgpt inspect input=tokens key=000000012 vq=scenes_f8 vocabulary=text task=caption output=seen
-
 Shown are the pictures (decoded with `vq=`, else a map with a colour for each code), the JSON, and
 what every task makes of the sample: with `vocabulary=` each id, marked as trained or given, else
 text and places of pictures. A key that was rejected is shown with its reason.
+
+Reads: tokenised shards; a VQGAN and a vocabulary if given
+Writes: <key>.html
+
+    mgpt inspect input=tokens key=000000012 output=inspected
+    mgpt inspect input=tokens key=000000012 vq=scenes_f8 vocabulary=text task=caption output=seen
 """
 
 import html

@@ -1,11 +1,14 @@
 """mgpt pack: samples of a source become raw shards, ordinary webdataset tars.
 
-mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 workers=2
-mgpt pack source=folder input=my_pictures output=raw/mine
-
 The layout is img2dataset's. Each shard is `<name>.tar`, and `<name>.json` with its counts, sha256
 and refusals, written last: a shard that has it is finished, and a rerun skips it. Bytes depend on
 the source and its settings alone, not on the number of workers or on interruptions.
+
+Reads: a folder, tars, records, or a built-in corpus
+Writes: raw shards (webdataset tars)
+
+    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 workers=2
+    mgpt pack source=folder input=my_pictures output=raw/mine
 """
 
 import dataclasses

@@ -1,11 +1,14 @@
-"""mgpt reindex: indexes and lengths of tokenised shards, made anew from tars and manifests.
-
-mgpt reindex input=tokens
-mgpt reindex input=tokens vocabulary=text
+"""mgpt reindex: indexes and lengths of tokenised shards, rebuilt from tars and manifests.
 
 An index that is there and right is left alone. Lengths are counted for every task that a sample can
-serve, and the text is kept as ids with them; a count that was stopped goes on. Without a vocabulary
-the old ones are deleted, and training counts at its next start.
+serve, and the text is kept as ids with them; a count that was stopped is resumed. Without a
+vocabulary the old ones are deleted, and training counts at its next start.
+
+Reads: tokenised shards; a vocabulary if given
+Writes: indexes and lengths, beside the shards
+
+    mgpt reindex input=tokens
+    mgpt reindex input=tokens vocabulary=text
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """mgpt roundtrip: tokenised pictures decoded back, beside the originals, with their PSNR.
 
-mgpt roundtrip input=tokens raw=raw vq=photos_f16 output=roundtrip
-
 Compared are the decoded picture and the fitted one, the cropped and resized pixels that the codes
 were made of: what resizing costs is no fault of the codes. Both are written as PNG, next to each
 other, as `<px>/<shard>.<key>.<field>.original.png` and `….decoded.png`. The figures say nothing of
-pictures the VQ model was not trained on, where it was trained on these.
+pictures the VQ model was not trained on, if it was trained on these.
+
+Reads: raw and tokenised shards, a VQGAN
+Writes: PNGs in pairs, roundtrip.json
+
+    mgpt roundtrip input=tokens raw=raw vq=photos_f16 output=roundtrip
 """
 
 import json

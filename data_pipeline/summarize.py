@@ -1,12 +1,15 @@
 """mgpt summarize: histograms of a tokenised output: sizes, lengths, tasks, what was rejected.
 
-mgpt summarize input=tokens output=summary
-mgpt summarize input=tokens output=summary vocabulary=text       # tokens of every task too
-
 At each resolution: sizes of the encoded pictures and of the files they were made of, characters of
 the captions, tokens of the pictures, what tasks the samples can serve, why others were rejected;
 each as a PNG, all on one page, the numbers in summary.json. With a vocabulary the lengths of every
 task are counted as training counts them.
+
+Reads: tokenised shards; a vocabulary if given
+Writes: summary.html, PNGs, summary.json
+
+    mgpt summarize input=tokens output=summary
+    mgpt summarize input=tokens output=summary vocabulary=text
 """
 
 import json

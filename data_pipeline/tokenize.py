@@ -1,11 +1,14 @@
 """mgpt tokenize: raw shards become shards of picture codes, one folder a resolution.
 
-mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
-
 A raw shard is the unit of work: decode, filter, choose a bucket, fit, encode in batches, write
 `<output>/<px>/<shard>.tar` with index and manifest. Any number of runs on any number of machines
 may share one output folder. Every key of a raw shard is, at every resolution, either written or
 listed in the manifest with a reason. A rerun of a finished job changes nothing.
+
+Reads: raw shards, a VQGAN
+Writes: tokenised shards, a folder for each resolution
+
+    mgpt tokenize input=raw output=tokens vq=scenes_f8 'resolution=[32,48,64]' workers=2
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """mgpt verify: proof that a tokenised output holds every sample of its raw shards, once.
 
-    mgpt verify input=tokens
-    mgpt verify input=tokens raw=raw/train vq=scenes_f8
-
 The last line is one JSON object. The exit status is 0 if all is proven, 1 if something is not, 2 if
 the input is no tokenised output.
 
@@ -12,6 +9,12 @@ each resolution each key of the raw shard is written or rejected, none twice. Wi
 shards are hashed and counted again; with `vq=` samples of every shard are decoded, and a contact
 sheet shows them. Counted are identities (raw shard, key): one is `written` when it is at every
 resolution asked.
+
+Reads: tokenised shards; raw shards and a VQGAN if given
+Writes: one JSON line, contact sheets
+
+    mgpt verify input=tokens
+    mgpt verify input=tokens raw=raw vq=scenes_f8
 """
 
 import json

@@ -14,17 +14,16 @@ environment only spreads the calls over the units and the GPUs.
 """
 
 import logging
-import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 from data_pipeline.tokenizing.claims import Claim, ClaimLost, Claims
 from mgpt import errors
-from mgpt.files.child_processes import die_with_parent
+from mgpt.files.child_processes import start_process
 from mgpt.files.storage import Location, remove_tree
 from mgpt.launching.place import Place
 
@@ -145,10 +144,8 @@ class _Crew:
     ) -> None:
         self._job, self._units, self._advance = job, units, advance
         self._workers, self._place = workers, place
-        # A forked child would inherit torch's threads in an unknown state.
-        self._context = multiprocessing.get_context("spawn")
         self._restarts = [0] * workers
-        self._running: dict[Connection, tuple[int, Any]] = {}
+        self._running: dict[Connection, tuple[int, BaseProcess]] = {}
 
     def run(self) -> None:
         try:
@@ -165,17 +162,10 @@ class _Crew:
                 connection.close()
 
     def _start(self, slot: int) -> None:
-        ours, theirs = self._context.Pipe(duplex=False)
         units = self._place.first(self._units, slot, self._workers)
         local_slot = self._place.local * self._workers + slot
-        process = self._context.Process(
-            target=_work_in_child,
-            args=(self._job, units, local_slot, theirs, os.getpid()),
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
-        self._running[ours] = (slot, process)
+        process, reports = start_process(_work_in_child, self._job, units, local_slot)
+        self._running[reports] = (slot, process)
 
     def _receive(self, connection: Connection) -> None:
         try:
@@ -193,6 +183,7 @@ class _Crew:
         slot, process = self._running.pop(connection)
         connection.close()
         process.join()
+        assert process.exitcode is not None, "it was joined"
         if process.exitcode == 0:
             return
         if process.exitcode > 0:
@@ -208,10 +199,7 @@ class _Crew:
         self._start(slot)
 
 
-def _work_in_child(
-    job: Job, units: Sequence[str], slot: int, reports: Connection, parent_pid: int
-) -> None:
-    die_with_parent(parent_pid)
+def _work_in_child(reports: Connection, job: Job, units: Sequence[str], slot: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the parent, which ends this
     counted, reported_at = 0, time.monotonic()
 

@@ -25,7 +25,7 @@ from mgpt.cli.settings import to_plain
 from mgpt.cli.stage_table import load_stage
 from mgpt.errors import ConfigError, MgptError
 from mgpt.files.atomic import atomic_write
-from mgpt.launching.processes import die_with_parent
+from mgpt.files.child_processes import die_with_parent
 from mgpt.tracking.tracker import TrackingConfig
 
 
