@@ -93,11 +93,6 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
     return figures
 
 
-def read_stats(output: Location, shard: str) -> dict[str, Any]:
-    """The counts beside a finished raw shard: samples, bytes, sha256, rejected [[key, reason]]."""
-    return dict(json.loads((output / f"{shard}.json").read_bytes()))
-
-
 def source_parts(cfg: PackConfig) -> list[Part]:
     """The parts of the source that `cfg` names, one of the table or a Python file.
 

@@ -100,7 +100,7 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     """Decodes two samples of each resolution; time goes with pixels."""
     rows = []
     some = replace(cfg, samples_per_resolution=2)
-    seconds = timed(lambda: rows.extend(roundtrip(some, silent_tracker(cfg.output))))
+    seconds = timed(lambda: rows.extend(roundtrip(some, silent_tracker())))
     megapixels = sum(row["width"] * row["height"] for row in rows) / 1e6
     limit, expected = real.samples_per_resolution, 0.0
     for folder in resolution_folders([cfg.input]):

@@ -28,7 +28,7 @@ from mgpt.lifecycle.weights import load_vocabulary
 from mgpt.tasks.registry import READINGS, can_serve
 from mgpt.tokens.unirep import grid_length
 from mgpt.tokens.vocab import Vocabulary
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import Tracker, console_tracker
 
 SHOWN = ("tasks", "sizes in pixels", "characters of captions", "rejected")  # on the console
 _SIDE_STEP_PX = 64  # sizes of source files are told apart in such steps
@@ -51,8 +51,7 @@ Histograms = dict[str, list[tuple[str, int]]]
 
 def main(cfg: Config) -> None:
     vocabulary = None if cfg.vocabulary is None else load_vocabulary(cfg.vocabulary)
-    unrecorded = TrackingConfig(mode="disabled")
-    with Tracker(unrecorded, Path(cfg.output), "summarize", record=False) as tracker:
+    with console_tracker("summarize") as tracker:
         found = summarize(cfg, vocabulary, tracker)
         for px, histograms in found.items():
             rows = [(title, *bar) for title in SHOWN for bar in histograms[title] if bar[1]]

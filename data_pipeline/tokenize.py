@@ -328,7 +328,7 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
         paths = [real.input] if isinstance(real.input, str) else real.input
         times = max(scale(path) for path in paths)
     cfg = replace(cfg, workers=1)
-    seconds = timed(lambda: tokenize(cfg, silent_tracker(cfg.output)))
+    seconds = timed(lambda: tokenize(cfg, silent_tracker()))
     left = 1.0
     if is_there:
         done = {

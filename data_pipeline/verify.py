@@ -21,7 +21,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from mgpt.data.dataset import NOT_MANIFESTS
 from mgpt.errors import DataError
 from mgpt.files.child_processes import ProcessExecutor
 from mgpt.files.storage import Location, locate, modified_times, write_whole
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import Tracker, console_tracker
 
 NOT_PROVEN_STATUS = 1
 MAX_PROBLEMS = 20  # printed, and in the JSON line; `num_problems` counts them all
@@ -68,8 +67,7 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    unrecorded = TrackingConfig(mode="disabled")
-    with Tracker(unrecorded, Path(cfg.input), "verify", record=False) as tracker:
+    with console_tracker("verify") as tracker:
         result = verify(cfg, tracker)
     problems = result.pop("problems")
     line = {**result, "num_problems": len(problems), "problems": problems[:MAX_PROBLEMS]}

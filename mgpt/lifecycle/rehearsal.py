@@ -2,7 +2,7 @@
 
     def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
         \"""Tokenises the stand-in's few samples.\"""
-        seconds = timed(lambda: tokenize(cfg, silent_tracker(cfg.output)))
+        seconds = timed(lambda: tokenize(cfg, silent_tracker()))
         times = scale(real.input)       # samples of the real input for each of the stand-in's
         return Estimate(seconds * times, times)
 
@@ -14,10 +14,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from mgpt.launching.processes import num_cores
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import Tracker, console_tracker
 
 Scale = Callable[[str], float]
 """How many times the samples of a path's stand-in its real content will be; 1 for what is real."""
@@ -35,11 +34,9 @@ class Estimate:
     """Starts of processes, one after the other: its own, and then its workers' at once."""
 
 
-def silent_tracker(folder: str | Path) -> Tracker:
+def silent_tracker() -> Tracker:
     """A tracker that shows nothing and records nothing."""
-    return Tracker(
-        TrackingConfig(mode="disabled"), Path(folder), "rehearsal", is_main=False, record=False
-    )
+    return console_tracker("rehearsal", is_main=False)
 
 
 def timed(work: Callable[[], object]) -> float:

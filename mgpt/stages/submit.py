@@ -58,7 +58,7 @@ from mgpt.stages.work import (
     read_work,
     unfinished,
 )
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import console_tracker
 
 _OWN = ("launcher", "dry_run")  # the fields that are not those of what is submitted
 
@@ -143,7 +143,7 @@ def main(cfg: Config) -> None:
 
 def _plan_all(cfg: Config, works: Sequence[Work]) -> list[str]:
     """The plan of each training stage, shown; what cannot fit, in words."""
-    tracker = Tracker(TrackingConfig(mode="disabled"), Path("."), "submit", record=False)
+    tracker = console_tracker("submit")
     problems = []
     for work in works:
         if work.stage not in TRAINING:

@@ -157,7 +157,7 @@ def is_long(cfg: Config) -> bool:
 def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     """A few steps of each kind: without the codebook, then with it."""
     logged: list[dict[str, float]] = []
-    pictures, held_out = _read(cfg, silent_tracker(cfg.output))
+    pictures, held_out = _read(cfg, silent_tracker())
     train = replace(cfg.train, steps=9, quantise_from_step=3, log_every_steps=3)
     seconds = timed(
         lambda: train_vqgan(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.pack import PackConfig, pack, read_stats
+from data_pipeline.pack import PackConfig, pack
 from data_pipeline.raw.shards import RawShardReader, Rejected
 from data_pipeline.scenes.corpus import CorpusConfig
 from data_pipeline.sources.pack_config import SOURCES
@@ -43,7 +43,7 @@ def test_scenes(tmp_path, tracker, tree):
     for item in items:
         for name, encoded in item.pictures.items():
             assert open_image(encoded.data).mode == "RGB", name
-    stats = read_stats(tmp_path / "one", "00002")
+    stats = json.loads((tmp_path / "one" / "00002.json").read_bytes())
     assert stats["samples"] == 1
     assert stats["bytes"] == (tmp_path / "one" / "00002.tar").stat().st_size
 
