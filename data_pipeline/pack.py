@@ -39,6 +39,13 @@ from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, timed
 from mgpt.lifecycle.run import run_stage
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
+# What people's own sources import, by the name that it had in mgpt 0.1.
+_MOVED = {
+    "data_pipeline.raw_shards": "data_pipeline.raw.shards",
+    "data_pipeline.pack_config": "data_pipeline.sources.pack_config",
+    "data_pipeline.record_files": "data_pipeline.sources.record_files",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(PackConfig):
@@ -97,7 +104,7 @@ def source_parts(cfg: PackConfig) -> list[Part]:
     """The parts of the source that `cfg` names, one of the table or a Python file.
 
     Raises:
-        ConfigError: a file that is not there, or without a function `parts`.
+        ConfigError: a file that is missing, imports what is missing, or has no function `parts`.
     """
     if cfg.source not in SOURCES:
         file = Path(cfg.source).resolve()
@@ -106,7 +113,14 @@ def source_parts(cfg: PackConfig) -> list[Part]:
         # As `python my_source.py` does it; a process that is started later finds it there too.
         if str(file.parent) not in sys.path:
             sys.path.insert(0, str(file.parent))
-    module = importlib.import_module(SOURCES.get(cfg.source, Path(cfg.source).stem))
+    try:
+        module = importlib.import_module(SOURCES.get(cfg.source, Path(cfg.source).stem))
+    except ModuleNotFoundError as error:
+        name = str(error.name)
+        hint = f"it is {_MOVED[name]} now" if name in _MOVED else f"pip install {name}"
+        raise ConfigError(
+            f"source={cfg.source} imports {name}, which is not there: {hint}"
+        ) from error
     if not hasattr(module, "parts"):
         raise ConfigError(f"source={cfg.source}: {module.__file__} has no function parts(cfg)")
     found: list[Part] = module.parts(cfg)

@@ -151,7 +151,12 @@ def test_the_source_of_the_readme(tmp_path, tracker, picture, corpus):
 
 def test_a_file_that_is_no_source_is_named(tmp_path, tracker):
     (tmp_path / "nothing.py").write_text("")
-    for name, words in (("nothing.py", "no function parts"), ("gone.py", "no such file")):
+    (tmp_path / "older.py").write_text("from data_pipeline.raw_shards import RawSample")
+    for name, words in (
+        ("nothing.py", "no function parts"),
+        ("gone.py", "no such file"),
+        ("older.py", r"data_pipeline.raw_shards, .* it is data_pipeline.raw.shards now"),
+    ):
         cfg = PackConfig(source=str(tmp_path / name), input="x", output=str(tmp_path / words))
         with pytest.raises(ConfigError, match=words):
             pack(cfg, tracker)
