@@ -154,7 +154,7 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
                 known = find_job_duplicates(looks, cfg.workers, bar.advance)
                 job = replace(job, known=known)
         with tracker.progress(sum(counts.values()), "samples", "tokenize", done=finished) as bar:
-            view = JobView(job, tracker, bar.advance, cfg.vq, cfg.resolution)
+            view = JobView(job, tracker, bar.advance)
             run_units(job, cfg.workers, view.advance)
             view.look()
     finally:

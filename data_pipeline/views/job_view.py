@@ -1,6 +1,6 @@
 """A tokenising job in Weights & Biases while it runs: how far, how fast, what is refused, pictures.
 
-    view = JobView(job, tracker, bar.advance, "scenes_f8", [32, 64])
+    view = JobView(job, tracker, bar.advance)
     run_units(job, workers=4, advance=view.advance)
     view.look()                                   # what finished since the last look
 
@@ -8,10 +8,12 @@ Looked at are the finished shards themselves, so the figures are those of the wh
 does it. Samples a second are those of this call's processes. Nothing here reaches a file.
 """
 
+from __future__ import annotations
+
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,28 +21,14 @@ from data_pipeline.tokenizing.decoding import CodeDecoder
 from data_pipeline.tokenizing.shard_audit import spread
 from data_pipeline.views.contact_sheet import Tile, contact_sheet
 from mgpt.data.shards import Shard, read_manifests
-from mgpt.files.storage import Location
 from mgpt.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenize import TokenizeJob
 
 LOOK_EVERY_S = 30.0
 SHEET_EVERY_S = 600.0  # decoding a picture of 1024 px takes seconds on a CPU
 _SHEET_TILES = 8
-
-
-class ViewedJob(Protocol):
-    """What is asked of a tokenising job."""
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def vq_fingerprint(self) -> str: ...
-
-    def units(self) -> list[str]: ...
-
-    def folder(self, px: int) -> Location: ...
-
-    def finished(self) -> set[str]: ...
 
 
 class JobView:
@@ -48,19 +36,10 @@ class JobView:
 
     Args:
         advance: is told of every count first, the progress bar's.
-        vq: the VQ model that decodes the pictures of the contact sheets.
     """
 
-    def __init__(
-        self,
-        job: ViewedJob,
-        tracker: Tracker,
-        advance: Callable[[int], None],
-        vq: str,
-        resolutions: Sequence[int],
-    ) -> None:
+    def __init__(self, job: TokenizeJob, tracker: Tracker, advance: Callable[[int], None]) -> None:
         self._job, self._tracker, self._advance = job, tracker, advance
-        self._vq, self._resolutions = vq, resolutions
         self._counts: Counter[str] = Counter()
         self._seen: set[str] = set()
         self._samples = 0
@@ -81,7 +60,7 @@ class JobView:
         now_s = time.monotonic()
         new = sorted(self._job.finished().intersection(self._job.units()) - self._seen)
         self._seen.update(new)
-        for place, px in enumerate(self._resolutions):
+        for place, px in enumerate(self._job.cfg.resolution):
             for manifest in read_manifests(self._job.folder(px), new):
                 self._counts["inputs"] += 0 if place else manifest.raw["inputs"]
                 self._counts[f"written.{px}"] += manifest.samples
@@ -96,8 +75,8 @@ class JobView:
 
     def _show_sheets(self, unit: str) -> None:
         job = self._job
-        decode = CodeDecoder(self._vq, job.vq_fingerprint, unit, job.device)
-        for px in self._resolutions:
+        decode = CodeDecoder(job.cfg.vq, job.vq_fingerprint, unit, job.device)
+        for px in job.cfg.resolution:
             shard = Shard(job.folder(px), unit)
             tiles = []
             for number in spread(range(len(shard)), _SHEET_TILES):
