@@ -37,6 +37,7 @@ setup(
         "tokenizers>=0.21",
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",
+        "pydantic>=2.12,<3",
         "PyYAML>=6.0",
         "fsspec>=2024.12",
         "braceexpand>=0.1.7",

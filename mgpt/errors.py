@@ -16,8 +16,11 @@ class MgptError(Exception):
     """What a user can cause and can fix."""
 
 
-class ConfigError(MgptError):
-    """A setting that is unknown, of the wrong type, out of range, or at odds with another."""
+class ConfigError(MgptError, ValueError):
+    """A setting that is unknown, of the wrong type, out of range, or at odds with another.
+
+    A ValueError too, so that validation collects those of several dataclasses in one message.
+    """
 
 
 class DataError(MgptError):

@@ -107,18 +107,27 @@ def _run(arguments: list[str]) -> None:
     else:
         composed = _compose_again(name, module, Path(file), rest)
     if show is not None:
-        print(composed.yaml(), end="")
+        from mgpt.cli.config import config_text
+
+        print(config_text(composed.tree), end="")
         return
     module.main(configure(module, composed))
 
 
 def _compose_again(name: str, module: ModuleType, file: Path, rest: list[str]) -> Composed:
-    """A stage's resolved configuration from a file, with the overrides in it."""
-    from mgpt.cli.config import compose_over, schema_of
+    """A stage's resolved configuration from a file, with the overrides in it.
+
+    Without overrides, as ranks and a pipeline's stages are started, nothing is left to compose.
+    """
+    from mgpt.cli.config import Composed, read_config
 
     if hasattr(module, "compose"):
         hint = "; a pipeline of your own is recipe=FILE" if name == "pipeline" else ""
         raise ConfigError(f"mgpt {name} takes no --config{hint}")
+    if not rest:
+        return Composed(read_config(file), {})
+    from mgpt.cli.compose import compose_over, schema_of
+
     return compose_over(name, schema_of(module.Config), file, rest)
 
 
@@ -160,6 +169,6 @@ def overview() -> str:
     width = max(map(len, STAGES))
     for name, stage in STAGES.items():
         lines.append(f"  {name:<{width}}  {stage.what}")
-        lines.append(f"  {'':<{width}}    {stage.input} → {stage.output}")
+        lines.append(f"  {'':<{width}}    {stage.reads} → {stage.writes}")
     lines += ["", "start here:  mgpt pipeline recipe=quickstart", "", STATUSES]
     return "\n".join(lines)

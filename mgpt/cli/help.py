@@ -12,8 +12,9 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
-from mgpt.cli.config import compose, group_choices, schema_of, select
+from mgpt.cli.compose import compose, group_choices, schema_of
 from mgpt.cli.settings import MISSING, Setting, settings_of
 from mgpt.cli.stage_table import Stage
 
@@ -23,13 +24,9 @@ def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
     lines = [
         f"mgpt {name}: {stage.what}",
         "",
-        f"  reads   {stage.input}",
-        f"  writes  {stage.output}",
-        "",
-        *_paragraphs(module.__doc__ or ""),
-        "",
-        "example",
-        f"  mgpt {name} {stage.example}",
+        f"  reads   {stage.reads}",
+        f"  writes  {stage.writes}",
+        *_description(stage.doc[1:]),
     ]
     groups = group_choices(name)
     if groups:
@@ -45,18 +42,24 @@ def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
     return "\n".join(lines)
 
 
-def _paragraphs(doc: str) -> list[str]:
-    """The module's words up to its example."""
-    words = doc.split("\n\n    ")[0].strip()
-    return [f"  {line}".rstrip() for line in words.splitlines()]
+def _description(doc: Iterable[str]) -> list[str]:
+    """What else the docstring says, then its examples."""
+    lines = [line for line in doc if not line.startswith(("Reads: ", "Writes: "))]
+    text = "\n".join(line for line in lines if not line.startswith("    "))
+    examples = [line[2:] for line in lines if line.startswith("    ")]
+    parts = [part.strip().splitlines() for part in text.split("\n\n") if part.strip()]
+    description = [line for part in parts for line in ["", *(f"  {line}" for line in part)]]
+    return [*description, "", "example" if len(examples) == 1 else "examples", *examples]
 
 
 def _settings(name: str, cls: type) -> Iterator[Setting]:
     """The fields, with the values that the stage's yaml gives as their defaults."""
-    node = compose(name, schema_of(cls)).node
+    tree = compose(name, schema_of(cls)).tree
     for setting in settings_of(cls):
-        given = setting.default if "<name>" in setting.path else select(node, setting.path)
-        yield replace(setting, default=given)
+        value: Any = setting.default if "<name>" in setting.path else tree
+        for name in () if "<name>" in setting.path else setting.path.split("."):
+            value = value[name]
+        yield replace(setting, default=value)
 
 
 def _fields(settings: Iterable[Setting]) -> list[str]:

@@ -79,7 +79,7 @@ def type_at(cls: type, path: str) -> Any | None:
     """
     kind: Any = cls
     for name in path.split("."):
-        kind = _step_into(kind, name)
+        kind = step_into(kind, name)
         if kind is None:
             return None
     return kind
@@ -99,7 +99,7 @@ def default_at(cls: type, path: str) -> Any:
             value = getattr(value, name) if holder is value else _default_of(named, name)
         else:
             value = dataclasses.MISSING
-        kind = _step_into(kind, name)
+        kind = step_into(kind, name)
     return MISSING if value is dataclasses.MISSING else to_plain(value)
 
 
@@ -107,14 +107,18 @@ def _default_of(cls: type, name: str) -> Any:
     return next(_default(field) for field in dataclasses.fields(cls) if field.name == name)
 
 
-def _step_into(kind: Any, name: str) -> Any | None:
+def step_into(kind: Any, name: str | int) -> Any | None:
+    """The type of a field, of a mapping's entry or of a list's item; None if there is none."""
     for option in options_of(kind):
         if isinstance(option, type) and dataclasses.is_dataclass(option):
-            found = hints_of(option).get(name) if name in field_names(option) else None
+            found = hints_of(option).get(str(name)) if name in field_names(option) else None
             if found is not None:
                 return found
         elif _is_mapping(option):
             return typing.get_args(option)[1]
+        elif isinstance(name, int) and typing.get_origin(option) in (list, tuple):
+            items = typing.get_args(option)
+            return items[0] if len(items) == 1 or Ellipsis in items else items[name]
         elif option in (dict, Any):
             return Any
     return None

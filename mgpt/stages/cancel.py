@@ -3,6 +3,9 @@
 The same `mgpt submit` goes on from there. `stage=` ends that one alone, and with it what waits for
 it.
 
+Reads: the output of mgpt submit
+Writes: no files
+
     mgpt cancel output=out
     mgpt cancel output=outputs/quickstart stage=omni_sft
 """

@@ -3,6 +3,9 @@
 The codes are those of `mgpt encode`, or any JSON file of the same form, of any size. A picture
 that stands there already and differs is not written over unless `redo=true`.
 
+Reads: a JSON file of codes, a VQGAN
+Writes: PNGs
+
     mgpt decode vq=photos_f16 input=codes.json output=decoded
 """
 

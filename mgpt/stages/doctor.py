@@ -1,15 +1,17 @@
 r"""mgpt doctor: the health of this machine, or of every node of a job, before it starts.
 
 GPUs and their links, versions, clocks, the file system of `output`, and the bandwidth of an
-all-reduce between each two nodes. By hand, and inside a Slurm job:
-
-    mgpt doctor output=outputs/doctor
-
-    srun --ntasks-per-node=1 mgpt doctor output=outputs/doctor
+all-reduce between each two nodes; on this machine, or by srun on all nodes of a Slurm job.
 
 The exit status is 0 where all is well and 3 where nodes are to blame, which stand in
 <output>/bad_nodes, one a line. It is 1 where something is wrong and it cannot be told whose fault
 it is, as between two nodes that differ. Each problem is named.
+
+Reads: the nodes, one process each
+Writes: doctor.json, bad_nodes
+
+    mgpt doctor output=outputs/doctor
+    srun --ntasks-per-node=1 mgpt doctor output=outputs/doctor
 """
 
 from __future__ import annotations

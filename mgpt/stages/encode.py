@@ -5,6 +5,9 @@ A picture is taken at its own size, of which both sides must be multiples of a g
 area instead, as `mgpt tokenize` does. `input=` takes files, folders (the pictures directly in
 them) and globs. The codes come by file name, so every name may stand once.
 
+Reads: pictures, a VQGAN
+Writes: a JSON file of codes
+
     mgpt encode vq=photos_f16 input=[a.png,b.png] output=codes.json
     mgpt encode vq=photos_f16 input=my_pictures resolution=256 output=codes.json
 """

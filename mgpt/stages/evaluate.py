@@ -3,6 +3,9 @@
 The checker looks at pixels and words, never at the model. Each task has a folder with its
 measures and a gallery; a task that is finished is not measured again.
 
+Reads: weights, a VQGAN, held-out shards: tokenised and raw
+Writes: measures.json, galleries
+
     mgpt evaluate ckpt=omni_sft vq=scenes_f8 input=held_out/tokens raw=held_out/raw \
         resolution_px=64 output=evaluate
 """

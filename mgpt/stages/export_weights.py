@@ -4,6 +4,9 @@
 encoder and the tokenizer where they are at hand. transformers has no VQ decoder, so the whole VQGAN
 stands beside it as vq/; `mgpt import` of the output gives the same model folder back, bit for bit.
 
+Reads: weights, a VQGAN
+Writes: a folder that transformers loads
+
     mgpt export ckpt=omni_sft vq=models/chameleon-7b/vq output=lumina-mine dtype=bfloat16
 """
 

@@ -3,6 +3,9 @@ r"""mgpt fp_sft: flexible progressive fine-tuning, one rung of resolution.
 Text to picture at any aspect ratio of one area, with text and picture-to-text samples against
 forgetting. Each rung starts from the one below: 512, 768, 1024 in full-size recipes.
 
+Reads: tokenised shards, weights
+Writes: checkpoints, a model folder
+
     mgpt fp_sft init_from=pretrain resolution=64 output=fp_sft_64 steps=200 \
         data.sources.a.path=tokens data.sources.a.tasks.text_to_image=1
 """

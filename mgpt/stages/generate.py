@@ -3,6 +3,9 @@ r"""mgpt generate: pictures or answers from a prompt.
 The prompt is put into the form of a task: a caption for text_to_image, a question for vqa, an
 instruction for edit. `task=free` takes it word for word, with `<|image|>` where a picture stands.
 
+Reads: weights, a VQGAN, a prompt
+Writes: PNGs, answers.json
+
     mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a large red matte sphere" output=pictures
     mgpt generate ckpt=omni_sft vq=scenes_f8 task=depth image=cube.png output=depth
     mgpt generate ckpt=omni_sft vq=scenes_f8 prompt="a blue cone" size=80x56 n=4 output=four

@@ -5,6 +5,9 @@ Takes a folder of transformers (Chameleon or Lumina-mGPT, safetensors), Meta's c
 tokenizer come along where they stand beside the weights. dry_run=true reads headers only and says
 what would be written.
 
+Reads: a released folder
+Writes: a model folder with vocabulary/ and vq/
+
     mgpt import input=chameleon-7b output=models/chameleon-7b
     mgpt import input=data/models/30b output=models/chameleon-34b dry_run=true
 """

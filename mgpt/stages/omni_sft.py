@@ -1,5 +1,8 @@
 r"""mgpt omni_sft: fine-tuning on all sixteen tasks at once.
 
+Reads: tokenised shards, weights
+Writes: checkpoints, a model folder
+
     mgpt omni_sft init_from=fp_sft_64 output=omni_sft steps=200 resolution_px=64 \
         data.sources.a.path=tokens data.sources.a.tasks.caption=1 data.sources.a.tasks.depth=1
 """

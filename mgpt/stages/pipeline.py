@@ -1,9 +1,13 @@
 """mgpt pipeline: every stage of a recipe in order, skipping what is complete.
 
 Each stage runs as a process of its own whose command is printed, so that it can be run again
-alone; weights are handed on from stage to stage. Kill it at any time: the same command goes on.
+alone; its resolved configuration is in launch/ of the output. Weights are handed on from stage to
+stage. Kill it at any time: the same command resumes.
 A stage's fields stand under its name in the recipe, one rung's under the rung's. `recipe=` takes a
 name or a yaml file of your own; `until=` ends the pipeline after one of its entries.
+
+Reads: a recipe
+Writes: a folder for each stage, pipeline.json, report.html
 
     mgpt pipeline recipe=quickstart fp_sft.steps=20 fp_sft.64.optim.lr=1e-4 parallel=fsdp2
     mgpt pipeline recipe=quickstart until=fp_sft
@@ -20,22 +24,20 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mgpt.cli.config import Composed, nearest
+from mgpt.cli.config import Composed, config_text, nearest, validate
 from mgpt.cli.settings import DERIVED
 from mgpt.errors import ConfigError, MachineError, MgptError
 from mgpt.files.atomic import atomic_write, check_output
 from mgpt.files.child_processes import own_children
 from mgpt.files.storage import locate
 from mgpt.launching.code_version import code_version
-from mgpt.launching.processes import (
-    RESUME,
-    run_child,
-)
+from mgpt.launching.launch_folder import NAME
+from mgpt.launching.processes import RESUME, run_child
 from mgpt.launching.srun import refuse_step
 from mgpt.lifecycle.folder import DONE, check_machine, is_complete
 from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, is_long
@@ -88,31 +90,24 @@ def help_lines() -> list[str]:
     lines = [
         f"entries of recipe={composed.choices['recipe']} (their fields: <entry>.<field>=value)"
     ]
-    for name in composed.node.order:
-        entry = composed.node[name]
-        rungs = f", rungs {', '.join(entry.rungs)}" if "rungs" in entry else ""
-        lines.append(f"  {name:<18} mgpt {entry.stage}{rungs}")
+    for name in composed.tree["order"]:
+        entry = composed.tree[name]
+        rungs = f", rungs {', '.join(entry['rungs'])}" if "rungs" in entry else ""
+        lines.append(f"  {name:<18} mgpt {entry['stage']}{rungs}")
     return lines
 
 
 def configure(composed: Composed) -> Config:
     """The pipeline, every entry checked against its stage before anything starts."""
-    node = composed.node
-    check_output(str(node.output))
+    own = {one.name for one in fields(Config) if DERIVED not in one.metadata}
+    cfg = validate(Config, {name: composed.tree[name] for name in own})
+    check_output(cfg.output)
     recipe = composed.choices["recipe"]
-    group = _group(Path(node.output), recipe)
+    group = _group(Path(cfg.output), recipe)
     entries = read_recipe(composed, group)
-    count = _num_through(str(node.until), [entry.name for entry in entries])
-    return Config(
-        output=str(node.output),
-        seed=int(node.seed),
-        redo=bool(node.redo),
-        until=str(node.until),
-        recipe=recipe,
-        group=group,
-        entries=entries[:count],
-        later=[entry.name for entry in entries[count:]],
-    )
+    count = _num_through(cfg.until, [entry.name for entry in entries])
+    later = [entry.name for entry in entries[count:]]
+    return replace(cfg, recipe=recipe, group=group, entries=entries[:count], later=later)
 
 
 def _num_through(until: str, names: Sequence[str]) -> int:
@@ -141,8 +136,9 @@ def main(cfg: Config) -> None:
         if not is_estimated:
             is_estimated = True
             _estimate(cfg.entries[number - 1 :], record)
-        print(f"\n{title}\n$ {shlex.join(['mgpt', entry.stage, *entry.overrides])}", flush=True)
-        run_stage(entry, record)
+        words = [entry.stage, "--config", str(write_config(output, entry))]
+        print(f"\n{title}\n$ {shlex.join(['mgpt', *words])}", flush=True)
+        run_stage(entry.name, words, record)
     record.print_summary()
     if cfg.later:
         print(
@@ -166,24 +162,32 @@ def _estimate(entries: Sequence[Entry], record: Record) -> None:
         record.expect(estimate)
 
 
-def run_stage(entry: Entry, record: Record) -> None:
-    """One stage as a process of its own; its time goes to the record while it runs.
+def write_config(output: Path, entry: Entry) -> Path:
+    """The file with a stage's resolved configuration, in launch/ of the pipeline's output."""
+    file = output / NAME / f"{entry.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, config_text(entry.config).encode())
+    return file
+
+
+def run_stage(name: str, words: Sequence[str], record: Record) -> None:
+    """`mgpt <words>` as a process of its own; its time goes to the record while it runs.
 
     Raises MgptError where it fails; what failed has been printed by the stage itself.
     """
-    record.begin(entry.name)
-    command = [sys.executable, "-m", "mgpt", entry.stage, *entry.overrides]
+    record.begin(name)
+    command = [sys.executable, "-m", "mgpt", *words]
     try:
-        status = run_child(command, record.tick, _RECORD_EVERY_S, _environment(entry.name))
+        status = run_child(command, record.tick, _RECORD_EVERY_S, _environment(name))
     finally:
         record.tick()
     if status < 0:
         raise MachineError(
-            f"{entry.name} was ended by {signal.Signals(-status).name}"
+            f"{name} was ended by {signal.Signals(-status).name}"
             f"{' (out of memory?)' if status == -signal.SIGKILL else ''}; {RESUME}"
         )
     if status:
-        raise MgptError(f"{entry.name} failed, as reported above; fix the cause and {RESUME}")
+        raise MgptError(f"{name} failed, as reported above; fix the cause and {RESUME}")
 
 
 def _environment(entry: str) -> dict[str, str]:

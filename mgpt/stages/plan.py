@@ -6,6 +6,9 @@ laptop. Shards, vocabulary and weights are looked at where they are at hand, and
 is said; lengths of documents that were never counted are, and are kept beside their shards. A
 recipe may name its machine: `nodes` and `device` among its own values.
 
+Reads: the command of a training stage or a pipeline
+Writes: tables; refuses what cannot fit
+
     mgpt plan fp_sft vocabulary=text model=7b resolution=512 parallel.dtype=bfloat16 output=out \
         steps=26000 data.sources.a.path=tokens data.sources.a.tasks.text_to_image=1 nodes=4
     mgpt plan pipeline recipe=pretrain_7b_64gpu device=H100-80
@@ -18,10 +21,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from mgpt.cli.config import Composed, from_hydra, schema_of
-from mgpt.cli.config import compose as compose_fields
+from mgpt.cli.compose import compose as compose_fields
+from mgpt.cli.compose import schema_of
+from mgpt.cli.config import Composed, validate
 from mgpt.cli.settings import DERIVED
 from mgpt.cli.stage_table import compose_stage, load_stage
 from mgpt.cli.stage_table import configure as configure_stage
@@ -95,23 +97,22 @@ def compose(overrides: Sequence[str]) -> Composed:
     rest = [word for word in overrides if word not in (stage, *mine)]
     composed = compose_fields("plan", schema_of(Config), mine)
     run = compose_stage(stage, load_stage(stage), rest)
-    node = OmegaConf.create({**composed.node, "stage": stage, "run": run.node})
-    return Composed(node, run.choices)
+    return Composed({**composed.tree, "stage": stage, "run": run.tree}, run.choices)
 
 
 def configure(composed: Composed) -> Config:
     """The machine and the runs, each checked as its own stage would."""
-    tree = {str(key): value for key, value in composed.node.items() if key not in ("stage", "run")}
-    stage, run = composed.node.stage, Composed(composed.node.run, composed.choices)
+    tree = {key: value for key, value in composed.tree.items() if key not in ("stage", "run")}
+    stage, run = composed.tree["stage"], Composed(composed.tree["run"], composed.choices)
     if stage == "pipeline":
         entries = [entry for entry in read_recipe(run) if entry.stage in TRAINING]
         runs = [(entry.name, entry.config) for entry in entries]
         for name in ("nodes", "device"):
             if tree[name] is None:
-                tree[name] = run.node.get(name)
+                tree[name] = run.tree.get(name)
     else:
         runs = [(stage, configure_stage(load_stage(stage), run))]
-    return replace(from_hydra(Config, tree), stage=stage, runs=runs)
+    return replace(validate(Config, tree), stage=stage, runs=runs)
 
 
 def main(cfg: Config) -> None:

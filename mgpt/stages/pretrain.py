@@ -3,6 +3,9 @@ r"""mgpt pretrain: a transformer from nothing, on documents of text and pictures
 Documents are plain text, image-caption pairs in either order, and interleaved text and pictures.
 Every token after the first is trained; there are no questions and no guidance drop.
 
+Reads: tokenised shards, a vocabulary
+Writes: checkpoints, a model folder
+
     mgpt pretrain vocabulary=text model=quickstart output=pretrain steps=200 \
         schedule.warmup_steps=10 data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1
 """

@@ -1,4 +1,4 @@
-"""A recipe read: ordered entries, each a stage with its overrides, weights handed on.
+"""A recipe read: ordered entries, each a stage with its configuration, weights handed on.
 
 A recipe is a yaml of the group `recipe`, or a file anywhere (`recipe=my/recipe.yaml`). `order`
 names the entries, and each entry is a mapping of its `stage` and that stage's fields. What an entry
@@ -16,28 +16,26 @@ leaves out is filled in:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
 
-from mgpt.cli.config import (
-    Composed,
+from mgpt.cli.compose import (
+    NO_FIELDS,
     Schema,
     add_choice,
     compose,
     group_choices,
-    nearest,
-    quote,
-    read_mapping,
+    parse_value,
     schema_of,
 )
-from mgpt.cli.settings import MISSING, settings_of, type_at
-from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
+from mgpt.cli.config import Composed, nearest
+from mgpt.cli.settings import MISSING, is_text, settings_of, type_at
+from mgpt.cli.stage_table import STAGES, configure, load_stage
 from mgpt.errors import ConfigError
 from mgpt.lifecycle.folder import flatten
 from mgpt.parallel.backend import ParallelConfig
@@ -50,16 +48,15 @@ SHARED_GROUPS: dict[str, type] = {
     "parallel": ParallelConfig,
     "tracking": TrackingConfig,
 }
-_PLAIN_WORD = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
+_OF_YOUR_OWN = "a file of your own"  # the choice of recipe= that stands for one
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stage of a pipeline: its command is `mgpt <stage> <overrides>`."""
+    """One stage of a pipeline, with its resolved configuration."""
 
     name: str
     stage: str
-    overrides: tuple[str, ...]
     config: Any
 
     @property
@@ -71,16 +68,13 @@ def compose_recipe(overrides: Sequence[str]) -> Composed:
     """The recipe with the overrides in it. Raises ConfigError that lists every mistake."""
     overrides, own_name = _with_own_file(overrides)
     chosen = [word for word in overrides if word.startswith("recipe=")]
-    bare = compose("pipeline", Schema(lambda path: None, [], {}), chosen)
-    _check_entries(bare.node)
-    stages = {name: _stage_of(bare.node, name) for name in bare.node.order}
-    rungs = {name: [str(r) for r in bare.node[name].get("rungs", [])] for name in stages}
+    bare = compose("pipeline", NO_FIELDS, chosen).tree
+    _check_entries(bare)
+    stages = {name: _stage_of(bare, name) for name in bare["order"]}
+    rungs = {name: [str(rung) for rung in bare[name].get("rungs", [])] for name in stages}
     configs = {name: load_stage(stage).Config for name, stage in stages.items()}
-    own = {  # the recipe's own values, such as output and vq, which entries refer to
-        str(key): type(bare.node[key])
-        for key in bare.node
-        if not OmegaConf.is_config(bare.node[key])
-    }
+    # The recipe's own values, such as output and vq, which entries refer to.
+    own = {key: type(value) for key, value in bare.items() if not isinstance(value, (dict, list))}
 
     def type_of(path: str) -> Any | None:
         head, _, rest = path.partition(".")
@@ -100,7 +94,7 @@ def compose_recipe(overrides: Sequence[str]) -> Composed:
     composed = compose("pipeline", Schema(type_of, names, {}), overrides)
     if own_name is None:
         return composed
-    return Composed(composed.node, {**composed.choices, "recipe": own_name})
+    return Composed(composed.tree, {**composed.choices, "recipe": own_name})
 
 
 def _with_own_file(overrides: Sequence[str]) -> tuple[list[str], str | None]:
@@ -114,34 +108,35 @@ def _with_own_file(overrides: Sequence[str]) -> tuple[list[str], str | None]:
         path = Path(value.strip("'\""))
         if key == "recipe" and (path.suffix in (".yaml", ".yml") or len(path.parts) > 1):
             name = path.stem
-            add_choice("recipe", f"{name} of your own", read_mapping(path, "recipe"))
-            words[index] = f"recipe={name} of your own"
+            add_choice("recipe", _OF_YOUR_OWN, path)
+            words[index] = f"recipe={_OF_YOUR_OWN}"
     return words, name
 
 
-def _check_entries(node: DictConfig) -> None:
+def _check_entries(tree: Mapping[str, Any]) -> None:
     """Raises ConfigError for a recipe without what every recipe has."""
-    if not OmegaConf.is_list(node.get("order")) or not node.order:
+    order = tree.get("order")
+    if not isinstance(order, list) or not order:
         raise ConfigError("the recipe has no `order`; list the names of its entries there")
-    lacking = [name for name in node.order if not OmegaConf.is_dict(node.get(name))]
+    lacking = [name for name in order if not isinstance(tree.get(name), dict)]
     if lacking:
         raise ConfigError(
             f"the recipe's order names {', '.join(map(str, lacking))}, which it has no fields of; "
             "give each entry a mapping with its `stage`"
         )
-    if not node.get("output"):
+    if not tree.get("output"):
         raise ConfigError("the recipe has no `output`, the folder of the whole pipeline")
 
 
-def _stage_of(node: DictConfig, name: str) -> str:
-    stage = node.get(name, {}).get("stage", MISSING)
+def _stage_of(tree: Mapping[str, Any], name: str) -> str:
+    stage = tree[name].get("stage", MISSING)
     if stage not in STAGES or stage == "pipeline":
         hint = nearest(str(stage), STAGES)
         raise ConfigError(f"recipe entry {name}: stage={stage!r} is no stage{hint}")
     if not hasattr(load_stage(stage), "inputs"):
         raise ConfigError(
             f"recipe entry {name}: mgpt {stage} keeps no record of what is complete, so a "
-            "pipeline cannot go on after it; run it as a command of its own"
+            "pipeline cannot resume after it; run it as a command of its own"
         )
     return str(stage)
 
@@ -154,22 +149,18 @@ def read_recipe(composed: Composed, group: str = "") -> list[Entry]:
     entries: list[Entry] = []
     problems: list[str] = []
     last_trained: str | None = None
-    shared = _shared_overrides(composed, group)
-    for name, stage, values in _expanded(composed.node):
-        values = {"output": f"{composed.node.output}/{name}", **values}
-        schema = schema_of(load_stage(stage).Config)
+    shared = _Shared.of(composed, group)
+    for name, stage, values in _expanded(composed.tree):
+        values = {"output": f"{composed.tree['output']}/{name}", **values}
         for field, needed_by in (("init_from", TRAINING), ("ckpt", ("generate", "evaluate"))):
             if stage in needed_by and last_trained is not None:
                 values.setdefault(field, last_trained)
-        overrides = _overrides(stage, values, shared, schema)
         try:
-            config = configure(
-                load_stage(stage), compose_stage(stage, load_stage(stage), overrides)
-            )
+            config = configure(load_stage(stage), _compose_entry(stage, values, shared))
         except ConfigError as error:
             problems.append(f"{name}: {error}")
             continue
-        entries.append(Entry(name, stage, tuple(overrides), config))
+        entries.append(Entry(name, stage, config))
         if stage in TRAINING:
             last_trained = str(values["output"])
     if problems:
@@ -177,86 +168,87 @@ def read_recipe(composed: Composed, group: str = "") -> list[Entry]:
     return entries
 
 
-def _expanded(node: DictConfig) -> list[tuple[str, str, dict[str, Any]]]:
+def _expanded(tree: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, stage, fields) of every entry, one a rung where it has rungs."""
     expanded: list[tuple[str, str, dict[str, Any]]] = []
-    for name in node.order:
-        tree = OmegaConf.to_container(node[name], resolve=True)
-        assert isinstance(tree, dict)
-        values = {str(key): value for key, value in tree.items()}
+    for name in tree["order"]:
+        values = {str(key): value for key, value in tree[name].items()}
         stage, rungs = str(values.pop("stage")), [str(rung) for rung in values.pop("rungs", [])]
         own = {rung: values.pop(rung, None) or {} for rung in rungs}
         for rung in rungs:
-            merged = OmegaConf.merge(values, own[rung])
-            fields = OmegaConf.to_container(merged)
-            assert isinstance(fields, dict)
-            expanded.append((f"{name}/{rung}", stage, {"resolution": rung, **fields}))  # type: ignore[dict-item]
+            fields = {"resolution": rung, **_merged(values, own[rung])}
+            expanded.append((f"{name}/{rung}", stage, fields))
         if not rungs:
             expanded.append((name, stage, values))
     return expanded
 
 
-def _shared_overrides(composed: Composed, group: str) -> dict[str, list[str]]:
-    """First part of the key → the pipeline's own overrides for stages that have it."""
-    node = composed.node
-    shared: dict[str, list[str]] = {}
-    for name in SHARED_GROUPS:
-        choice = composed.choices[name]
-        plain = compose(f"{name}/{choice}", Schema(lambda path: None, [], {}), []).node
-        base = dict(flatten(OmegaConf.to_container(plain[name], resolve=True)))
-        now = dict(flatten(OmegaConf.to_container(node[name], resolve=True)))
-        changed = {key: value for key, value in now.items() if base.get(key, MISSING) != value}
-        shared[name] = [f"{name}={choice}"]
-        shared[name] += [f"{name}.{key}={_word(value)}" for key, value in changed.items()]
-    if group and not node.tracking.get("group"):
-        shared["tracking"].append(f"tracking.group={group}")
-    shared["seed"] = [f"seed={node.seed}"]
-    shared["redo"] = ["redo=true"] if node.redo else []
-    return shared
+@dataclass(frozen=True)
+class _Shared:
+    """What a pipeline says for all stages: choices of groups, and fields."""
+
+    choices: dict[str, str]
+    fields: dict[str, Any]
+
+    @classmethod
+    def of(cls, composed: Composed, group: str) -> _Shared:
+        tree, choices, fields = composed.tree, {}, {}
+        for name in SHARED_GROUPS:
+            choices[name] = composed.choices[name]
+            chosen = compose(f"{name}/{choices[name]}", NO_FIELDS).tree[name]
+            given = {key: v for key, v in tree[name].items() if chosen.get(key, MISSING) != v}
+            fields[name] = given
+        if group and not tree["tracking"].get("group"):
+            fields["tracking"]["group"] = group
+        fields["seed"] = tree["seed"]
+        return cls(choices, fields | ({"redo": True} if tree["redo"] else {}))
 
 
-def _overrides(
-    stage: str, values: Mapping[str, Any], shared: Mapping[str, list[str]], schema: Schema
-) -> list[str]:
-    """The entry's fields as command line words; its own before the pipeline's."""
-    groups = dict(group_choices(stage))
-    words: list[str] = []
-    for key, value in values.items():
-        if key in groups and not isinstance(value, dict):
-            words.append(f"{key}={value}")
-        elif value == {} or value == []:
-            continue
-        else:
-            words += [f"{path}={_word(leaf)}" for path, leaf in _leaves(key, value)]
-    for key, own in shared.items():
-        known = key in groups if key in SHARED_GROUPS else schema.type_of(key) is not None
-        is_chosen = isinstance(values.get(key), (str, int, bool))
-        if known and not is_chosen:
-            words = [*own, *words]
-    return words
+def _compose_entry(stage: str, values: Mapping[str, Any], shared: _Shared) -> Composed:
+    """The configuration of an entry: its own fields, and the pipeline's where it has none."""
+    schema, groups = schema_of(load_stage(stage).Config), dict(group_choices(stage))
+    chosen = {
+        key: str(value)
+        for key, value in values.items()
+        if key in groups and not isinstance(value, dict)
+    }
+    own = {key: value for key, value in values.items() if key not in chosen}
+    known = {
+        key: value
+        for key, value in shared.fields.items()
+        if key not in chosen
+        and (key in groups if key in SHARED_GROUPS else schema.type_of(key) is not None)
+    }
+    choices = {key: value for key, value in shared.choices.items() if key in groups} | chosen
+    return compose(
+        stage,
+        schema,
+        [f"{key}={value}" for key, value in choices.items()],
+        _as_typed(_merged(known, own), "", schema),
+    )
 
 
-def _leaves(path: str, value: Any) -> list[tuple[str, Any]]:
-    """Leaves of nested mappings; a list is a leaf."""
-    if not isinstance(value, dict):
-        return [(path, value)]
-    return [leaf for key, item in value.items() for leaf in _leaves(f"{path}.{key}", item)]
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of plain data, joined; values of `above` win."""
+    joined = dict(below)
+    for key, value in above.items():
+        inner = joined.get(key)
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        joined[key] = _merged(inner, value) if both else value  # type: ignore[arg-type]
+    return joined
 
 
-def _word(value: Any) -> str:
-    """A value as a person would write it after `=`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(_item(item) for item in value)}]"
-    return str(value)
-
-
-def _item(item: Any) -> str:
-    """An element of a list, quoted where it is no plain word: lists reach Hydra as they are."""
-    if not isinstance(item, str):
-        return _word(item)
-    is_plain = _PLAIN_WORD.fullmatch(item) and item not in ("null", "true", "false")
-    return item if is_plain else quote(item, str)
+def _as_typed(value: Any, path: str, schema: Schema) -> Any:
+    """A recipe's values by the types of their fields, as if written after `=`: `title: 2024` is a
+    text, `steps: "20"` a number."""
+    if isinstance(value, dict):
+        return {k: _as_typed(v, f"{path}.{k}".lstrip("."), schema) for k, v in value.items()}
+    kind = schema.type_of(path)
+    is_scalar = isinstance(value, (str, bool, int, float))
+    if kind in (None, Any) or not is_scalar or isinstance(value, str) == is_text(kind):
+        return value
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        return parse_value(word, kind)
+    except HydraException:
+        return value

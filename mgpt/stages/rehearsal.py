@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt.cli.config import from_hydra
+from mgpt.cli.config import validate
 from mgpt.cli.settings import to_plain
 from mgpt.cli.stage_table import load_stage
 from mgpt.errors import ConfigError, MgptError
@@ -87,7 +87,7 @@ class Rehearsal:
                 if replaced(job.config, {folder: ""}) != job.config:
                     raise ConfigError(f"it reads the output of {name}, which has no estimate")
             estimate = module.rehearse(
-                from_hydra(module.Config, config), from_hydra(module.Config, job.config), self.scale
+                validate(module.Config, config), validate(module.Config, job.config), self.scale
             )
         except Exception as error:  # an estimate must not end a run
             traceback.print_exc()

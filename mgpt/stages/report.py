@@ -1,5 +1,8 @@
 """mgpt report: one page of what a pipeline made, and the same figures as JSON.
 
+Reads: the outputs of mgpt evaluate and of training stages
+Writes: report.html, report.json
+
     mgpt report evaluation=outputs/a/evaluate training.pretrain=outputs/a/pretrain \
         output=outputs/a/report
 """

@@ -4,6 +4,9 @@ Asks Slurm's controller (scontrol, no accounting) and reads the output folders, 
 what became of jobs that Slurm has forgotten. `watch_s=10` shows it again until nothing is left that
 could move.
 
+Reads: the output of mgpt submit
+Writes: a table
+
     mgpt status output=out
     mgpt status output=outputs/quickstart watch_s=10
 """

@@ -7,6 +7,9 @@ is the script, which is worth reading: dry_run=true prints it and does nothing e
 becomes a chain of jobs, one a stage, that hand their weights on. After a time limit, a preemption
 or a lost node a job goes back into the queue and on from its last checkpoint.
 
+Reads: the command of a stage or a pipeline
+Writes: launch/ in its output: the script, logs
+
     mgpt submit pretrain launcher=slurm launcher.nodes=4 launcher.time=24:00:00 vocabulary=text \
         model=1b output=out steps=20000 data.sources.a.path=tokens/512 \
         data.sources.a.tasks.image_text=1
@@ -27,10 +30,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from mgpt.cli.config import Composed, from_hydra, schema_of
-from mgpt.cli.config import compose as compose_fields
+from mgpt.cli.compose import compose as compose_fields
+from mgpt.cli.compose import schema_of
+from mgpt.cli.config import Composed, config_text, validate
 from mgpt.cli.settings import DERIVED
 from mgpt.cli.stage_table import STAGES, compose_stage, load_stage
 from mgpt.cli.stage_table import configure as configure_stage
@@ -97,27 +99,25 @@ def compose(overrides: Sequence[str]) -> Composed:
     rest = [word for word in overrides if word not in (stages[0], *own)]
     composed = compose_fields("submit", schema_of(Config), own)
     run = compose_stage(stages[0], load_stage(stages[0]), rest)
-    tree = {**composed.node, "stage": stages[0], "words": rest, "run": run.node}
-    return Composed(OmegaConf.create(tree), run.choices)
+    tree = {**composed.tree, "stage": stages[0], "words": rest, "run": run.tree}
+    return Composed(tree, run.choices)
 
 
 def configure(composed: Composed) -> Config:
     """The launcher and the works, each checked as its own stage would."""
-    node, run = composed.node, Composed(composed.node.run, composed.choices)
-    cfg = from_hydra(Config, {name: node[name] for name in _OWN})
-    config = configure_stage(load_stage(node.stage), run)
-    output, works = read_work(node.stage, config)
+    tree, run = composed.tree, Composed(composed.tree["run"], composed.choices)
+    cfg, stage = validate(Config, {name: tree[name] for name in _OWN}), tree["stage"]
+    config = configure_stage(load_stage(stage), run)
+    output, works = read_work(stage, config)
     launcher = cfg.launcher
     known = {*STAGES, *(work.name for work in works), *(_base(work) for work in works)}
     unknown = [name for name in launcher.stages if name not in known]
     if unknown:
         raise ConfigError(f"launcher.stages.{unknown[0]}: no stage and no entry of that name")
-    if launcher.name == "slurm" and launcher.nodes is None and node.stage == "pipeline":
-        launcher = replace(launcher, nodes=run.node.get("nodes"))
-    device = launcher.device or (run.node.get("device") if node.stage == "pipeline" else None)
-    return Config(
-        launcher, cfg.dry_run, node.stage, list(node.words), config, output, device, works
-    )
+    if launcher.name == "slurm" and launcher.nodes is None and stage == "pipeline":
+        launcher = replace(launcher, nodes=run.tree.get("nodes"))
+    device = launcher.device or (run.tree.get("device") if stage == "pipeline" else None)
+    return Config(launcher, cfg.dry_run, stage, tree["words"], config, output, device, works)
 
 
 def main(cfg: Config) -> None:
@@ -347,7 +347,7 @@ def _frozen(cfg: Config, work: Work | None) -> dict[str, str]:
     if code["dirty"]:
         texts["code.diff"] = edits() + "\n"
     if work is not None:
-        texts["config.yaml"] = work.config_yaml
+        texts["config.yaml"] = config_text(work.config)
     return texts
 
 

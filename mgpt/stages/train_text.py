@@ -4,6 +4,9 @@ The text pieces are learned from what training will read: every sample through e
 variant it can serve, prompts included. Text, picture codes, picture sizes and control tokens
 together make the vocabulary, whose fingerprint the weights carry.
 
+Reads: tokenised shards
+Writes: a vocabulary folder
+
     mgpt train_text input=outputs/tokens output=outputs/text num_pieces=512
 """
 

@@ -4,6 +4,9 @@ Every picture field of every sample is taken (image, depth, normals, …), so th
 shows can be coded. Some samples, chosen by key, are held out for the figures. The trained model is
 `<output>/model`, a folder that `vq=` takes.
 
+Reads: raw shards
+Writes: a VQGAN folder
+
     mgpt train_vq recipe=scenes_f8 input=outputs/raw output=outputs/vq
 """
 

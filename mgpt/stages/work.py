@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from mgpt.cli.settings import to_plain
 from mgpt.cli.stage_table import STAGES, load_stage
 from mgpt.errors import ConfigError
@@ -58,11 +56,6 @@ class Work:
     def launch(self) -> LaunchFolder:
         """Where its script and books are; for a remote output, in the cache."""
         return LaunchFolder(record_folder(locate(self.output)).absolute() / NAME)
-
-    @property
-    def config_yaml(self) -> str:
-        """What `mgpt <stage> --config` reads."""
-        return yaml.safe_dump(to_plain(self.config), sort_keys=False, allow_unicode=True)
 
     def inputs(self) -> dict[str, str]:
         """What the stage is made from; empty for one that keeps no record."""

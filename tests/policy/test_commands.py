@@ -4,7 +4,6 @@ Each is resolved down to the stage's dataclass, with nothing run, so that a rena
 choice fails here and not at the reader's.
 """
 
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -36,9 +35,9 @@ def shown() -> dict[str, str]:
     """Command line → where it is shown."""
     found = dict.fromkeys(command_lines(bash_blocks(README)), "README")
     for name, stage in STAGES.items():
-        found[f"mgpt {name} {stage.example}"] = "help"
-        doc = importlib.import_module(stage.module).__doc__ or ""
-        found |= dict.fromkeys(command_lines(doc), stage.module)
+        examples = list(command_lines("\n".join(stage.doc)))
+        assert any(line.startswith(f"mgpt {name} ") for line in examples), f"{name} shows none"
+        found |= dict.fromkeys(examples, stage.module)
     return {line: where for line, where in found.items() if line not in PLACEHOLDERS}
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mgpt.cli import command
-from mgpt.cli.config import group_choices
+from mgpt.cli.compose import group_choices
 from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
-from mgpt.errors import ConfigError
+from mgpt.errors import ConfigError, MgptError
 from mgpt.stages.recipe import compose_recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +55,44 @@ def test_help_names_every_field(name: str, capsys: pytest.CaptureFixture[str]) -
     assert f"mgpt {name}" in shown and "output" in shown and "example" in shown
 
 
+@pytest.mark.parametrize("name", list(STAGES))
+def test_help_is_the_stage_s_own_docstring(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    doc = (load_stage(name).__doc__ or "").splitlines()
+    assert doc[0].startswith(f"mgpt {name}: ") and doc[0].endswith(".")
+    reads, writes = (
+        [number for number, line in enumerate(doc) if line.startswith(label)]
+        for label in ("Reads: ", "Writes: ")
+    )
+    assert len(reads) == 1 and writes == [reads[0] + 1], "one line each, one below the other"
+    assert doc[reads[0] - 1] == doc[writes[0] + 1] == "", "a paragraph of their own"
+    stage = STAGES[name]
+    assert (f"Reads: {stage.reads}", f"Writes: {stage.writes}") == (doc[reads[0]], doc[writes[0]])
+    assert command.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"  reads   {stage.reads}\n  writes  {stage.writes}\n" in shown
+    others = [line.strip() for line in doc[1:] if not line.startswith(("Reads: ", "Writes: "))]
+    assert all(line in shown for line in others)
+
+
 def test_help_lists_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown and stage.what in shown for name, stage in STAGES.items())
+    for name, stage in STAGES.items():
+        assert name in shown and stage.what in shown
+        assert f"{stage.reads} → {stage.writes}\n" in shown
+
+
+def test_help_does_not_contradict_the_stage(tmp_path: Path) -> None:
+    """train_text was said to read raw shards, which it refuses."""
+    assert STAGES["train_text"].reads == "tokenised shards"
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "00000.tar").write_bytes(b"")
+    module = load_stage("train_text")
+    words = [f"input={raw}", f"output={tmp_path / 'text'}", "tracking=disabled"]
+    cfg = configure(module, compose_stage("train_text", module, words))
+    with pytest.raises(MgptError, match="tokenised"):
+        module.main(cfg)
 
 
 def test_cfg_job_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:

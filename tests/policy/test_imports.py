@@ -57,7 +57,11 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     ),
     "mgpt.plan": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
     "mgpt.launching": ({"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
-    "mgpt.cli": ({"mgpt.launching"}, {"hydra", "omegaconf", "yaml"}, set()),
+    "mgpt.cli": (
+        {"mgpt.launching"},
+        {"hydra", "omegaconf", "pydantic", "pydantic_core", "yaml"},
+        set(),
+    ),
     "mgpt.__main__": ({"mgpt.cli"}, set(), set()),
     "mgpt.lifecycle": (
         {
@@ -165,9 +169,9 @@ def test_only_known_rooms_need_more_than_the_base() -> None:
     names = [
         name
         for name in names
-        if not is_in(name, {"mgpt.stages", "mgpt.cli.config", "mgpt.cli.help", "data_pipeline"})
-        and name != "mgpt.__main__"
+        if not is_in(name, {"mgpt.stages", "mgpt.cli", "data_pipeline"}) and name != "mgpt.__main__"
     ]
+    names += ["mgpt.cli.command", "mgpt.cli.settings", "mgpt.cli.stage_table"]
     code = f"""
 import importlib, logging, os, sys, threading
 import torch, numpy, safetensors, PIL
@@ -175,8 +179,8 @@ before = dict(os.environ), list(logging.getLogger().handlers), threading.active_
 for name in {names!r}:
     importlib.import_module(name)
 assert (dict(os.environ), list(logging.getLogger().handlers), threading.active_count()) == before
-optional = ("hydra", "omegaconf", "wandb", "rich", "deepspeed", "sentencepiece", "tokenizers",
-            "skimage", "webdataset")
+optional = ("hydra", "omegaconf", "pydantic", "wandb", "rich", "deepspeed", "sentencepiece",
+            "tokenizers", "skimage", "webdataset")
 loaded = [name for name in optional if name in sys.modules]
 assert not loaded, loaded
 """
@@ -200,6 +204,12 @@ print(*[name for name in {watched!r}.split() if name in sys.modules])
 @pytest.mark.parametrize("stage", ["pack", "train_text", "report"])
 def test_a_stage_without_tensors_starts_without_torch(stage: str) -> None:
     assert _loaded_by(stage, "torch") == ""
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "evaluate", "tokenize"])
+def test_a_resolved_stage_starts_without_hydra(stage: str) -> None:
+    """Ranks and a pipeline's stages are given a file in which nothing is left to compose."""
+    assert _loaded_by(stage, "hydra omegaconf mgpt.cli.compose") == ""
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "roundtrip", "generate", "evaluate"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt.cli.config import group_choices
+from mgpt.cli.compose import group_choices
 from mgpt.cli.settings import settings_of
 from mgpt.cli.stage_table import STAGES, load_stage
 from mgpt.launching.launcher import Launcher

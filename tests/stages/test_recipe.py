@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from mgpt.cli.config import read_config, validate
 from mgpt.errors import ConfigError
 from mgpt.stages import pipeline
 from mgpt.stages.recipe import Entry, _stage_of, compose_recipe, read_recipe
@@ -49,14 +49,24 @@ def test_an_entry_may_choose_its_own_group() -> None:
     assert found["pretrain"].config.parallel.name == "fsdp2"
 
 
-def test_the_printed_command_gives_the_same_configuration() -> None:
-    from mgpt.cli.stage_table import compose_stage, configure
+def test_the_file_of_a_stage_gives_the_same_configuration(tmp_path: Path) -> None:
+    found = entries("title=it's (a), ${b}", "omni_sft.data.changes={2:{scenes:{caption:0.5}}}")
+    for entry in found.values():
+        file = pipeline.write_config(tmp_path, entry)
+        assert file == tmp_path / "launch" / f"{entry.name}.yaml"
+        assert validate(entry.module.Config, read_config(file)) == entry.config
 
-    for entry in entries("title=it's (a), b").values():
-        again = configure(
-            entry.module, compose_stage(entry.stage, entry.module, list(entry.overrides))
-        )
-        assert again == entry.config
+
+def test_values_are_read_by_the_types_of_their_fields(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "defaults:\n  - tiny\n\ntitle: 2024\n"
+        "generate: {prompt: 7, seed: '3'}\nfp_sft: {steps: '11', optim: {lr: '1e-3'}}\n"
+    )
+    found = {e.name: e.config for e in read_recipe(compose_recipe([f"recipe={file}"]))}
+    assert (found["report"].title, found["generate"].prompt) == ("2024", "7")
+    assert found["generate"].seed == 3
+    assert (found["fp_sft/64"].steps, found["fp_sft/64"].optim.lr) == (11, 1e-3)
 
 
 def test_unknown_fields_of_all_entries_come_together() -> None:
@@ -75,11 +85,20 @@ def test_wrong_values_of_all_entries_come_together() -> None:
     assert "num_pieces: 'many' (str) where int belongs" in str(caught.value)
 
 
+def test_the_pipeline_s_own_values_are_checked_once(tmp_path: Path) -> None:
+    words = ["recipe=tiny", f"output={tmp_path}", "seed=x", "redo=maybe"]
+    with pytest.raises(ConfigError) as caught:
+        pipeline.configure(pipeline.compose(words))
+    message = str(caught.value)
+    assert message.count("seed: 'x' (str) where int belongs") == 1
+    assert "redo: 'maybe' (str) where bool belongs" in message
+
+
 def test_a_command_without_a_record_is_no_entry() -> None:
-    node = OmegaConf.create({"codes": {"stage": "encode"}, "raw": {"stage": "pack"}})
-    assert _stage_of(node, "raw") == "pack"
+    tree = {"codes": {"stage": "encode"}, "raw": {"stage": "pack"}}
+    assert _stage_of(tree, "raw") == "pack"
     with pytest.raises(ConfigError, match="codes: mgpt encode keeps no record"):
-        _stage_of(node, "codes")
+        _stage_of(tree, "codes")
 
 
 def test_a_recipe_of_ones_own_is_a_file_anywhere(tmp_path: Path) -> None:

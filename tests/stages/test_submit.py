@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mgpt.cli import command
-from mgpt.cli.config import from_hydra
+from mgpt.cli.config import validate
 from mgpt.errors import ConfigError, MachineError
 from mgpt.launching import slurm
 from mgpt.launching.slurm import Job
@@ -81,7 +81,7 @@ def test_a_training_is_frozen_and_queued(training: list[str], queue: Queue) -> N
     assert (launch / "job").read_text() == "1\n"
     frozen = yaml.safe_load((launch / "config.yaml").read_text())
     (work,) = configured(*training).works
-    assert from_hydra(TrainingConfig, frozen) == work.config
+    assert validate(TrainingConfig, frozen) == work.config
 
 
 def test_a_live_folder_is_refused_and_a_cancelled_one_is_not(
