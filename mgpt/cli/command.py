@@ -121,11 +121,15 @@ def _compose_again(name: str, module: ModuleType, file: Path, rest: list[str]) -
     """
     from mgpt.cli.config import Composed, read_config
 
-    if hasattr(module, "compose"):
-        hint = "; a pipeline of your own is recipe=FILE" if name == "pipeline" else ""
-        raise ConfigError(f"mgpt {name} takes no --config{hint}")
+    if name in ("plan", "submit"):
+        raise ConfigError(f"mgpt {name} takes no --config")
     if not rest:
-        return Composed(read_config(file), {})
+        return Composed(read_config(file))
+    if name == "pipeline":
+        raise ConfigError(
+            "mgpt pipeline takes no fields beside --config, the file of mgpt submit; a pipeline of "
+            "your own is recipe=FILE"
+        )
     from mgpt.cli.compose import compose_over, schema_of
 
     return compose_over(name, schema_of(module.Config), file, rest)

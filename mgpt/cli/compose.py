@@ -113,7 +113,7 @@ def compose_over(
         own = OmegaConf.select(own, path.replace("/", ".")) or own
         _merge(node, "" if package == "_global_" else package, own)
     with _as_mistake_of(f"--config {file}"):
-        return Composed(given.put_into(node), {})
+        return Composed(given.put_into(node))
 
 
 def _merge(node: DictConfig, path: str, values: Any) -> None:

@@ -45,10 +45,11 @@ _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-4, which yaml 1.
 
 @dataclasses.dataclass(frozen=True)
 class Composed:
-    """A composed configuration and the choice made in each group, `{"parallel": "fsdp2"}`."""
+    """A composed configuration and the choice made in each group, `{"parallel": "fsdp2"}`; no
+    choices are left in one that was read from a file."""
 
     tree: dict[str, Any]
-    choices: Mapping[str, str]
+    choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def config_text(config: Any) -> str:

@@ -5,12 +5,13 @@ unknown overrides and the quoting of text values all ask here, so they cannot di
 
     >>> @dataclass(frozen=True)
     ... class Optim:
-    ...     lr: float = 1e-4  # peak learning rate
+    ...     lr: float = 1e-4
+    ...     '''Peak learning rate.'''
     >>> @dataclass(frozen=True)
     ... class Config:
     ...     optim: Optim = field(default_factory=Optim)
     >>> [(s.path, s.default, s.doc) for s in settings_of(Config)]
-    [('optim.lr', 0.0001, 'peak learning rate')]
+    [('optim.lr', 0.0001, 'Peak learning rate.')]
     >>> type_at(Config, "optim.lr")
     <class 'float'>
 """
@@ -215,16 +216,12 @@ def _dataclass_in(kind: Any) -> type | None:
 
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The words about each field: the string below it, the comment beside or above it, or the
-    docstring's `name: words` line. A subclass's words win over its base's."""
+    """What is said about each field: the string below it, or the docstring's `name: …` line. What
+    a subclass says wins over its base."""
     docs: dict[str, str] = {}
     for klass in reversed([k for k in cls.__mro__ if dataclasses.is_dataclass(k)]):
         docs.update(_docs_in_docstring(klass))
-        try:
-            source = textwrap.dedent(inspect.getsource(klass))
-        except (OSError, TypeError):  # made at run time: only the docstring speaks
-            continue
-        docs.update(_docs_in_source(source))
+        docs.update(_docs_below_fields(klass))
     return docs
 
 
@@ -240,43 +237,17 @@ def _docs_in_docstring(cls: type) -> dict[str, str]:
     return {**docs, **{m[1]: " ".join(m[2].split()) for m in lines}} if names else {}
 
 
-def _docs_in_source(source: str) -> dict[str, str]:
-    lines = source.splitlines()
-    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    docs: dict[str, str] = {}
-    for node, following in zip(body, [*body[1:], None]):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        words = _string(following) or _comment_after(lines, node) or _comment_above(lines, node)
-        if words:
-            docs[node.target.id] = " ".join(words.split())
+def _docs_below_fields(cls: type) -> dict[str, str]:
+    """The string below each field that has one."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # made at run time: it has no source
+        return {}
+    (node,) = ast.parse(source).body
+    assert isinstance(node, ast.ClassDef)
+    docs = {}
+    for field, below in zip(node.body, node.body[1:]):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(field.target, ast.Name) and isinstance(below.value, ast.Constant)
+            docs[field.target.id] = " ".join(str(below.value.value).split())
     return docs
-
-
-def _string(node: ast.AST | None) -> str:
-    is_text_node = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    value = node.value.value if is_text_node else ""  # type: ignore[union-attr]
-    return value if isinstance(value, str) else ""
-
-
-def _comment_after(lines: list[str], node: ast.AnnAssign) -> str:
-    assert node.end_lineno is not None and node.end_col_offset is not None
-    rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
-    if not rest.startswith("#"):
-        return ""
-    words = [rest.lstrip("#: ")]
-    for line in lines[node.end_lineno :]:  # a comment that runs on below, indented further
-        indent = len(line) - len(line.lstrip())
-        if not line.lstrip().startswith("#") or indent <= node.col_offset:
-            break
-        words.append(line.strip().lstrip("#: "))
-    return " ".join(words)
-
-
-def _comment_above(lines: list[str], node: ast.AnnAssign) -> str:
-    words: list[str] = []
-    for line in reversed(lines[: node.lineno - 1]):
-        if not line.strip().startswith("#"):
-            break
-        words.append(line.strip().lstrip("#: "))
-    return " ".join(reversed(words))

@@ -8,6 +8,7 @@
                    /state             running, waiting, complete or failed; job, time, reason
                    /starts/<n>        one file a start; barren: starts in a row without progress
                    /logs/<n>/rank_0000.log, logs/<job>.log
+                   /stages/<entry>.yaml   of a pipeline, the configuration of each stage it starts
 
 An element k of an array keeps its books in `element_<k>/`. A folder belongs to one live job: a
 second submission is refused by name.
@@ -35,7 +36,7 @@ from mgpt.files.atomic import atomic_write, create_exclusive
 from mgpt.launching import slurm
 
 NAME = "launch"
-SBATCH, LOCAL = "job.sbatch", "local.sh"
+SBATCH, LOCAL, CONFIG = "job.sbatch", "local.sh", "config.yaml"
 _CLAIM = "submitting"
 _LOCAL = "local "
 

@@ -31,6 +31,7 @@ from typing import Any
 
 from mgpt.cli.config import Composed, config_text, nearest, validate
 from mgpt.cli.settings import DERIVED
+from mgpt.cli.stage_table import configure as configure_stage
 from mgpt.errors import ConfigError, MachineError, MgptError
 from mgpt.files.atomic import atomic_write, check_output
 from mgpt.files.child_processes import own_children
@@ -99,6 +100,8 @@ def help_lines() -> list[str]:
 
 def configure(composed: Composed) -> Config:
     """The pipeline, every entry checked against its stage before anything starts."""
+    if not composed.choices:
+        return _resolved(composed)
     own = {one.name for one in fields(Config) if DERIVED not in one.metadata}
     cfg = validate(Config, {name: composed.tree[name] for name in own})
     check_output(cfg.output)
@@ -108,6 +111,20 @@ def configure(composed: Composed) -> Config:
     count = _num_through(cfg.until, [entry.name for entry in entries])
     later = [entry.name for entry in entries[count:]]
     return replace(cfg, recipe=recipe, group=group, entries=entries[:count], later=later)
+
+
+def _resolved(composed: Composed) -> Config:
+    """A pipeline that was written to a file with its entries, each of them resolved."""
+    cfg = validate(Config, composed.tree)
+    if not cfg.entries:
+        raise ConfigError(
+            "--config holds no pipeline of mgpt submit; a pipeline of your own is recipe=FILE"
+        )
+    entries = [
+        replace(entry, config=configure_stage(entry.module, Composed(entry.config)))
+        for entry in cfg.entries
+    ]
+    return replace(cfg, entries=entries)
 
 
 def _num_through(until: str, names: Sequence[str]) -> int:
@@ -163,8 +180,8 @@ def _estimate(entries: Sequence[Entry], record: Record) -> None:
 
 
 def write_config(output: Path, entry: Entry) -> Path:
-    """The file with a stage's resolved configuration, in launch/ of the pipeline's output."""
-    file = output / NAME / f"{entry.name}.yaml"
+    """The file of a stage's resolved configuration, which its process is given."""
+    file = output / NAME / "stages" / f"{entry.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, config_text(entry.config).encode())
     return file

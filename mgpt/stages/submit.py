@@ -43,7 +43,7 @@ from mgpt.files.child_processes import own_children
 from mgpt.files.storage import locate
 from mgpt.launching import preflight, slurm
 from mgpt.launching.code_version import code_version, edits, in_words
-from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
+from mgpt.launching.launch_folder import CONFIG, LOCAL, NAME, SBATCH, LaunchFolder
 from mgpt.launching.launcher import Launcher, Resources
 from mgpt.launching.processes import RESUME, num_processes, run_child
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
@@ -74,8 +74,6 @@ class Config:
     """Print the scripts and do nothing."""
     stage: str = field(default="", metadata={DERIVED: True})
     """What is submitted."""
-    words: list[str] = field(default_factory=list, metadata={DERIVED: True})
-    """Its overrides, as given."""
     config: Any = field(default=None, metadata={DERIVED: True})
     """Its configuration."""
     output: str = field(default="", metadata={DERIVED: True})
@@ -99,8 +97,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     rest = [word for word in overrides if word not in (stages[0], *own)]
     composed = compose_fields("submit", schema_of(Config), own)
     run = compose_stage(stages[0], load_stage(stages[0]), rest)
-    tree = {**composed.tree, "stage": stages[0], "words": rest, "run": run.tree}
-    return Composed(tree, run.choices)
+    return Composed({**composed.tree, "stage": stages[0], "run": run.tree}, run.choices)
 
 
 def configure(composed: Composed) -> Config:
@@ -117,7 +114,7 @@ def configure(composed: Composed) -> Config:
     if launcher.name == "slurm" and launcher.nodes is None and stage == "pipeline":
         launcher = replace(launcher, nodes=run.tree.get("nodes"))
     device = launcher.device or (run.tree.get("device") if stage == "pipeline" else None)
-    return Config(launcher, cfg.dry_run, stage, tree["words"], config, output, device, works)
+    return Config(launcher, cfg.dry_run, stage, config, output, device, works)
 
 
 def main(cfg: Config) -> None:
@@ -259,11 +256,12 @@ def _local_folder(cfg: Config, works: Sequence[Work]) -> LaunchFolder:
 
 
 def _local_script(cfg: Config, works: Sequence[Work]) -> str:
-    """One stage by its frozen configuration; a pipeline by its command, which goes on by itself."""
+    """One stage, or a pipeline, by its frozen configuration."""
     if cfg.stage != "pipeline":
         return local_script(_task(cfg, works[0]), cfg.launcher, _origin(cfg))
-    words = (cfg.stage, *cfg.words)
-    task = Task(cfg.stage, cfg.stage, cfg.output, _launch_folder(cfg).path, "alone", words)
+    launch = _launch_folder(cfg).path
+    arguments = _from_file(cfg.stage, launch)
+    task = Task(cfg.stage, cfg.stage, cfg.output, launch, "alone", arguments)
     return local_script(task, cfg.launcher, _origin(cfg))
 
 
@@ -274,7 +272,7 @@ def _launch_folder(cfg: Config) -> LaunchFolder:
 
 def _task(cfg: Config, work: Work) -> Task:
     launch = work.launch.path
-    arguments = (work.stage, "--config", str(launch / "config.yaml"))
+    arguments = _from_file(work.stage, launch)
     is_training = work.kind == "training"
     output = locate(work.output)
     return Task(
@@ -288,6 +286,11 @@ def _task(cfg: Config, work: Work) -> Task:
         threads=work.config.parallel.threads if is_training else None,
         final=(VERIFY_NOT_PROVEN,) if work.stage == "verify" else (),
     )
+
+
+def _from_file(stage: str, launch: Path) -> tuple[str, ...]:
+    """The arguments of `mgpt` for a stage whose configuration is frozen in launch/."""
+    return stage, "--config", str(launch / CONFIG)
 
 
 def _resources(cfg: Config, work: Work) -> Resources:
@@ -346,8 +349,7 @@ def _frozen(cfg: Config, work: Work | None) -> dict[str, str]:
     texts = {"code.json": json.dumps(code, indent=1), "submission.json": json.dumps(by, indent=1)}
     if code["dirty"]:
         texts["code.diff"] = edits() + "\n"
-    if work is not None:
-        texts["config.yaml"] = config_text(work.config)
+    texts[CONFIG] = config_text(cfg.config if work is None else work.config)
     return texts
 
 

@@ -20,7 +20,8 @@ from mgpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Optim:
-    lr: float = 1e-4  # peak learning rate
+    lr: float = 1e-4
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
 
     def __post_init__(self) -> None:
@@ -277,7 +278,7 @@ def test_settings_know_types_defaults_and_words() -> None:
     found = {setting.path: setting for setting in settings_of(Config)}
     assert found["name"].default == "???"
     assert found["kind"].doc == "what is made."
-    assert (found["optim.lr"].default, found["optim.lr"].doc) == (0.5, "peak learning rate")
+    assert (found["optim.lr"].default, found["optim.lr"].doc) == (0.5, "Peak learning rate.")
     assert found["sources.<name>.path"].default == "???"
     assert type_at(Config, "sources.any.weight") is float
     assert type_at(Config, "optim.nothing") is None

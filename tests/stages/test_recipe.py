@@ -53,7 +53,7 @@ def test_the_file_of_a_stage_gives_the_same_configuration(tmp_path: Path) -> Non
     found = entries("title=it's (a), ${b}", "omni_sft.data.changes={2:{scenes:{caption:0.5}}}")
     for entry in found.values():
         file = pipeline.write_config(tmp_path, entry)
-        assert file == tmp_path / "launch" / f"{entry.name}.yaml"
+        assert file == tmp_path / "launch" / "stages" / f"{entry.name}.yaml"
         assert validate(entry.module.Config, read_config(file)) == entry.config
 
 

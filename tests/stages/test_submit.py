@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from mgpt.cli import command
-from mgpt.cli.config import validate
+from mgpt.cli.config import Composed, read_config, validate
 from mgpt.errors import ConfigError, MachineError
 from mgpt.launching import slurm
 from mgpt.launching.slurm import Job
-from mgpt.stages import submit
+from mgpt.stages import pipeline, submit
 from mgpt.stages.status import look, read_submission
 from mgpt.stages.training import TrainingConfig
 
@@ -109,6 +109,22 @@ def test_dry_run_prints_the_script_and_writes_nothing(
     assert "scontrol requeue" in shown and not Path("out").exists()
     assert command.main(["submit", *training, "dry_run=true", "launcher=local"]) == 0
     assert "exec " in capsys.readouterr().out and not Path("out").exists()
+
+
+def test_a_pipeline_runs_here_from_its_frozen_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_GROUP", "g")
+    monkeypatch.setattr(submit, "own_children", lambda: None)
+    monkeypatch.setattr(submit, "run_child", lambda command: 0)
+    words = ["pipeline", "recipe=tiny", f"output={tmp_path / 'o'}", "launcher=local"]
+    words += ["fp_sft.64.steps=5", "until=omni_sft", "title=it's ${this}"]
+    assert command.main(["submit", *words]) == 0
+    launch = tmp_path / "o" / "launch"
+    assert f" pipeline --config {launch / 'config.yaml'}" in (launch / "local.sh").read_text()
+    again = pipeline.configure(Composed(read_config(launch / "config.yaml")))
+    assert again == configured(*words).config
+    assert [e.config.steps for e in again.entries if e.name == "fp_sft/64"] == [5]
 
 
 def test_all_that_is_missing_is_said_at_once(
