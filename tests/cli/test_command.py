@@ -1,5 +1,7 @@
 """The command line itself: options before and beside a stage's fields."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,21 @@ def test_a_configuration_file_takes_overrides(
     assert after == before
 
 
+def test_a_resolved_file_needs_no_hydra(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"source: photos\noutput: {tmp_path}\n")
+    code = f"""
+import sys
+from mgpt.cli import command
+command.main(["pack", "--config", {str(file)!r}, "--cfg", "job"])
+assert not {{"hydra", "omegaconf"}} & sys.modules.keys()
+command.main(["pack", "--config", {str(file)!r}, "--cfg", "job", "workers=3"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("source: photos") == 2 and "workers: 3" in run.stdout
+
+
 def test_a_group_without_a_package_goes_over_the_root(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +88,8 @@ def test_text_of_a_configuration_file_means_itself(
         (["pretrain", "--config", "FILE", "parallel=dpp"], "parallel is one of fsdp2"),
         (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["pipeline", "--config", "FILE"], "recipe=FILE"),
+        (["pipeline", "--config", "FILE", "seed=1"], "takes no fields beside --config"),
+        (["submit", "--config", "FILE", "pack"], "mgpt submit takes no --config"),
     ],
 )
 def test_mistakes_beside_a_file_are_named(

@@ -77,6 +77,14 @@ def test_a_second_start_redoes_nothing(mgpt: Mgpt, tiny: Path) -> None:
     assert "$ mgpt" not in shown and shown.count(": complete") >= 13
 
 
+def test_the_command_of_a_stage_runs_alone(mgpt: Mgpt, tiny: Path) -> None:
+    """As printed; the stage recognises what the pipeline made of the same file."""
+    file = tiny / "launch" / "stages" / "fp_sft" / "64.yaml"
+    assert "is complete" in mgpt("fp_sft", "--config", str(file)).stdout
+    run = mgpt("fp_sft", "--config", str(file), "seed=1", check=False)
+    assert run.returncode == 2 and "seed 0 → 1" in run.stderr
+
+
 def test_another_configuration_is_refused(mgpt: Mgpt, tiny: Path) -> None:
     run = mgpt("pipeline", "recipe=tiny", f"output={tiny}", "text.num_pieces=390", check=False)
     assert run.returncode == 2
