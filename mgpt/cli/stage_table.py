@@ -2,11 +2,11 @@
 
 A new stage is a module with a dataclass `Config`, `inputs(cfg)` and `main(cfg)`, a yaml in `conf/`
 and a line here; one without `inputs` is a command that no pipeline runs. Its docstring is its help:
-what it does in the first line, a line `Reads: …`, a line `Writes: …`, and examples, indented. With
-`rehearse` a pipeline can estimate its time (`mgpt.stages.rehearsal`), and `is_long(cfg)` says that
-this is worth it. The module is imported when the stage is asked for, so that `mgpt --help` waits
-for nothing. The pipeline, whose configuration joins those of a recipe, brings a `compose` and a
-`configure` of its own.
+`mgpt <name>: ` and what it does, a line `Reads: …`, a line `Writes: …`, and examples, indented.
+With `rehearse` a pipeline can estimate its time (`mgpt.stages.rehearsal`), and `is_long(cfg)` says
+that this is worth it. The module is imported when the stage is asked for, so that `mgpt --help`
+waits for nothing. The pipeline, whose configuration joins those of a recipe, brings a `compose` and
+a `configure` of its own.
 
     >>> module = load_stage("pack")
     >>> configure(module, compose_stage("pack", module, ["source=photos", "output=raw"])).output
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,16 +32,19 @@ from mgpt.files.atomic import check_output
 if TYPE_CHECKING:
     from mgpt.cli.config import Composed
 
+_QUOTES = '"""'
+
 
 @dataclass(frozen=True)
 class Stage:
     """Where the stage's script is. `mgpt --help` and `mgpt <stage> --help` quote its docstring."""
 
+    name: str
     module: str
 
     @property
     def what(self) -> str:
-        """What the stage does: the docstring's first line."""
+        """What the stage does: the first line."""
         return self.doc[0].partition(": ")[2].rstrip(".")
 
     @property
@@ -59,43 +63,49 @@ class Stage:
 
     @cached_property
     def doc(self) -> list[str]:
-        """The docstring's lines, from the source: importing the module can take seconds."""
+        """The stage's lines of the docstring, from `mgpt <name>: …` to where another stage's begin.
+
+        Read from the source: importing the module can take seconds.
+        """
         spec = importlib.util.find_spec(self.module)
         assert spec is not None and spec.origin is not None, self.module
         source = Path(spec.origin).read_text()
         end = source.index(_QUOTES, source.index(_QUOTES) + 1) + len(_QUOTES)
-        return str(ast.literal_eval(source[:end])).splitlines()
+        lines = str(ast.literal_eval(source[:end])).splitlines()
+        begins = [number for number, line in enumerate(lines) if re.match(r"mgpt \w+: ", line)]
+        (begin,) = [n for n in begins if lines[n].startswith(f"mgpt {self.name}: ")]
+        return lines[begin : min((n for n in begins if n > begin), default=len(lines))]
 
 
-STAGES: dict[str, Stage] = {
-    "pipeline": Stage("mgpt.stages.pipeline"),
-    "pack": Stage("data_pipeline.pack"),
-    "tokenize": Stage("data_pipeline.tokenize"),
-    "verify": Stage("data_pipeline.verify"),
-    "inspect": Stage("data_pipeline.inspect"),
-    "summarize": Stage("data_pipeline.summarize"),
-    "reindex": Stage("data_pipeline.reindex"),
-    "roundtrip": Stage("data_pipeline.roundtrip"),
-    "encode": Stage("mgpt.stages.encode"),
-    "decode": Stage("mgpt.stages.decode"),
-    "train_vq": Stage("mgpt.stages.train_vq"),
-    "train_text": Stage("mgpt.stages.train_text"),
-    "import": Stage("mgpt.stages.import_weights"),
-    "plan": Stage("mgpt.stages.plan"),
-    "doctor": Stage("mgpt.stages.doctor"),
-    "submit": Stage("mgpt.stages.submit"),
-    "status": Stage("mgpt.stages.status"),
-    "cancel": Stage("mgpt.stages.cancel"),
-    "pretrain": Stage("mgpt.stages.pretrain"),
-    "fp_sft": Stage("mgpt.stages.fp_sft"),
-    "omni_sft": Stage("mgpt.stages.omni_sft"),
-    "export": Stage("mgpt.stages.export_weights"),
-    "generate": Stage("mgpt.stages.generate"),
-    "evaluate": Stage("mgpt.stages.evaluate"),
-    "report": Stage("mgpt.stages.report"),
+_MODULES = {
+    "pipeline": "mgpt.stages.pipeline",
+    "pack": "data_pipeline.pack",
+    "tokenize": "data_pipeline.tokenize",
+    "verify": "data_pipeline.verify",
+    "inspect": "data_pipeline.inspect",
+    "summarize": "data_pipeline.summarize",
+    "reindex": "data_pipeline.reindex",
+    "roundtrip": "data_pipeline.roundtrip",
+    "encode": "mgpt.stages.encode",
+    "decode": "mgpt.stages.decode",
+    "train_vq": "mgpt.stages.train_vq",
+    "train_text": "mgpt.stages.train_text",
+    "import": "mgpt.stages.import_weights",
+    "plan": "mgpt.stages.plan",
+    "doctor": "mgpt.stages.doctor",
+    "submit": "mgpt.stages.submit",
+    "status": "mgpt.stages.status",
+    "cancel": "mgpt.stages.cancel",
+    "pretrain": "mgpt.stages.pretrain",
+    "fp_sft": "mgpt.stages.fp_sft",
+    "omni_sft": "mgpt.stages.omni_sft",
+    "export": "mgpt.stages.export_weights",
+    "generate": "mgpt.stages.generate",
+    "evaluate": "mgpt.stages.evaluate",
+    "report": "mgpt.stages.report",
 }
+STAGES = {name: Stage(name, module) for name, module in _MODULES.items()}
 
-_QUOTES = '"""'
 PIP_NAMES = {"PIL": "Pillow", "yaml": "PyYAML", "skimage": "scikit-image", "hydra": "hydra-core"}
 
 

@@ -1,12 +1,13 @@
 """Every yaml of conf/ is used and composes; every stage shows its help and its configuration."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 from mgpt.cli import command
 from mgpt.cli.compose import group_choices
-from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
+from mgpt.cli.stage_table import STAGES, Stage, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError, MgptError
 from mgpt.stages.recipe import compose_recipe, read_recipe
 
@@ -57,7 +58,9 @@ def test_help_names_every_field(name: str, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("name", list(STAGES))
 def test_help_is_the_stage_s_own_docstring(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    doc = (load_stage(name).__doc__ or "").splitlines()
+    stage = STAGES[name]
+    doc = stage.doc
+    assert "\n".join(doc) in (importlib.import_module(stage.module).__doc__ or "")
     assert doc[0].startswith(f"mgpt {name}: ") and doc[0].endswith(".")
     reads, writes = (
         [number for number, line in enumerate(doc) if line.startswith(label)]
@@ -65,13 +68,25 @@ def test_help_is_the_stage_s_own_docstring(name: str, capsys: pytest.CaptureFixt
     )
     assert len(reads) == 1 and writes == [reads[0] + 1], "one line each, one below the other"
     assert doc[reads[0] - 1] == doc[writes[0] + 1] == "", "a paragraph of their own"
-    stage = STAGES[name]
     assert (f"Reads: {stage.reads}", f"Writes: {stage.writes}") == (doc[reads[0]], doc[writes[0]])
     assert command.main([name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"  reads   {stage.reads}\n  writes  {stage.writes}\n" in shown
     others = [line.strip() for line in doc[1:] if not line.startswith(("Reads: ", "Writes: "))]
     assert all(line in shown for line in others)
+
+
+def test_stages_of_one_module_have_a_part_of_its_docstring_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two_stages.py").write_text(
+        'r"""Two stages.\n\nmgpt one: first.\n\nReads: a\nWrites: b\n\n    mgpt one x=1\n\n'
+        'mgpt two: second.\n\nReads: c\nWrites: d\n"""\nraise ImportError("only read")\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    one, two = (Stage(name, "two_stages") for name in ("one", "two"))
+    assert (one.what, one.reads, one.writes) == ("first", "a", "b")
+    assert (two.what, two.reads, two.writes) == ("second", "c", "d")
 
 
 def test_help_lists_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
