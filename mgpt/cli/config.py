@@ -57,7 +57,7 @@ def config_text(config: Any) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
 
-def read_config(file: Path, given_as: str = "--config") -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """The mapping in a yaml file that a user names; its text means itself.
 
     Raises ConfigError if the file is missing, unreadable, or holds no mapping.
@@ -65,9 +65,9 @@ def read_config(file: Path, given_as: str = "--config") -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.expanduser().read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise unreadable(file, given_as, error) from error
+        raise unreadable(file, "--config", error) from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{given_as} {file}: holds no fields; a yaml mapping belongs there")
+        raise ConfigError(f"--config {file}: holds no fields; a yaml mapping belongs there")
     return tree
 
 
@@ -115,9 +115,13 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def _validated(cls: type, tree: Any) -> Any:
-    """The instance. A number that yaml 1.1 reads as text is replaced in `tree`."""
-    try:
+    """The instance. Numbers that yaml 1.1 reads as text are replaced in `tree`."""
+
+    def parse() -> Any:
         return _adapter(cls).validate_json(json.dumps(tree), strict=True, extra="forbid")
+
+    try:
+        return parse()
     except ValidationError as error:
         numbers = [
             one["loc"]
@@ -126,12 +130,14 @@ def _validated(cls: type, tree: Any) -> Any:
         ]
         if not numbers:
             raise
-    for *parents, last in numbers:
-        holder = tree
-        for step in parents:
-            holder = holder[step]
-        holder[last] = float(holder[last])
-    return _validated(cls, tree)
+    for loc in numbers:
+        value = tree
+        for step in loc:
+            if isinstance(value, str):  # the rest of the path names an alternative of a union
+                break
+            holder, last, value = value, step, value[step]
+        holder[last] = float(value)
+    return parse()
 
 
 def _without_missing(tree: Any, path: str, missing: list[str]) -> Any:

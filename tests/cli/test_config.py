@@ -148,6 +148,7 @@ class Shape:
     limit: float | None = None
     text: str = ""
     level: Literal[1, 2, 3] = 1
+    share: float | Literal["auto"] = "auto"
     procs: int | Literal["auto"] = "auto"
     raw: str | list[str] | None = None
     sizes: tuple[tuple[int, int], ...] = ()
@@ -161,6 +162,7 @@ class Shape:
         ("rate", 1, 1.0),
         ("rate", "1e-4", 1e-4),  # as yaml 1.1 reads it
         ("rate", float("inf"), float("inf")),
+        ("share", "1e-4", 1e-4),
         ("limit", None, None),
         ("limit", 3, 3.0),
         ("text", "~/a", str(Path("~/a").expanduser())),
@@ -231,6 +233,7 @@ def test_a_tree_that_is_no_mapping_is_refused() -> None:
             lambda text: text[:1] != "~" and text != "???"
         ),
         st.sampled_from([1, 2, 3]),
+        st.floats(allow_nan=False) | st.just("auto"),
         st.integers() | st.just("auto"),
         st.none() | st.sampled_from(["1e5", "null", "a: b", "2024-01-01", ["yes", "${x}"]]),
         st.lists(st.tuples(st.integers(), st.integers()), max_size=2).map(tuple),
