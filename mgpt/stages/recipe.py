@@ -37,7 +37,6 @@ from mgpt.cli.config import Composed, nearest
 from mgpt.cli.settings import MISSING, is_text, settings_of, type_at
 from mgpt.cli.stage_table import STAGES, configure, load_stage
 from mgpt.errors import ConfigError
-from mgpt.lifecycle.folder import flatten
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.stages.build import ModelConfig
 from mgpt.tracking.tracker import TrackingConfig
