@@ -10,7 +10,7 @@ import torch
 
 from mgpt.errors import DataError
 from mgpt.images.pixels import to_uint8
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
 
 
 class CodeDecoder:

@@ -26,7 +26,7 @@ from data_pipeline.fitting import Fitted
 from data_pipeline.raw_shards import Rejected
 from mgpt.data.shards import ShardWriter, TokenisedSample
 from mgpt.images.pixels import normalise
-from mgpt.models.vqgan import Vqgan, exact_fp32
+from mgpt.tokenizers.vqgan import Vqgan, exact_fp32
 
 BATCHES_AHEAD = 2
 MOST_PROGRAMS = 1024  # of machine code in one process

@@ -47,7 +47,7 @@ from mgpt.errors import DataError, MachineError
 from mgpt.files.storage import Location, locate
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tracking.tracker import Tracker
 
 GPU_DECODERS = 8

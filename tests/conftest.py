@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, save_vqgan
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Any]
 

@@ -27,7 +27,7 @@ from mgpt.images.buckets import choose_bucket
 from mgpt.images.pixels import fit, normalise, to_uint8
 from mgpt.infer.engine import Engine
 from mgpt.infer.sampling import SamplingConfig
-from mgpt.models.vqgan import Vqgan
+from mgpt.tokenizers.vqgan import Vqgan
 from mgpt.tokens.chat import Conversation, prompt_ids
 from mgpt.tokens.unirep import LATENTS_PER_GRID, decode_grid, find_images
 from mgpt.tokens.vocab import Vocabulary

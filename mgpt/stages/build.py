@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mgpt.allocator import keep_freed_memory
 from mgpt.errors import CheckpointError, ConfigError, VocabularyError
+from mgpt.files.file_sums import SUMS
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
-from mgpt.models.file_sums import SUMS
 from mgpt.models.folder import (
     load_model_config,
     model_tensors,
@@ -34,7 +34,7 @@ from mgpt.models.folder import (
 from mgpt.models.sizes import SIZES
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.train.step_folder import has_averages, newest_complete, stored_weights

@@ -22,10 +22,10 @@ from mgpt.dtypes import PIXELS, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError, VocabularyError
 from mgpt.files.atomic import atomic_write
 from mgpt.images.pixels import open_image, to_uint8, whiten
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.stages.build import pick_device
 from mgpt.stages.codes_file import listed, read_codes, stated_vq
 from mgpt.stages.folder import check_machine
+from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tracking.progress import progress
 
 

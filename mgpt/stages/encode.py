@@ -24,10 +24,10 @@ from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError
 from mgpt.images.buckets import bucket_sizes, choose_bucket
 from mgpt.images.pixels import MAX_PIXELS, fit, normalise, open_image, whiten
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.stages.build import pick_device
 from mgpt.stages.codes_file import listed, read_object, write_codes
 from mgpt.stages.folder import check_machine
+from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tokens.unirep import LATENTS_PER_GRID
 from mgpt.tracking.progress import progress
 

@@ -22,7 +22,6 @@ from mgpt.evals.evaluate import EvaluateConfig, evaluate
 from mgpt.evals.measures import MEASURES
 from mgpt.launching.processes import is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
-from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World, init_distributed
 from mgpt.stages.build import build_pipeline, pick_device, vq_input
 from mgpt.stages.comparison import Changeable
@@ -33,6 +32,7 @@ from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale
 from mgpt.stages.truth import TruthPictures
+from mgpt.tokenizers.vqgan import vqgan_fingerprint
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 

@@ -27,8 +27,8 @@ from data_pipeline.raw_inputs import find_raw_shards
 from mgpt.data.dataset import shard_names, shards_fingerprint
 from mgpt.data.shards import read_manifests
 from mgpt.errors import CheckpointError, DataError, VocabularyError
+from mgpt.files.file_sums import SUMS
 from mgpt.files.storage import Location, content_stamp, locate, read_all, relative
-from mgpt.models.file_sums import SUMS
 
 DONE = "DONE"
 _HASHED_BYTES = 1 << 22  # larger files are told apart by name and size

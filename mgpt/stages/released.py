@@ -20,20 +20,20 @@ from pathlib import Path
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError, VocabularyError
-from mgpt.models.convert.meta import is_meta_folder, plan_meta
-from mgpt.models.convert.plan import ModelPlan
-from mgpt.models.convert.transformers_config import CONFIG, is_chameleon_config
-from mgpt.models.convert.transformers_folder import plan_transformers
-from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, check_same_encoder
-from mgpt.models.file_sums import SUMS, check_sums, sums_list
+from mgpt.files.file_sums import SUMS, check_sums, sums_list
 from mgpt.models.folder import split_by_size, write_model
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan, vqgan_fingerprint
-from mgpt.models.vqgan_convert import is_released_folder
 from mgpt.stages.build import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
 from mgpt.stages.folder import RECORD
+from mgpt.tokenizers.vqgan import Vqgan, load_vqgan, save_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.vqgan_convert import is_released_folder
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary
+from mgpt.weights.meta import is_meta_folder, plan_meta
+from mgpt.weights.plan import ModelPlan
+from mgpt.weights.transformers_config import CONFIG, is_chameleon_config
+from mgpt.weights.transformers_folder import plan_transformers
+from mgpt.weights.vq_encoder import ENCODER_FOLDER, VqEncoder, check_same_encoder
 
 VQ = "vq"
 # Meta's download keeps these two levels above a model: data/models/7b and data/tokenizer.

@@ -19,8 +19,8 @@ from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.sampling import SamplingConfig
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tasks.registry import SampleView, task
+from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tokens.chat import Conversation
 from mgpt.tokens.vocab import Vocabulary
 

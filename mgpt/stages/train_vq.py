@@ -23,13 +23,13 @@ from data_pipeline.raw_shards import RawSample, RawShardReader
 from mgpt.errors import DataError
 from mgpt.files.storage import Location
 from mgpt.images.pixels import open_image, whiten
-from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import pick_device
 from mgpt.stages.comparison import Changeable
 from mgpt.stages.folder import StageFolder
 from mgpt.stages.identity import input_identities, raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
+from mgpt.tokenizers.vqgan import VqganConfig, load_vqgan
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (
     BatchConfig,

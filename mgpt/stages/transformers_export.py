@@ -20,12 +20,8 @@ from typing import Any
 import torch
 
 from mgpt.files.atomic import atomic_write
-from mgpt.models.convert.transformers_config import VQ_KEY, transformers_config
-from mgpt.models.convert.transformers_folder import transformers_tensors
-from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, load_encoder
 from mgpt.models.folder import split_by_size, write_sharded
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.vqgan import Vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.build import VOCABULARY, Weights
 from mgpt.stages.released import (
     VQ,
@@ -35,7 +31,11 @@ from mgpt.stages.released import (
     vocabulary_map,
     vqgan_beside,
 )
+from mgpt.tokenizers.vqgan import Vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.tokens.vocab import Vocabulary
+from mgpt.weights.transformers_config import VQ_KEY, transformers_config
+from mgpt.weights.transformers_folder import transformers_tensors
+from mgpt.weights.vq_encoder import ENCODER_FOLDER, VqEncoder, load_encoder
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mgpt.files.atomic import atomic_write
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan, vqgan_fingerprint
-from mgpt.models.vqgan_loss import (
+from mgpt.stop_signals import Interrupted, StopSignals
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, save_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.vqgan_loss import (
     CodebookTrainer,
     PatchDiscriminator,
     ReconstructionWeights,
@@ -51,7 +52,6 @@ from mgpt.models.vqgan_loss import (
     start_near_identity,
     straight_through,
 )
-from mgpt.stop_signals import Interrupted, StopSignals
 
 __all__ = [
     "BatchConfig",

@@ -9,8 +9,8 @@ from gpu_setting import Case, Figure, Setting
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan
 from mgpt.parallel.meta import on_meta
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, load_vqgan
 
 # Pictures of a batch, as many pixels in each.
 BATCHES = {512: 16, 768: 7, 1024: 4}

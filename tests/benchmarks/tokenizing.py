@@ -36,7 +36,7 @@ from data_pipeline.raw_shards import Picture, RawSample, RawShardReader, RawShar
 from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
 from mgpt.data.dataset import open_dataset
 from mgpt.images.pixels import fit, open_image
-from mgpt.models.vqgan import Vqgan, load_vqgan
+from mgpt.tokenizers.vqgan import Vqgan, load_vqgan
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 

@@ -26,7 +26,7 @@ from mgpt.data.shards import Shard, read_manifest
 from mgpt.dtypes import CODES
 from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.images.pixels import MAX_PIXELS
-from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
+from mgpt.tokenizers.vqgan import Vqgan, load_vqgan, save_vqgan
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from mgpt.data.shards import Shard
 from mgpt.data.verify import verify_shard
 from mgpt.errors import MgptError
 from mgpt.files import atomic, storage
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 WORKERS, SHARDS, SAMPLES = 4, 24, 24

@@ -11,7 +11,7 @@ from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.sampling import Guidance, SamplingConfig
 from mgpt.models.transformer import Transformer
-from mgpt.models.vqgan import Vqgan, VqganConfig
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, prompt_ids
 from mgpt.tokens.unirep import encode_grid
 from mgpt.tokens.vocab import Vocabulary

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
+sys.path.append(str(Path(__file__).parents[1] / "weights"))
 from released_layouts import SMALL, random_state, small, vq_json, write_meta, write_transformers
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from mgpt.models.convert.meta import plan_meta
 from mgpt.models.folder import load_model, save_model
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.stages.released import plan_import
 from mgpt.stages.transformers_export import plan_export
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, save_vqgan
+from mgpt.weights.meta import plan_meta
 
 VQ = VqganConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=32, n_embed=16)
 TOKENS = 24

@@ -14,7 +14,7 @@ from transformers import ChameleonVQVAE
 from transformers.models.chameleon import ChameleonVQVAEConfig
 
 from mgpt.images.pixels import normalise, open_image, whiten
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, load_vqgan
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vqgan"
 # Latents are of size 1. In fp64 only the order of sums is left: 2e-13 at most, measured. In fp32

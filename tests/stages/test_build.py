@@ -9,7 +9,6 @@ from mgpt.errors import VocabularyError
 from mgpt.infer.engine import Engine
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.build import (
     NO_PICTURES,
     VOCABULARY,
@@ -18,6 +17,7 @@ from mgpt.stages.build import (
     load_vocabulary,
     write_model_folder,
 )
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mgpt.cli import command
 from mgpt.errors import DataError
 from mgpt.images.buckets import choose_bucket
 from mgpt.images.pixels import fit, normalise
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.codes_file import read_codes, stated_vq, write_codes
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vqgan"
 NAMES = ["image0.png", "image1.png", "image2.png"]
@@ -39,13 +40,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """`run(word, …)`: the command line in this process, in an empty folder; its stderr."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: str, status: int = 0) -> str:
+    def run_command(*words: str, status: int = 0) -> str:
         found = command.main(words)
         shown = capsys.readouterr()
         assert found == status, shown.err
         return shown.err
 
-    return command
+    return run_command
 
 
 def save_noise(path: Path, width: int = 32, height: int = 24, seed: int = 0) -> np.ndarray:

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("models", "tokens")]
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("weights", "tokens")]
 from chameleon_layout import chameleon_json, chameleon_names
 from released_layouts import small, vq_json, write_meta, write_meta_vqgan, write_transformers
 
 from mgpt.cli import command
 from mgpt.data.shards import ShardWriter, TokenisedSample
-from mgpt.models import vqgan_convert
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers import vqgan_convert
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
 from mgpt.tokens.vocab import Vocabulary
 
 VQ = VqganConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, embed_dim=4, n_embed=8192)
@@ -174,7 +174,7 @@ def test_a_wrong_tokenizer_is_named(
 
 
 def _other_vq(folder: Path) -> Path:
-    from mgpt.models.vqgan import save_vqgan
+    from mgpt.tokenizers.vqgan import save_vqgan
 
     torch.manual_seed(5)
     save_vqgan(Vqgan(VQ), folder / "other_vq")

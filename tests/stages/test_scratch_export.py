@@ -14,8 +14,8 @@ from mgpt.cli import command
 from mgpt.models.folder import load_model
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.build import write_model_folder
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 

@@ -10,7 +10,7 @@ import torch
 
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mgpt.images.pixels import normalise
-from mgpt.models.vqgan import VqganConfig, load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.vqgan import VqganConfig, load_vqgan, vqgan_fingerprint
 from mgpt.train import train_vqgan as module
 from mgpt.train.train_vqgan import (
     BatchConfig,

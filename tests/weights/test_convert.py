@@ -15,14 +15,14 @@ sys.path.append(str(Path(__file__).parent))
 from released_layouts import random_state, small, transformers_json, write_meta, write_transformers
 
 from mgpt.errors import CheckpointError, ConfigError
-from mgpt.models.convert import meta
-from mgpt.models.convert.meta import plan_meta
-from mgpt.models.convert.plan import ModelPlan
-from mgpt.models.convert.transformers_config import transformers_config
-from mgpt.models.convert.transformers_folder import plan_transformers, transformers_tensors
 from mgpt.models.sizes import SIZES
 from mgpt.models.tensor_files import lazy, read_headers, write_tensors
 from mgpt.models.transformer_config import TransformerConfig
+from mgpt.weights import meta
+from mgpt.weights.meta import plan_meta
+from mgpt.weights.plan import ModelPlan
+from mgpt.weights.transformers_config import transformers_config
+from mgpt.weights.transformers_folder import plan_transformers, transformers_tensors
 
 State = dict[str, Tensor]
 

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt.models.vqgan import Vqgan
-from mgpt.models.vqgan_layers import AttnBlock, Downsample, ResnetBlock, Upsample
+from mgpt.tokenizers.vqgan import Vqgan
+from mgpt.tokenizers.vqgan_layers import AttnBlock, Downsample, ResnetBlock, Upsample
 
 __all__ = [
     "CodebookTrainer",

@@ -1,7 +1,7 @@
 """Reads Chameleon's released VQGAN: a folder with `vqgan.yaml` and `vqgan.ckpt`.
 
 The checkpoint is a pickle. It is read with torch's restricted unpickler, only after a check of its
-size, and nowhere else in the package; `mgpt.models.vqgan.save_vqgan` keeps the result as
+size, and nowhere else in the package; `mgpt.tokenizers.vqgan.save_vqgan` keeps the result as
 safetensors. A file from training also holds the loss's networks under `loss.*`; these, and only
 these, are dropped.
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError, MachineError
-from mgpt.models.file_sums import check_sums
-from mgpt.models.vqgan_config import VqganConfig
+from mgpt.files.file_sums import check_sums
+from mgpt.tokenizers.vqgan_config import VqganConfig
 
 __all__ = ["is_released_folder", "read_released_folder"]
 
@@ -41,7 +41,7 @@ def is_released_folder(folder: Path) -> bool:
 
 
 def read_released_folder(folder: Path) -> tuple[VqganConfig, dict[str, Tensor]]:
-    """Configuration and weights, by the names of `mgpt.models.vqgan.Vqgan`.
+    """Configuration and weights, by the names of `mgpt.tokenizers.vqgan.Vqgan`.
 
     Raises:
         ConfigError: the yaml is not a VQ model's, or has settings this software does not know.

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, VqganConfig
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 
 SMALL = TransformerConfig(
     hidden=64,

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "weights"))
 from released_layouts import write_meta_vqgan, write_vqgan_yaml
 
 from mgpt.errors import CheckpointError, ConfigError
-from mgpt.models import vqgan_convert
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers import vqgan_convert
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
 
 CONFIG = VqganConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, embed_dim=4, n_embed=16)
 

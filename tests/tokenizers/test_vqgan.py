@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mgpt.errors import CheckpointError, ConfigError, MachineError
-from mgpt.models.vqgan import (
+from mgpt.tokenizers.vqgan import (
     Vqgan,
     VqganConfig,
     load_vqgan,

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError
-from mgpt.models.convert.vq_encoder import VqEncoder
 from mgpt.models.tensor_files import LazyTensor, name_list
 from mgpt.models.transformer import Transformer
 from mgpt.models.transformer_config import TransformerConfig
+from mgpt.weights.vq_encoder import VqEncoder
 
 __all__ = ["ModelPlan", "check_fit", "checked_values", "misfits"]
 

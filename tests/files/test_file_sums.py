@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from mgpt.errors import CheckpointError
+from mgpt.files.file_sums import SUMS, check_sums, sums_list, write_sums
 from mgpt.models import folder as folder_module
-from mgpt.models.file_sums import SUMS, check_sums, sums_list, write_sums
 from mgpt.models.folder import load_model, save_model
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer

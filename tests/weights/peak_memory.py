@@ -12,7 +12,7 @@ from pathlib import Path
 CHILD = """
 import sys
 from pathlib import Path
-from mgpt.models.convert import meta
+from mgpt.weights import meta
 from mgpt.stages.released import plan_import
 from mgpt.stages.transformers_export import plan_export
 

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.files.atomic import atomic_write
-from mgpt.models.vqgan_config import VqganConfig
-from mgpt.models.vqgan_layers import Downsample, Level, Middle, Upsample, norm, swish_
+from mgpt.tokenizers.vqgan_config import VqganConfig
+from mgpt.tokenizers.vqgan_layers import Downsample, Level, Middle, Upsample, norm, swish_
 
 __all__ = [
     "Vqgan",
@@ -267,7 +267,7 @@ def load_vqgan(folder: str | Path) -> Vqgan:
     if (folder / _CONFIG_FILE).exists():
         return _load_own(folder)
     # The reader of the released file, the one place that opens a pickle, loads only when needed.
-    from mgpt.models.vqgan_convert import is_released_folder, read_released_folder
+    from mgpt.tokenizers.vqgan_convert import is_released_folder, read_released_folder
 
     if not is_released_folder(folder):
         raise CheckpointError(

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from mgpt.errors import CheckpointError
-from mgpt.models.convert.plan import ModelPlan, check_fit, checked_values, misfits
-from mgpt.models.convert.qk_norm import QkLayout, by_group, by_head, find_layout, is_qk_norm
-from mgpt.models.convert.transformers_config import SourceConfig, read_config
-from mgpt.models.convert.vq_encoder import VqEncoder, encoder_shapes
 from mgpt.models.tensor_files import LazyTensor, name_list, read_headers
 from mgpt.models.transformer_config import TransformerConfig
+from mgpt.weights.plan import ModelPlan, check_fit, checked_values, misfits
+from mgpt.weights.qk_norm import QkLayout, by_group, by_head, find_layout, is_qk_norm
+from mgpt.weights.transformers_config import SourceConfig, read_config
+from mgpt.weights.vq_encoder import VqEncoder, encoder_shapes
 
 __all__ = ["plan_transformers", "transformers_tensors"]
 

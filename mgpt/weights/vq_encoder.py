@@ -1,8 +1,8 @@
 """The half of a VQGAN that a transformers folder holds: pictures to codes, no way back.
 
-Its tensors stand there under `model.vqmodel.` with the names of `mgpt.models.vqgan`, all but the
-decoder's. In a model folder they are kept as `vq_encoder/`, so that an export can give them back;
-a whole VQGAN beside the model is `vq/`.
+Its tensors stand there under `model.vqmodel.` with the names of `mgpt.tokenizers.vqgan`, all but
+the decoder's. In a model folder they are kept as `vq_encoder/`, so that an export can give them
+back; a whole VQGAN beside the model is `vq/`.
 
     >>> plan.vq.cfg.downsample, len(plan.vq.tensors)
     (16, 108)
@@ -18,8 +18,8 @@ from torch import Tensor
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.models.folder import model_tensors, write_sharded
 from mgpt.models.tensor_files import LazyTensor, lazy
-from mgpt.models.vqgan import Vqgan
-from mgpt.models.vqgan_config import VqganConfig
+from mgpt.tokenizers.vqgan import Vqgan
+from mgpt.tokenizers.vqgan_config import VqganConfig
 
 __all__ = ["ENCODER_FOLDER", "VqEncoder", "check_same_encoder", "encoder_shapes", "load_encoder"]
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from mgpt.errors import CheckpointError, ConfigError, MgptError
-from mgpt.models.convert.qk_norm import QkLayout
 from mgpt.models.transformer_config import TransformerConfig
-from mgpt.models.vqgan_config import VqganConfig
+from mgpt.tokenizers.vqgan_config import VqganConfig
+from mgpt.weights.qk_norm import QkLayout
 
 __all__ = ["CONFIG", "SourceConfig", "is_chameleon_config", "read_config", "transformers_config"]
 

@@ -1,6 +1,6 @@
 """The layers a VQGAN's encoder and decoder are made of, under the released file's names.
 
-They know channels and pictures; which of them follow each other is `mgpt.models.vqgan`.
+They know channels and pictures; which of them follow each other is `mgpt.tokenizers.vqgan`.
 
     >>> block = ResnetBlock(16, 32, VqganConfig(num_groups=8))
     >>> Downsample(32)(block(torch.zeros(1, 16, 64, 48))).shape
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt.models.vqgan_config import VqganConfig
+from mgpt.tokenizers.vqgan_config import VqganConfig
 
 __all__ = [
     "AttnBlock",

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, MgptError
-from mgpt.models.convert.plan import ModelPlan, check_fit, checked_values
-from mgpt.models.convert.qk_norm import permute_rotary
 from mgpt.models.tensor_files import LazyTensor, name_list
 from mgpt.models.transformer_config import TransformerConfig
+from mgpt.weights.plan import ModelPlan, check_fit, checked_values
+from mgpt.weights.qk_norm import permute_rotary
 
 __all__ = ["is_meta_folder", "plan_meta"]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mgpt.models.vqgan import Vqgan, VqganConfig
-from mgpt.models.vqgan_loss import (
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
+from mgpt.tokenizers.vqgan_loss import (
     CodebookTrainer,
     PatchDiscriminator,
     ReconstructionWeights,

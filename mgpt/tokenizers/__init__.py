@@ -1,0 +1,1 @@
+"""Pictures to codes and back, one file for each family of models."""
