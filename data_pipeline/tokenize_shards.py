@@ -10,6 +10,7 @@ listed in the manifest with a reason. A rerun of a finished job changes nothing.
 
 import dataclasses
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,14 +44,16 @@ from data_pipeline.workers import run_units
 from mgpt.allocator import keep_freed_memory
 from mgpt.data.shards import Manifest, ShardWriter, canonical_json, read_manifests
 from mgpt.dtypes import CODES, Dtype, choose_dtype
-from mgpt.errors import DataError, MachineError
+from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.files.storage import Location, locate
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
-from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.protocol import PictureTokenizer, float32_alone
 from mgpt.tracking.tracker import Tracker
 
 GPU_DECODERS = 8
+_log = logging.getLogger(__name__)
 _Item = RawSample | Rejected
 
 # Fields that decide bytes of the output, beside the VQ model, the device and the filters.
@@ -74,7 +77,8 @@ class TokenizeConfig:
     output: str
     """Folder of the tokenised shards; one subfolder a resolution."""
     vq: str
-    """VQ model: a folder, or the name of a shipped one, such as scenes_f8."""
+    """Picture tokenizer: a folder of ours or a released one, or a shipped name, such as
+    scenes_f8."""
     resolution: list[int]
     """Sides in pixels of the squares whose area pictures get; any aspect ratio in each."""
     workers: int = 1
@@ -85,7 +89,8 @@ class TokenizeConfig:
     pictures are in memory at once. The output does not depend on it."""
     dtype: Dtype = "auto"
     """Of the VQ model's layers. auto is float32 on every device; bfloat16 is for GPUs, and changes
-    a few codes in a hundred: how many is printed once."""
+    a few codes in a hundred: how many is printed once. Released tokenizers other than Chameleon's
+    are float32 always."""
     compile: bool = False
     """Whether these layers run as machine code (torch.compile), made anew for each size of picture
     and worker: for GPUs, in jobs that outlast that. A few codes may be others; how many is said."""
@@ -138,7 +143,7 @@ def tokenize(cfg: TokenizeConfig, tracker: Tracker) -> dict[str, Any]:
     done = job.finished()
     finished = sum(counts[unit] for unit in job.units() if unit in done)
     threads_before = torch.get_num_threads()
-    dtype = choose_dtype(cfg.dtype, torch.device(job.device), keep_float32=CODES)
+    dtype = choose_dtype(job.cfg.dtype, torch.device(job.device), keep_float32=CODES)
     dtype.announce(tracker.print)
     try:
         if job.looks_across and finished < sum(counts.values()):
@@ -166,6 +171,7 @@ class TokenizeJob:
     paths: dict[str, Location]
     device: str
     latent_px: int
+    grid_px: int
     num_codes: int
     vq_fingerprint: str
     settings_fingerprint: str
@@ -176,12 +182,16 @@ class TokenizeJob:
     def prepare(cls, cfg: TokenizeConfig) -> "TokenizeJob":
         """Find the raw shards and compare this run with what the output already holds."""
         paths = find_raw_shards(cfg.input)
-        vq = load_vqgan(cfg.vq)
-        latent_px, num_codes = vq.cfg.downsample, vq.cfg.n_embed
+        vq = load_tokenizer(cfg.vq)
+        latent_px, num_codes = vq.downsample, vq.num_codes
+        _check_largest(vq, cfg.resolution)
+        if cfg.dtype == "bfloat16" and torch.bfloat16 not in vq.encode_dtypes:
+            _log.warning(float32_alone(vq))
+            cfg = dataclasses.replace(cfg, dtype="float32")
         for px in cfg.resolution:
-            bucket_sizes(px, 2 * latent_px)  # raises where not even one grid fits
+            bucket_sizes(px, vq.grid_px)  # raises where not even one grid fits
         device = _device(cfg.device)
-        vq_fingerprint = vqgan_fingerprint(vq)
+        vq_fingerprint = vq.fingerprint()
         settings = {
             "job": "tokenize",
             "vq_fingerprint": vq_fingerprint,
@@ -198,7 +208,7 @@ class TokenizeJob:
         if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
             settings["filters.duplicates_among"] = _names_and_sizes(paths)
         fingerprint = settle_settings(locate(cfg.output), settings, "mgpt tokenize")
-        job = cls(cfg, paths, device, latent_px, num_codes, vq_fingerprint, fingerprint)
+        job = cls(cfg, paths, device, latent_px, vq.grid_px, num_codes, vq_fingerprint, fingerprint)
         job._check_unchanged()
         return job
 
@@ -266,8 +276,8 @@ class TokenizeWorker:
         if device.type == "cuda":
             device = torch.device("cuda", slot % torch.cuda.device_count())
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        vq = load_vqgan(job.cfg.vq).to(device)
-        if vqgan_fingerprint(vq) != job.vq_fingerprint:
+        vq = load_tokenizer(job.cfg.vq).to(device)
+        if vq.fingerprint() != job.vq_fingerprint:
             raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
         exact = partial(vq_codes, vq)
         self._encode: Callable[[Levels], Codes] = exact
@@ -343,7 +353,7 @@ class TokenizeWorker:
                 return item, pictures
             fitted = {}
             for px in resolutions:
-                target = Target(px, 2 * job.latent_px, cfg.enlarge)
+                target = Target(px, job.grid_px, cfg.enlarge)
                 fitted[px] = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
             return item, fitted
 
@@ -378,6 +388,15 @@ def _names_and_sizes(paths: Mapping[str, Location]) -> str:
     """16 hex digits over the raw shards: with another one among them, other samples are first."""
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     return hashlib.sha256(canonical_json(sizes)).hexdigest()[:16]
+
+
+def _check_largest(vq: PictureTokenizer, resolutions: list[int]) -> None:
+    most = vq.pixels.max_pixels
+    if most is not None and max(resolutions) ** 2 > most:
+        raise ConfigError(
+            f"resolution={max(resolutions)} makes pictures of {max(resolutions) ** 2} pixels, and "
+            f"{vq.title} encodes {most} at most; give smaller resolutions"
+        )
 
 
 def _device(wanted: str) -> str:

@@ -34,7 +34,7 @@ from mgpt.models.folder import (
 from mgpt.models.sizes import SIZES
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.tokenizers.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.train.step_folder import has_averages, newest_complete, stored_weights
@@ -288,7 +288,7 @@ def remove_model(folder: Path) -> None:
 
 def vq_input(vq: str | None) -> dict[str, str]:
     """A VQGAN as a stage's input: its folder or shipped name → its fingerprint."""
-    return {} if vq is None else {vq: f"vq:{vqgan_fingerprint(load_vqgan(vq))}"}
+    return {} if vq is None else {vq: f"vq:{load_tokenizer(vq).fingerprint()}"}
 
 
 def build_pipeline(
@@ -311,10 +311,10 @@ def build_pipeline(
     for note in weights.notes():
         report(note)
     vocabulary = weights.vocabulary()
-    vqgan = load_vqgan(vq)
-    weights.check_vq(vqgan_fingerprint(vqgan), f"vq={vq}", report)
+    tokenizer = load_tokenizer(vq)
+    weights.check_vq(tokenizer.fingerprint(), f"vq={vq}", report)
     engine = Engine(weights.load(device, dtype), vocabulary)
-    return Pipeline(engine, vqgan.to(device).eval(), vocabulary)
+    return Pipeline(engine, tokenizer.to(device).eval(), vocabulary)
 
 
 def pick_device(device: str = "auto") -> torch.device:

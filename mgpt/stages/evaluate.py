@@ -32,7 +32,6 @@ from mgpt.stages.on_ranks import open_on_ranks
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale
 from mgpt.stages.truth import TruthPictures
-from mgpt.tokenizers.vqgan import vqgan_fingerprint
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 
@@ -112,9 +111,9 @@ def _evaluate_here(
     pipeline = build_pipeline(
         cfg.ckpt, cfg.vq, world.device, dtype.torch, cfg.averaged, tracker.print
     )
-    if vqgan_fingerprint(pipeline.vqgan) != dataset.vq_fingerprint:
+    if pipeline.tokenizer.fingerprint() != dataset.vq_fingerprint:
         raise DataError(
-            f"vq={cfg.vq} has fingerprint {vqgan_fingerprint(pipeline.vqgan)}, {cfg.input} was "
+            f"vq={cfg.vq} has fingerprint {pipeline.tokenizer.fingerprint()}, {cfg.input} was "
             f"made with {dataset.vq_fingerprint}; give the VQGAN that tokenised it"
         )
     truth = TruthPictures(cfg.input, cfg.raw, dataset)

@@ -29,7 +29,8 @@ from mgpt.stages.folder import StageFolder
 from mgpt.stages.identity import input_identities, raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
-from mgpt.tokenizers.vqgan import VqganConfig, load_vqgan
+from mgpt.tokenizers.folder import load_vqgan
+from mgpt.tokenizers.vqgan import VqganConfig
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (
     BatchConfig,

@@ -31,7 +31,9 @@ from mgpt.stages.released import (
     vocabulary_map,
     vqgan_beside,
 )
-from mgpt.tokenizers.vqgan import Vqgan, save_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import save_tokenizer
+from mgpt.tokenizers.protocol import PictureTokenizer
+from mgpt.tokenizers.vqgan import Vqgan
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.weights.transformers_config import VQ_KEY, transformers_config
 from mgpt.weights.transformers_folder import transformers_tensors
@@ -45,7 +47,7 @@ class Export:
     config: dict[str, Any]
     tensors: list[LazyTensor]
     vocabulary: Vocabulary | None
-    vq: Vqgan | None
+    vq: PictureTokenizer | None
     notes: list[str]
 
     def figures(self) -> dict[str, int]:
@@ -63,7 +65,7 @@ class Export:
             if self.vocabulary is not None:
                 _write_tokenizer(self.vocabulary, folder, self.config["max_position_embeddings"])
             if self.vq is not None:
-                save_vqgan(self.vq, folder / VQ)
+                save_tokenizer(self.vq, folder / VQ)
             write_sharded(folder, counted(self.tensors, on_tensor), self.config)
 
 
@@ -93,13 +95,13 @@ def plan_export(
     model = vqgan_beside(weights.folder, vq)
     notes: list[str] = []
     if model is not None:
-        weights.check_vq(vqgan_fingerprint(model), f"vq={vq or weights.folder / VQ}", notes.append)
+        weights.check_vq(model.fingerprint(), f"vq={vq or weights.folder / VQ}", notes.append)
     encoder = None
-    if with_vq and model is not None:
+    if with_vq and type(model) is Vqgan:
         encoder = VqEncoder.of(model)
-    elif with_vq and (weights.folder / ENCODER_FOLDER).exists():
+    elif with_vq and model is None and (weights.folder / ENCODER_FOLDER).exists():
         encoder = load_encoder(weights.folder / ENCODER_FOLDER)
-    check_codes(vocabulary, encoder, weights.folder)
+    check_codes(vocabulary, model or encoder, weights.folder)
     stored = weights.stored()
     if dtype is not None:
         stored = [tensor.then(lambda t: t.to(dtype), dtype=dtype) for tensor in stored]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mgpt.tokenizers.vqgan_config import VqganConfig
 
 __all__ = [
+    "NORM_EPS",
     "AttnBlock",
     "ChannelNorm",
     "Downsample",
@@ -25,11 +26,13 @@ __all__ = [
     "Middle",
     "ResnetBlock",
     "Upsample",
+    "attend",
     "norm",
     "swish_",
+    "to_channels_last",
 ]
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class ChannelNorm(nn.Module):
@@ -42,7 +45,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BHWC = x_BCHW.movedim(1, -1)
-        normed_BHWC = F.layer_norm(x_BHWC, x_BHWC.shape[-1:], self.weight, self.bias, _NORM_EPS)
+        normed_BHWC = F.layer_norm(x_BHWC, x_BHWC.shape[-1:], self.weight, self.bias, NORM_EPS)
         return normed_BHWC.movedim(-1, 1)
 
 
@@ -50,7 +53,7 @@ def norm(channels: int, config: VqganConfig) -> nn.Module:
     """The configuration's norm; GroupNorm has the released model's epsilon."""
     if config.local:
         return ChannelNorm(channels)
-    return nn.GroupNorm(config.num_groups, channels, eps=_NORM_EPS)
+    return nn.GroupNorm(config.num_groups, channels, eps=NORM_EPS)
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
@@ -99,13 +102,16 @@ class AttnBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h_BCHW = self.norm(x_BCHW)
-        q_B1PC, k_B1PC, v_B1PC = (
-            layer(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1)
-            for layer in (self.q, self.k, self.v)
-        )
-        out_B1PC = F.scaled_dot_product_attention(q_B1PC, k_B1PC, v_B1PC)
-        out_BCHW = out_B1PC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape)
-        return x_BCHW + self.proj_out(out_BCHW)
+        return x_BCHW + self.proj_out(attend(self.q(h_BCHW), self.k(h_BCHW), self.v(h_BCHW)))
+
+
+def attend(q_BCHW: Tensor, k_BCHW: Tensor, v_BCHW: Tensor) -> Tensor:
+    """One head of unmasked attention over all positions of a picture, [B, C, H, W]."""
+    q_B1PC, k_B1PC, v_B1PC = (
+        x_BCHW.flatten(2).transpose(1, 2).unsqueeze(1) for x_BCHW in (q_BCHW, k_BCHW, v_BCHW)
+    )
+    out_B1PC = F.scaled_dot_product_attention(q_B1PC, k_B1PC, v_B1PC)
+    return out_B1PC.squeeze(1).transpose(1, 2).reshape(q_BCHW.shape)
 
 
 class Downsample(nn.Module):
@@ -172,3 +178,10 @@ class Middle(nn.Module):
         if self.attn_1 is not None:
             x_BCHW = self.attn_1(x_BCHW)
         return self.block_2(x_BCHW)
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """The layout that CPU and GPU convolutions are fastest in; it changes no value's meaning."""
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)

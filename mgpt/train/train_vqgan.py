@@ -40,7 +40,8 @@ from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mgpt.files.atomic import atomic_write
 from mgpt.stop_signals import Interrupted, StopSignals
-from mgpt.tokenizers.vqgan import Vqgan, VqganConfig, save_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokenizers.vqgan_loss import (
     CodebookTrainer,
     PatchDiscriminator,
@@ -223,7 +224,7 @@ def train_vqgan(
                     "the same command again to resume"
                 )
     run.model.eval()
-    save_vqgan(run.model, out_dir / "model")
+    save_tokenizer(run.model, out_dir / "model")
     figures = reconstruction_psnr(run.model, held_out or {})
     atomic_write(out_dir / "figures.json", json.dumps(figures, indent=2).encode())
     return figures
@@ -394,7 +395,7 @@ class _Run:
         free = ("log_every_steps", "save_every_steps", "dtype")
         settings = {name: value for name, value in asdict(self.cfg).items() if name not in free}
         settings["bf16"] = False  # the settings of earlier checkpoints name it
-        start = vqgan_fingerprint(self.start) if self.start is not None else None
+        start = self.start.fingerprint() if self.start is not None else None
         text = json.dumps([settings, asdict(self.model.cfg), start], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -31,7 +31,7 @@ from mgpt.evals.scene_reader import (
 )
 from mgpt.images.pixels import fit, normalise, to_uint8
 from mgpt.tasks.scene_words import SEGMENTATION_COLOURS
-from mgpt.tokenizers.vqgan import load_vqgan
+from mgpt.tokenizers.folder import load_tokenizer
 
 SIDES_PX = (64, 48, 32)
 NAMES = ("shape", "colour", "size", "material")
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    vqgan = load_vqgan(arguments.vq)
+    vqgan = load_tokenizer(arguments.vq)
     used = np.zeros(vqgan.cfg.n_embed)
 
     @torch.inference_mode()

@@ -11,14 +11,9 @@ import torch
 from PIL import Image
 
 from mgpt.errors import CheckpointError, ConfigError, MachineError
-from mgpt.tokenizers.vqgan import (
-    Vqgan,
-    VqganConfig,
-    load_vqgan,
-    nearest_codes,
-    save_vqgan,
-    vqgan_fingerprint,
-)
+from mgpt.tokenizers.folder import load_tokenizer, save_tokenizer
+from mgpt.tokenizers.quantizers import nearest_codes
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vqgan"
 TINY = VqganConfig(
@@ -44,7 +39,7 @@ def pixels_of(path: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def released() -> Vqgan:
-    return load_vqgan(VECTORS)
+    return load_tokenizer(VECTORS)
 
 
 @pytest.mark.parametrize("name", ["image0", "image1", "image2"])
@@ -104,9 +99,9 @@ def test_a_local_model_codes_a_patch_by_its_neighbourhood_alone() -> None:
 
 def test_a_local_model_round_trips_and_refuses_attention(tmp_path: Path) -> None:
     model = tiny_model(replace(TINY, local=True))
-    save_vqgan(model, tmp_path)
-    again = load_vqgan(tmp_path)
-    assert again.cfg.local and vqgan_fingerprint(again) == vqgan_fingerprint(model)
+    save_tokenizer(model, tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.cfg.local and again.fingerprint() == model.fingerprint()
     with pytest.raises(ConfigError, match="a local model has no attention"):
         replace(TINY, local=True, attn_resolutions=(512,))
 
@@ -115,7 +110,7 @@ def test_the_setting_local_leaves_older_fingerprints_alone() -> None:
     """Models stored before the setting existed have a record without it."""
     assert "local" not in TINY.record()
     assert replace(TINY, local=True).record()["local"] is True
-    assert vqgan_fingerprint(load_vqgan("photos_f16")) == "fbca257ca7ccbe3a"
+    assert load_tokenizer("photos_f16").fingerprint() == "fbca257ca7ccbe3a"
 
 
 def test_codes_do_not_change_under_autocast_or_low_matmul_precision() -> None:
@@ -171,13 +166,13 @@ def test_config_names_every_mistake(change: dict, words: str) -> None:
 
 def test_save_and_load_keep_codes_and_fingerprint(tmp_path: Path) -> None:
     model = tiny_model()
-    save_vqgan(model, tmp_path / "vq")
-    again = load_vqgan(tmp_path / "vq")
+    save_tokenizer(model, tmp_path / "vq")
+    again = load_tokenizer(tmp_path / "vq")
     pixels = torch.rand(2, 3, 32, 48) * 2 - 1
     assert again.cfg == model.cfg
     assert not again.training
     assert torch.equal(again.encode(pixels), model.encode(pixels))
-    assert vqgan_fingerprint(again) == vqgan_fingerprint(model)
+    assert again.fingerprint() == model.fingerprint()
     assert sorted(path.name for path in (tmp_path / "vq").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -186,37 +181,37 @@ def test_save_and_load_keep_codes_and_fingerprint(tmp_path: Path) -> None:
 
 def test_half_precision_storage_is_a_model_of_rounded_weights(tmp_path: Path) -> None:
     model = tiny_model()
-    save_vqgan(model, tmp_path, dtype=torch.float16)
-    again = load_vqgan(tmp_path)
+    save_tokenizer(model, tmp_path, dtype=torch.float16)
+    again = load_tokenizer(tmp_path)
     assert {t.dtype for t in again.state_dict().values()} == {torch.float32}
-    assert vqgan_fingerprint(again) != vqgan_fingerprint(model)
-    assert vqgan_fingerprint(again) == vqgan_fingerprint(model.half().float())
+    assert again.fingerprint() != model.fingerprint()
+    assert again.fingerprint() == model.half().float().fingerprint()
 
 
 def test_fingerprint_covers_weights_and_configuration() -> None:
-    base = vqgan_fingerprint(tiny_model())
-    assert base == vqgan_fingerprint(tiny_model())
-    assert base != vqgan_fingerprint(tiny_model(seed=1))
-    assert base != vqgan_fingerprint(tiny_model(replace(TINY, num_groups=8)))
+    base = tiny_model().fingerprint()
+    assert base == tiny_model().fingerprint()
+    assert base != tiny_model(seed=1).fingerprint()
+    assert base != tiny_model(replace(TINY, num_groups=8)).fingerprint()
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    save_vqgan(tiny_model(seed=0), tmp_path / "a")
-    save_vqgan(tiny_model(seed=1), tmp_path / "b")
+    save_tokenizer(tiny_model(seed=0), tmp_path / "a")
+    save_tokenizer(tiny_model(seed=1), tmp_path / "b")
     (tmp_path / "a/model.safetensors").replace(tmp_path / "b/model.safetensors")
     with pytest.raises(CheckpointError, match="not of one model"):
-        load_vqgan(tmp_path / "b")
+        load_tokenizer(tmp_path / "b")
 
 
 def test_missing_left_over_and_misshapen_weights_come_in_one_message(tmp_path: Path) -> None:
-    save_vqgan(tiny_model(), tmp_path)
+    save_tokenizer(tiny_model(), tmp_path)
     weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
     del weights["quant_conv.bias"]
     weights["surplus"] = torch.zeros(1)
     weights["decoder.conv_out.bias"] = torch.zeros(7)
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        load_vqgan(tmp_path)
+        load_tokenizer(tmp_path)
     for words in ("quant_conv.bias is missing", "surplus is left over", "shape [7], expected [3]"):
         assert words in str(error.value)
 
@@ -238,28 +233,28 @@ def test_bad_configurations_are_named(
 ) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(kind, match=words):
-        load_vqgan(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_cut_weights_are_refused(tmp_path: Path) -> None:
-    save_vqgan(tiny_model(), tmp_path)
+    save_tokenizer(tiny_model(), tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-100])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_vqgan(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_folder_that_is_none_names_the_shipped_models(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="scenes_f8"):
-        load_vqgan(tmp_path / "nowhere")
+        load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="holds no VQGAN"):
-        load_vqgan(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_saving_over_a_folder_that_cannot_hold_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(MachineError, match="cannot be written"):
-        save_vqgan(tiny_model(), tmp_path)
+        save_tokenizer(tiny_model(), tmp_path)
     assert not list(tmp_path.glob(".*tmp"))
 
 
@@ -267,7 +262,7 @@ def test_saving_over_a_folder_that_cannot_hold_it_says_so(tmp_path: Path) -> Non
     ("name", "downsample", "n_embed"), [("scenes_f8", 8, 512), ("photos_f16", 16, 1024)]
 )
 def test_shipped_models_load_by_name(name: str, downsample: int, n_embed: int) -> None:
-    model = load_vqgan(name)
+    model = load_tokenizer(name)
     assert (model.cfg.downsample, model.cfg.n_embed) == (downsample, n_embed)
     light = torch.full((1, 3, 64, 64), 0.85)  # the ground of the scenes
     assert (model.decode(model.encode(light)) - light).abs().mean() < 0.1
@@ -276,11 +271,11 @@ def test_shipped_models_load_by_name(name: str, downsample: int, n_embed: int) -
 def test_a_shipped_name_is_not_shadowed_by_a_folder(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "scenes_f8").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load_vqgan("scenes_f8").cfg.downsample == 8
+    assert load_tokenizer("scenes_f8").cfg.downsample == 8
     with pytest.raises(CheckpointError, match="holds no VQGAN"):
-        load_vqgan("./scenes_f8")
+        load_tokenizer("./scenes_f8")
 
 
 def test_shipped_models_are_small() -> None:
-    folder = Path(load_vqgan.__code__.co_filename).parent / "pretrained"
+    folder = Path(load_tokenizer.__code__.co_filename).parent / "pretrained"
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 6_000_000

@@ -10,7 +10,8 @@ import torch
 
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mgpt.images.pixels import normalise
-from mgpt.tokenizers.vqgan import VqganConfig, load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.vqgan import VqganConfig
 from mgpt.train import train_vqgan as module
 from mgpt.train.train_vqgan import (
     BatchConfig,
@@ -72,7 +73,7 @@ def test_training_learns(tmp_path: Path) -> None:
         logs[-1][1]
     )
     assert figures["psnr_db/halves"] > 14.0
-    model = load_vqgan(tmp_path / "model")
+    model = load_tokenizer(tmp_path / "model")
     assert reconstruction_psnr(model, held_out) == figures
 
 
@@ -106,11 +107,11 @@ def test_a_cut_run_ends_like_an_uncut_one(tmp_path: Path, extra: dict) -> None:
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     run(TRAIN, tmp_path)
-    before = vqgan_fingerprint(load_vqgan(tmp_path / "model"))
+    before = load_tokenizer(tmp_path / "model").fingerprint()
     logs: list = []
     run(TRAIN, tmp_path, logs)
     assert not logs
-    assert vqgan_fingerprint(load_vqgan(tmp_path / "model")) == before
+    assert load_tokenizer(tmp_path / "model").fingerprint() == before
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -128,12 +129,12 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_a_trained_model_is_gone_on_from(tmp_path: Path) -> None:
     run(TRAIN, tmp_path / "first")
-    first = load_vqgan(tmp_path / "first/model")
-    before = vqgan_fingerprint(first)
+    first = load_tokenizer(tmp_path / "first/model")
+    before = first.fingerprint()
     cfg = replace(TRAIN, steps=1, quantise_from_step=0, learning_rate=1e-12, codebook_decay=0.999)
     run(cfg, tmp_path / "second", start=first)
-    assert vqgan_fingerprint(first) == before
-    second = load_vqgan(tmp_path / "second/model")
+    assert first.fingerprint() == before
+    second = load_tokenizer(tmp_path / "second/model")
     # One step at next to no learning rate: the weights and the codebook are where they were.
     for name, tensor in first.state_dict().items():
         assert torch.allclose(second.state_dict()[name], tensor, atol=0.02), name
@@ -158,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 def test_bf16_training_leaves_an_fp32_model(tmp_path: Path) -> None:
     run(replace(TRAIN, dtype="bfloat16"), tmp_path)
-    model = load_vqgan(tmp_path / "model")
+    model = load_tokenizer(tmp_path / "model")
     assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
 
 
