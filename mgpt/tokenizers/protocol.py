@@ -186,9 +186,10 @@ class PictureTokenizer(nn.Module):
 
     def cost(self, height_px: int, width_px: int) -> Cost:
         """Operations for one picture of this size, counted on shapes alone."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.utils.flop_counter import FlopCounterMode
 
-        with torch.device("meta"):
+        with FakeTensorMode():
             model = type(self)(self.cfg).eval()
             pixels_13HW = torch.zeros(1, 3, height_px, width_px)
             with FlopCounterMode(display=False) as encoding:
