@@ -47,6 +47,7 @@ _TOKENIZER_FOLDER = "tokenizer"
 # The token that transformers puts a picture's place with; Meta's file calls the same id reserved.
 _IMAGE_PLACE, _IMAGE_PLACE_AT_META = "<image>", "<reserved08707>"
 _UNUSED_ID = 3  # of the from-scratch layout
+_COST_PX = 512  # side of the picture whose cost is named
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy)", re.IGNORECASE)
 
 
@@ -69,7 +70,9 @@ class Import:
 
     @property
     def num_bytes(self) -> int:
-        return 0 if self.plan is None else self.plan.num_bytes
+        if self.plan is not None:
+            return self.plan.num_bytes
+        return sum(t.nbytes for t in self.vq.state_dict().values()) if self.vq else 0
 
     def figures(self) -> dict[str, int]:
         """What the stage reports."""
@@ -90,7 +93,14 @@ class Import:
             lines += _model_lines(self.plan)
         if self.vq is not None:
             lines.append(f"{title}: {self.vq.num_codes:,} codes, {self.vq.downsample} px a latent")
-        elif self.plan is not None and self.plan.vq is not None:
+        if self.vq is not None and self.plan is None:
+            cost = self.vq.cost(_COST_PX, _COST_PX)
+            lines.append(
+                f"{cost.parameters:,} parameters; a picture of {_COST_PX}x{_COST_PX} px takes "
+                f"{cost.encode_flops / 1e9:,.1f} GFLOP to encode, {cost.decode_flops / 1e9:,.1f} "
+                "to decode"
+            )
+        if self.vq is None and self.plan is not None and self.plan.vq is not None:
             lines.append(f"VQGAN: the encoder only, {self.plan.vq.cfg.n_embed:,} codes; no decoder")
         if self.vocabulary is not None:
             lines.append(f"vocabulary: {self.vocabulary.layout}, {self.vocabulary.fingerprint}")
