@@ -26,6 +26,7 @@ from data_pipeline.fitting import Fitted
 from data_pipeline.raw_shards import Rejected
 from mgpt.data.shards import ShardWriter, TokenisedSample
 from mgpt.tokenizers.protocol import PictureTokenizer, exact_fp32
+from mgpt.tokens.codes import code_dtype
 
 BATCHES_AHEAD = 2
 MOST_PROGRAMS = 1024  # of machine code in one process
@@ -88,7 +89,7 @@ def _pixels(model: PictureTokenizer, levels_BHWC: Levels) -> torch.Tensor:
 
 
 def _to_codes(model: PictureTokenizer, codes_Bhw: torch.Tensor) -> Codes:
-    return codes_Bhw.cpu().numpy().astype(model.code_dtype)
+    return codes_Bhw.cpu().numpy().astype(code_dtype(model.num_codes))
 
 
 class Agreement:

@@ -30,6 +30,7 @@ from mgpt.infer.engine import Engine
 from mgpt.infer.sampling import SamplingConfig
 from mgpt.tokenizers.protocol import PictureTokenizer
 from mgpt.tokens.chat import Conversation, prompt_ids
+from mgpt.tokens.codes import code_dtype
 from mgpt.tokens.unirep import LATENTS_PER_GRID, decode_grid, find_images
 from mgpt.tokens.vocab import Vocabulary
 
@@ -106,7 +107,7 @@ class Pipeline:
         pixels_B3HW = self.tokenizer.pixels.normalise(np.asarray(fitted)[None])
         with torch.inference_mode():
             codes_BHW = self.tokenizer.encode(pixels_B3HW.to(self.tokenizer.device))
-        return codes_BHW[0].cpu().numpy().astype(self.tokenizer.code_dtype)
+        return codes_BHW[0].cpu().numpy().astype(code_dtype(self.tokenizer.num_codes))
 
     def answer(
         self,

@@ -113,11 +113,6 @@ class PictureTokenizer(nn.Module):
         """Pixels that a code spans each way."""
 
     @property
-    def code_dtype(self) -> type[np.uint16] | type[np.uint32]:
-        """The type that codes are stored in: 16 bits where they fit."""
-        return np.uint16 if self.num_codes <= 2**16 else np.uint32
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
