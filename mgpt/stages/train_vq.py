@@ -30,7 +30,7 @@ from mgpt.stages.identity import input_identities, raw_identities
 from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.tokenizers.folder import load_vqgan
-from mgpt.tokenizers.vqgan import VqganConfig
+from mgpt.tokenizers.vqgan_config import Quantizer, VqganConfig
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (
     BatchConfig,
@@ -54,6 +54,8 @@ class Config:
     output: str
     """Folder for the checkpoint and, at the end, model/."""
     model: VqganConfig = field(default_factory=VqganConfig)
+    quantizer: Quantizer | None = None
+    """vq, ibq, fsq or lfq with about as many codes as `model` has; null: what `model` says."""
     train: VqTrainConfig = field(default_factory=VqTrainConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     init_from: str = ""
@@ -87,7 +89,7 @@ def main(cfg: Config) -> None:
         with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
             figures = train_vqgan(
                 cfg.train,
-                cfg.model,
+                sizes(cfg),
                 lambda first_step: picture_batches(pictures, cfg.batch, first_step),
                 _logger(tracker, bar.advance, cfg.train.log_every_steps),
                 folder.path,
@@ -97,6 +99,11 @@ def main(cfg: Config) -> None:
             )
         tracker.finish(figures)
     folder.finish({**figures, "dtype": str(dtype)})
+
+
+def sizes(cfg: Config) -> VqganConfig:
+    """The model that is trained."""
+    return cfg.model if cfg.quantizer is None else cfg.model.with_quantizer(cfg.quantizer)
 
 
 def _logger(
@@ -164,7 +171,7 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     seconds = timed(
         lambda: train_vqgan(
             train,
-            cfg.model,
+            sizes(cfg),
             lambda first_step: picture_batches(pictures, cfg.batch, first_step),
             lambda step, values: logged.append(values),
             Path(cfg.output),

@@ -33,7 +33,6 @@ from mgpt.stages.released import (
 )
 from mgpt.tokenizers.folder import save_tokenizer
 from mgpt.tokenizers.protocol import PictureTokenizer
-from mgpt.tokenizers.vqgan import Vqgan
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.weights.transformers_config import VQ_KEY, transformers_config
 from mgpt.weights.transformers_folder import transformers_tensors
@@ -97,9 +96,9 @@ def plan_export(
     if model is not None:
         weights.check_vq(model.fingerprint(), f"vq={vq or weights.folder / VQ}", notes.append)
     encoder = None
-    if with_vq and type(model) is Vqgan:
+    if with_vq and model is not None:
         encoder = VqEncoder.of(model)
-    elif with_vq and model is None and (weights.folder / ENCODER_FOLDER).exists():
+    elif with_vq and (weights.folder / ENCODER_FOLDER).exists():
         encoder = load_encoder(weights.folder / ENCODER_FOLDER)
     check_codes(vocabulary, model or encoder, weights.folder)
     stored = weights.stored()

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mgpt.tokenizers.quantizers import ProductCodebook
 from mgpt.tokenizers.released_sizes import Shapes, check_stated, network_sizes
 from mgpt.tokenizers.vqgan import Vqgan
 from mgpt.tokenizers.vqgan_config import VqganConfig
@@ -26,12 +25,6 @@ class Ibq(Vqgan):
     family = "ibq"
     title = "IBQ tokenizer"
     encode_dtypes = (torch.float32,)
-
-    quantize: ProductCodebook  # type: ignore[assignment]  # the one thing that is not Vqgan's
-
-    def __init__(self, config: VqganConfig) -> None:
-        super().__init__(config)
-        self.quantize = ProductCodebook(config.n_embed, config.embed_dim)
 
     @property
     def multiple_px(self) -> int:
@@ -60,4 +53,4 @@ class Ibq(Vqgan):
     def read_config(cls, shapes: Shapes, stated: Mapping[str, Any]) -> VqganConfig:
         sizes = network_sizes(shapes, stated)
         check_stated(stated, {"codebook_size": sizes.n_embed, "l2_normalize": False})
-        return sizes
+        return sizes.with_quantizer("ibq")

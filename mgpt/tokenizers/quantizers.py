@@ -131,8 +131,11 @@ class FiniteScalars(nn.Module):
         """What the decoder gets, [B, D, h, w]: each digit as a value from -1 to at most 1."""
         levels_D11 = self._by_channel(self.levels)
         digits_BDhw = codes_Bhw[:, None] // self._by_channel(self.basis) % levels_D11
-        half_D11 = levels_D11 // 2
-        return (digits_BDhw - half_D11).float() / half_D11
+        return self.scale((digits_BDhw - levels_D11 // 2).float())
+
+    def scale(self, level_BDhw: Tensor) -> Tensor:
+        """Whole levels, as `bound` counts them, to what the decoder gets."""
+        return level_BDhw / (self._by_channel(self.levels) // 2)
 
     @staticmethod
     def _by_channel(values_D: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from mgpt.tokenizers.protocol import PictureTokenizer
-from mgpt.tokenizers.quantizers import NearestCodebook
+from mgpt.tokenizers.quantizers import FiniteScalars, NearestCodebook, ProductCodebook, Signs
 from mgpt.tokenizers.vqgan_config import VqganConfig
 from mgpt.tokenizers.vqgan_layers import (
     Downsample,
@@ -110,14 +110,14 @@ class Vqgan(PictureTokenizer):
     encode_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16)
 
     cfg: VqganConfig
-    quantize: NearestCodebook
+    quantize: NearestCodebook | ProductCodebook | FiniteScalars | Signs
 
     def __init__(self, config: VqganConfig) -> None:
         super().__init__()
         self.cfg = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = NearestCodebook(config.n_embed, config.embed_dim)
+        self.quantize = _quantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         to_channels_last(self)
@@ -140,7 +140,7 @@ class Vqgan(PictureTokenizer):
         return self.quant_conv(self.encoder(x_B3HW))
 
     def embed(self, codes_Bhw: Tensor) -> Tensor:
-        """Codebook vectors [B, D, h, w] of codes [B, h, w]."""
+        """Vectors [B, D, h, w] of codes [B, h, w]."""
         return self.quantize.rows(codes_Bhw)
 
     def reconstruct(self, z_BDhw: Tensor) -> Tensor:
@@ -157,6 +157,15 @@ class Vqgan(PictureTokenizer):
         cls, shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, Any]
     ) -> VqganConfig:
         raise AssertionError("its released folder is read by vqgan_convert")
+
+
+def _quantizer(config: VqganConfig) -> NearestCodebook | ProductCodebook | FiniteScalars | Signs:
+    if config.quantizer == "fsq":
+        return FiniteScalars(config.levels)
+    if config.quantizer == "lfq":
+        return Signs(config.embed_dim)
+    codebook = ProductCodebook if config.quantizer == "ibq" else NearestCodebook
+    return codebook(config.n_embed, config.embed_dim)
 
 
 def level_has_attention(config: VqganConfig, index: int) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "PatchDiscriminator",
     "ReconstructionWeights",
     "adaptive_weight",
+    "code_usage",
     "discriminator_hinge_loss",
     "flatten_latents",
     "reconstruction_loss",
@@ -136,6 +137,23 @@ def straight_through(z_BDhw: Tensor, quantised_BDhw: Tensor) -> Tensor:
     return z_BDhw + (quantised_BDhw - z_BDhw).detach()
 
 
+def code_usage(wins_N: Tensor) -> dict[str, float]:
+    """How evenly codes are used, from how often each was.
+
+    Returns:
+        `codes_used_percent`, and `codes_perplexity`: the number of codes that, used equally, would
+        have the same entropy.
+    """
+    wins_N = wins_N.double()
+    share_N = wins_N / wins_N.sum().clamp_min(1.0)
+    entropy = -(share_N * share_N.clamp_min(1e-12).log()).sum()
+    used_percent = 100.0 * (wins_N > 0).double().mean()
+    return {
+        "codes_used_percent": float(used_percent),
+        "codes_perplexity": float(entropy.exp()),
+    }
+
+
 class CodebookTrainer:
     """Moves a codebook in place, revives its unused entries and counts how it is used.
 
@@ -189,21 +207,10 @@ class CodebookTrainer:
         return len(dead_K)
 
     def usage(self) -> dict[str, float]:
-        """Use of the codebook since the last call.
-
-        Returns:
-            `codes_used_percent`, and `codes_perplexity`: the number of entries that, used equally,
-            would have the same entropy.
-        """
-        wins_N = self._window_wins_N.double()
-        share_N = wins_N / wins_N.sum().clamp_min(1.0)
-        entropy = -(share_N * share_N.clamp_min(1e-12).log()).sum()
-        used_percent = 100.0 * (wins_N > 0).double().mean()
+        """Use of the codebook since the last call; see `code_usage`."""
+        usage = code_usage(self._window_wins_N)
         self._window_wins_N.zero_()
-        return {
-            "codes_used_percent": float(used_percent),
-            "codes_perplexity": float(entropy.exp()),
-        }
+        return usage
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, beside the codebook itself."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.models.folder import model_tensors, write_sharded
 from mgpt.models.tensor_files import LazyTensor, lazy
+from mgpt.tokenizers.protocol import PictureTokenizer
 from mgpt.tokenizers.vqgan import Vqgan
 from mgpt.tokenizers.vqgan_config import VqganConfig
 
@@ -37,8 +38,10 @@ class VqEncoder:
     tensors: list[LazyTensor]
 
     @classmethod
-    def of(cls, model: Vqgan) -> "VqEncoder":
-        """The encoder of a whole VQGAN."""
+    def of(cls, model: PictureTokenizer) -> "VqEncoder | None":
+        """The encoder of a whole tokenizer; None of one that transformers' layout cannot hold."""
+        if type(model) is not Vqgan or model.cfg.quantizer != "vq":
+            return None
         state = model.state_dict().items()
         return cls(model.cfg, [lazy(name, t) for name, t in state if not name.startswith(_DECODER)])
 

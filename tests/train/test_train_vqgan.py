@@ -77,6 +77,42 @@ def test_training_learns(tmp_path: Path) -> None:
     assert reconstruction_psnr(model, held_out) == figures
 
 
+@pytest.mark.parametrize("quantizer", ["ibq", "fsq", "lfq"])
+def test_other_quantizers_learn_and_resume_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
+) -> None:
+    """The model folder has the quantizer; what it codes with is what it was trained with."""
+    sizes = replace(MODEL, n_embed=64).with_quantizer(quantizer)
+    logs: list[tuple[int, dict[str, float]]] = []
+    cfg = replace(TRAIN, steps=120, learning_rate=1e-2, quantise_from_step=30, log_every_steps=30)
+    cfg = replace(cfg, save_every_steps=45, entropy_weight=0.2)
+    held_out = {"halves": [picture[:16, :16] for picture in pictures(3)]}
+
+    def train(folder: Path) -> dict[str, float]:
+        return train_vqgan(
+            cfg, sizes, batches, lambda *log: logs.append(log), folder, held_out=held_out
+        )
+
+    figures = train(tmp_path / "whole")
+    assert figures["psnr_db/halves"] > 11.0 and figures["codes_used_percent"] > 5.0
+    # Of the windows that quantise, a first trial's last is 1.5 to 2 dB above the first.
+    assert logs[-1][1]["psnr_db"] > logs[1][1]["psnr_db"] + 0.8
+    model = load_tokenizer(tmp_path / "whole/model")
+    assert model.cfg == sizes and reconstruction_psnr(model, held_out) == figures
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        save = module._Run.save
+
+        def save_and_stop(run: module._Run, path: Path, step: int) -> None:
+            save(run, path, step)
+            raise KeyboardInterrupt
+
+        patched.setattr(module._Run, "save", save_and_stop)
+        train(tmp_path / "cut")
+    assert train(tmp_path / "cut") == figures
+    assert load_tokenizer(tmp_path / "cut/model").fingerprint() == model.fingerprint()
+
+
 @pytest.mark.parametrize("extra", [{}, {"discriminator_start_step": 2}, {"codebook_decay": None}])
 def test_a_cut_run_ends_like_an_uncut_one(tmp_path: Path, extra: dict) -> None:
     cfg = replace(TRAIN, **extra)
