@@ -23,7 +23,7 @@ import torch
 
 from data_pipeline.decoding import CodeDecoder
 from data_pipeline.fitting import Fitted, Target, decode, fit_fields
-from data_pipeline.job_settings import read_settings
+from data_pipeline.job_settings import grid_px, read_settings
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from mgpt.allocator import keep_freed_memory
@@ -142,7 +142,7 @@ class _Comparison:
         self, sample: TokenisedSample, raw: RawSample, unit: str, px: int
     ) -> list[dict[str, Any]]:
         settings = self._settings
-        target = Target(px, 2 * settings["latent_px"], settings["enlarge"])
+        target = Target(px, grid_px(settings), settings["enlarge"])
         pictures = decode(raw, settings["rotate_exif"], settings["max_pixels"])
         fitted: Fitted | Rejected = (
             pictures

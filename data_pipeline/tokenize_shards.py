@@ -201,6 +201,8 @@ class TokenizeJob:
             **{name: getattr(cfg, name) for name in _DECISIVE},
             **{f"filters.{name}": value for name, value in vars(cfg.filters).items()},
         }
+        if vq.grid_px != 2 * latent_px:
+            settings["grid_px"] = vq.grid_px
         if cfg.dtype == "bfloat16":
             settings["precision"] = "bf16"
         if cfg.compile:

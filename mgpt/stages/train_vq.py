@@ -2,7 +2,8 @@
 
 Every picture field of every sample is taken (image, depth, normals, …), so that whatever a task
 shows can be coded. Some samples, chosen by key, are held out for the figures. The trained model is
-`<output>/model`, a folder that `vq=` takes.
+`<output>/model`, a folder that `vq=` takes. `quantizer=` trains the same network with other codes
+than those of a nearest row.
 
     mgpt train_vq recipe=scenes_f8 input=outputs/raw output=outputs/vq
 """

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from data_pipeline.fitting import Target, decode, fit_fields
-from data_pipeline.job_settings import read_settings
+from data_pipeline.job_settings import grid_px, read_settings
 from data_pipeline.raw_inputs import find_raw_shards
 from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
 from mgpt.data.dataset import TokenisedDataset
@@ -50,8 +50,8 @@ class TruthPictures:
         settings = self._settings
         pictures = decode(sample, settings["rotate_exif"], settings["max_pixels"])
         if not isinstance(pictures, Rejected):
-            grid_px = 2 * settings["latent_px"]
-            target = Target(self._dataset.resolution_px, grid_px, settings["enlarge"])
+            side_px = self._dataset.resolution_px
+            target = Target(side_px, grid_px(settings), settings["enlarge"])
             fitted = fit_fields(pictures, target, f"{shard}/{key}", settings["seed"])
             if not isinstance(fitted, Rejected):
                 return fitted.levels
