@@ -88,7 +88,14 @@ def read_released(path: Path) -> Released:
     check_sums(files)
     content: dict[str, Any] = {}
     for file in files:
-        content |= _read_safetensors(file) if _is_safetensors(file) else read_pickle(file)
+        # Shards are of a whole model with a tokenizer in it, whose other weights are not needed.
+        is_shard = len(files) > 1
+        if _is_safetensors(file):
+            content |= _read_safetensors(file, is_shard)
+        else:
+            content |= _of_janus(read_pickle(file)) if is_shard else read_pickle(file)
+    if not content:
+        raise NoTokenizerError(f"{path} holds a model without a picture tokenizer ({_JANUS}*)")
     stated = _read_settings(files[0])
     released = Released(path, {}, stated)
     released.state = _plain_names(_weights_of(content, path), released)
@@ -165,14 +172,18 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, is_shard: bool) -> dict[str, Tensor]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             names = list(file.keys())
-            of_janus = [name for name in names if name.startswith(_JANUS)]
-            return {name: file.get_tensor(name) for name in of_janus or names}
+            of_janus = list(_of_janus(dict.fromkeys(names)))
+            return {name: file.get_tensor(name) for name in (of_janus if is_shard else names)}
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _of_janus(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if str(name).startswith(_JANUS)}
 
 
 def _weights_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
