@@ -42,7 +42,7 @@ _MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", *_ALPHA_MODES)
 Arithmetic = Literal["float64", "float32"]
 _VALUES: dict[Arithmetic, npt.NDArray[np.float32]] = {
     "float64": (np.arange(256, dtype=np.float64) / 255 * 2 - 1).astype(np.float32),
-    "float32": (np.arange(256, dtype=np.float32) * np.float32(1 / 255) - np.float32(0.5))
+    "float32": ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5))
     / np.float32(0.5),
 }
 Rounding = Literal["truncate", "half_up", "half_even"]
@@ -234,7 +234,8 @@ def normalise(
 ) -> npt.NDArray[np.float32]:
     """uint8 [..., H, W, C] to float32 [..., C, H, W] in [-1, 1]: x / 255 * 2 - 1.
 
-    In float64, then cast; or in float32 throughout, as (x · (1/255) - 0.5) / 0.5.
+    In float64, then cast; or cast after x · (1/255), then (v - 0.5) / 0.5 in float32, as image
+    processors of transformers do.
     """
     assert levels_HWC.dtype == np.uint8
     return np.ascontiguousarray(np.moveaxis(_VALUES[arithmetic][levels_HWC], -1, -3))

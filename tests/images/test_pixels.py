@@ -232,7 +232,7 @@ def test_normalising_in_float32_has_other_last_bits() -> None:
     assert single.dtype == np.float32
     assert (single != double).sum() == 128 and np.abs(single - double).max() < 2e-7
     x = torch.arange(256, dtype=torch.float32)
-    assert torch.equal(torch.from_numpy(single).flatten(), (x * (1 / 255) - 0.5) / 0.5)
+    assert torch.equal(torch.from_numpy(single).flatten(), (x / 255 - 0.5) / 0.5)
 
 
 @pytest.mark.parametrize(
