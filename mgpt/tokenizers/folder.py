@@ -58,8 +58,9 @@ def load_tokenizer(folder: str | Path) -> PictureTokenizer:
     """A tokenizer in evaluation mode, on CPU, in fp32.
 
     Args:
-        folder: a folder of ours, a released one, one file of weights in it, or the bare name of a
-            model shipped with the package, such as `scenes_f8`.
+        folder: a folder of ours (or a model folder with one in vq/, or a training's output with one
+            in model/), a released one, one file of weights in it, or the bare name of a model
+            shipped with the package, such as `scenes_f8`.
 
     Raises:
         CheckpointError: nothing there that is recognised, or weights that are not what their
@@ -80,8 +81,9 @@ def load_vqgan(folder: str | Path) -> Vqgan:
 def open_tokenizer(folder: str | Path) -> Opened:
     """`load_tokenizer`, with notes."""
     path = _resolve(folder)
-    if _is_own(path):
-        return Opened(_load_own(path))
+    for place in (path, path / "vq", path / "model"):
+        if _is_own(place):
+            return Opened(_load_own(place))
     if is_released_folder(path):
         cfg, state = read_released_folder(path)
         return Opened(build_tokenizer(Vqgan, cfg, state, str(path)))

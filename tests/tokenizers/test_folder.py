@@ -181,6 +181,15 @@ def test_what_is_no_tokenizer_is_told_what_was_looked_for(tmp_path: Path) -> Non
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("inner", ["vq", "model"])
+def test_a_folder_with_a_tokenizer_in_its_place(inner: str, tmp_path: Path) -> None:
+    """A model folder keeps its own in vq/, a training of tokenizers leaves it in model/."""
+    tokenizer = load_tokenizer(VECTORS / "emu3")
+    save_tokenizer(tokenizer, tmp_path / inner)
+    (tmp_path / "config.json").write_text('{"model_type": "mgpt"}')
+    assert load_tokenizer(tmp_path).fingerprint() == tokenizer.fingerprint()
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Runs:
         def __reduce__(self) -> tuple:
