@@ -1,1 +1,1 @@
-"""Offline jobs: sources of pictures and text, packing, tokenising, verifying shards."""
+"""Data jobs, each a stage in a file of its name, and the packages they are made of."""

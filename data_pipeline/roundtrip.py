@@ -1,40 +1,45 @@
-"""Decodes tokenised pictures back and measures what the VQ model lost.
-
-    rows = roundtrip(RoundtripConfig(input="tokens", raw="raw/photos", vq="photos_f16",
-                                     output="roundtrip"), tracker)
-    rows[0]["psnr_db"]                                          # of the first picture
+"""mgpt roundtrip: tokenised pictures decoded back, beside the originals, with their PSNR.
 
 Compared are the decoded picture and the fitted one, the cropped and resized pixels that the codes
 were made of: what resizing costs is no fault of the codes. Both are written as PNG, next to each
 other, as `<px>/<shard>.<key>.<field>.original.png` and `….decoded.png`. The figures say nothing of
-pictures the VQ model was not trained on, where it was trained on these.
+pictures the VQ model was not trained on, if it was trained on these.
+
+Reads: raw and tokenised shards, a VQGAN
+Writes: PNGs in pairs, roundtrip.json
+
+    mgpt roundtrip input=tokens raw=raw vq=photos_f16 output=roundtrip
 """
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.decoding import CodeDecoder
-from data_pipeline.fitting import Fitted, Target, decode, fit_fields
-from data_pipeline.job_settings import grid_px, read_settings
-from data_pipeline.raw_inputs import find_raw_shards
-from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from data_pipeline.raw.inputs import find_raw_shards, raw_identities
+from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
+from data_pipeline.tokenizing.decoding import CodeDecoder
+from data_pipeline.tokenizing.fitting import Fitted, Target, decode, fit_fields
+from data_pipeline.tokenizing.job_settings import grid_px, read_settings
 from mgpt.allocator import keep_freed_memory
-from mgpt.data.dataset import open_dataset
+from mgpt.data.dataset import open_dataset, resolution_folders
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.dtypes import PIXELS, Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import DataError
 from mgpt.files.atomic import atomic_write
 from mgpt.files.storage import Location, locate
 from mgpt.images.png import png_bytes
-from mgpt.tracking.tracker import Tracker
+from mgpt.lifecycle.identity import dataset_identity, vq_input
+from mgpt.lifecycle.rehearsal import Estimate, Scale, silent_tracker, timed
+from mgpt.lifecycle.run import run_stage
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 MAX_PSNR_DB = 100.0  # identical pictures have no finite one
 _MAX_PRINTED = 50  # rows; all are returned
@@ -42,7 +47,7 @@ Levels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundtripConfig:
+class Config:
     """What to decode, and what it is compared with."""
 
     input: str
@@ -60,6 +65,9 @@ class RoundtripConfig:
     dtype: Dtype = "auto"
     """Of the VQ model's layers. auto is float32 on every device: bfloat16 moves pixels by a few
     levels."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
 
     @property
     def chosen_dtype(self) -> DtypeChoice:
@@ -67,7 +75,42 @@ class RoundtripConfig:
         return choose_dtype(self.dtype, torch.device("cpu"), keep_float32=PIXELS)
 
 
-def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
+def inputs(cfg: Config) -> dict[str, str]:
+    tokens = {cfg.input: dataset_identity(cfg.input)}
+    return {**raw_identities(cfg.raw), **tokens, **vq_input(cfg.vq)}
+
+
+def main(cfg: Config) -> None:
+    run_stage("roundtrip", cfg, inputs(cfg), _measure)
+
+
+def _measure(cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    rows = roundtrip(cfg, tracker)
+    by_resolution = {
+        f"psnr_db/{px}": fmean(row["psnr_db"] for row in rows if row["resolution_px"] == px)
+        for px in sorted({row["resolution_px"] for row in rows})
+    }
+    tracker.log(0, by_resolution)
+    figures = {"pictures": len(rows), **by_resolution}
+    tracker.finish(figures)
+    return {**figures, "dtype": str(cfg.chosen_dtype)}
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Decodes two samples of each resolution; time goes with pixels."""
+    rows = []
+    some = replace(cfg, samples_per_resolution=2)
+    seconds = timed(lambda: rows.extend(roundtrip(some, silent_tracker())))
+    megapixels = sum(row["width"] * row["height"] for row in rows) / 1e6
+    limit, expected = real.samples_per_resolution, 0.0
+    for folder in resolution_folders([cfg.input]):
+        there = len(open_dataset(folder)) * scale(real.input)
+        samples = there if limit is None else min(limit, there)
+        expected += samples * int(folder.name) ** 2 / 1e6
+    return Estimate(seconds * expected / max(megapixels, 1e-6))
+
+
+def roundtrip(cfg: Config, tracker: Tracker) -> list[dict[str, Any]]:
     """Decode, compare, write pictures, print a table.
 
     Returns:
@@ -105,7 +148,7 @@ def roundtrip(cfg: RoundtripConfig, tracker: Tracker) -> list[dict[str, Any]]:
 class _Comparison:
     """What is decoded, and how: the state of one `roundtrip`."""
 
-    def __init__(self, cfg: RoundtripConfig, settings: dict[str, Any], decode: CodeDecoder) -> None:
+    def __init__(self, cfg: Config, settings: dict[str, Any], decode: CodeDecoder) -> None:
         self._cfg, self._settings, self._decode = cfg, settings, decode
         self._folders = {px: locate(cfg.input) / str(px) for px in settings["resolution"]}
         limit = cfg.samples_per_resolution

@@ -1,35 +1,41 @@
-"""`mgpt summarize`: what a tokenised output holds, as histograms.
-
-    mgpt summarize input=tokens output=summary
-    mgpt summarize input=tokens output=summary vocabulary=text       # tokens of every task too
+"""mgpt summarize: histograms of a tokenised output: sizes, lengths, tasks, what was rejected.
 
 At each resolution: sizes of the encoded pictures and of the files they were made of, characters of
 the captions, tokens of the pictures, what tasks the samples can serve, why others were rejected;
 each as a PNG, all on one page, the numbers in summary.json. With a vocabulary the lengths of every
 task are counted as training counts them.
+
+Reads: tokenised shards; a vocabulary if given
+Writes: summary.html, PNGs, summary.json
+
+    mgpt summarize input=tokens output=summary
+    mgpt summarize input=tokens output=summary vocabulary=text
 """
 
 import json
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
-from data_pipeline.contact_sheet import png
-from data_pipeline.histogram import bins, draw_bars, most_frequent
-from data_pipeline.job_settings import read_settings
+from data_pipeline.tokenizing.job_settings import read_settings
+from data_pipeline.views.contact_sheet import png
+from data_pipeline.views.histogram import bins, draw_bars, most_frequent
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.lengths import TOKENS, TRAINED, load_lengths
 from mgpt.evals.page import Section, inline_picture, page
 from mgpt.files.storage import locate, write_whole
+from mgpt.lifecycle.weights import load_vocabulary
 from mgpt.tasks.registry import READINGS, can_serve
 from mgpt.tokens.unirep import grid_length
 from mgpt.tokens.vocab import Vocabulary
-from mgpt.tracking.tracker import Tracker
+from mgpt.tracking.tracker import Tracker, console_tracker
 
+SHOWN = ("tasks", "sizes in pixels", "characters of captions", "rejected")  # on the console
 _SIDE_STEP_PX = 64  # sizes of source files are told apart in such steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class SummarizeConfig:
+class Config:
     """What to summarise."""
 
     input: str
@@ -43,8 +49,18 @@ class SummarizeConfig:
 Histograms = dict[str, list[tuple[str, int]]]
 
 
+def main(cfg: Config) -> None:
+    vocabulary = None if cfg.vocabulary is None else load_vocabulary(cfg.vocabulary)
+    with console_tracker("summarize") as tracker:
+        found = summarize(cfg, vocabulary, tracker)
+        for px, histograms in found.items():
+            rows = [(title, *bar) for title in SHOWN for bar in histograms[title] if bar[1]]
+            tracker.table(f"{px} px", ["", "value", "samples"], rows)
+        tracker.print(f"page: {Path(cfg.output) / 'summary.html'}")
+
+
 def summarize(
-    cfg: SummarizeConfig, vocabulary: Vocabulary | None, tracker: Tracker
+    cfg: Config, vocabulary: Vocabulary | None, tracker: Tracker
 ) -> dict[str, Histograms]:
     """Write the histograms of every resolution; they are returned by resolution and title.
 

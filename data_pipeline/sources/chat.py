@@ -13,10 +13,10 @@ image symbol (`image_symbol`): the `conversations` source is for records with pi
 
 from typing import Any
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import RawSample
-from data_pipeline.record_files import BadRecord
+from data_pipeline.raw.shards import RawSample
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part
+from data_pipeline.sources.record_files import BadRecord
 from data_pipeline.sources.records import Record, record_parts
 from mgpt.tokens.chat import IMAGE_SYMBOL
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import Picture, RawSample, Rejected
-from data_pipeline.record_files import BadRecord, JsonStream, open_records
+from data_pipeline.raw.shards import Picture, RawSample, Rejected
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part, shard_name
+from data_pipeline.sources.record_files import BadRecord, JsonStream, open_records
 from data_pipeline.sources.records import pictures_folder, read_picture
 from mgpt.errors import ConfigError, DataError
 from mgpt.files.storage import Location, locate

@@ -18,10 +18,10 @@ it stands. Train on these samples as the task `conversation`.
 
 from pathlib import Path
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import Picture, RawSample
-from data_pipeline.record_files import BadRecord
+from data_pipeline.raw.shards import Picture, RawSample
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part
+from data_pipeline.sources.record_files import BadRecord
 from data_pipeline.sources.records import Record, read_picture, record_parts
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image

@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import (
+from data_pipeline.raw.shards import (
     PICTURE_EXTENSIONS,
     PICTURE_FIELD,
     RawSample,
     Rejected,
     name_problem,
 )
-from data_pipeline.record_files import BadRecord, Numbered, find_spans, read_span
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part, shard_name
+from data_pipeline.sources.record_files import BadRecord, Numbered, find_spans, read_span
 from data_pipeline.sources.records import Record, pictures_folder, record_key
 from mgpt.errors import ConfigError, DataError
 from mgpt.files.storage import Location, locate, relative

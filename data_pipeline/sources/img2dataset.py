@@ -9,9 +9,9 @@ What is broken in them is left out and listed; what remains is a raw shard that 
 import functools
 from collections.abc import Iterator
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_inputs import estimate_samples, find_raw_shards
-from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from data_pipeline.raw.inputs import estimate_samples, find_raw_shards
+from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part
 from mgpt.errors import ConfigError
 from mgpt.files.storage import Location

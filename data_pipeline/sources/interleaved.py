@@ -16,10 +16,10 @@ picture would be wrong.
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import Picture, RawSample
-from data_pipeline.record_files import BadRecord
+from data_pipeline.raw.shards import Picture, RawSample
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part
+from data_pipeline.sources.record_files import BadRecord
 from data_pipeline.sources.records import Record, record_parts
 
 Piece = str | dict[str, str]

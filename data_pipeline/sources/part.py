@@ -1,9 +1,10 @@
 """What a source hands to `mgpt pack`: its samples, cut into parts that become one raw shard each.
 
 A source is one file with one function, `parts`, listed in `SOURCES` of
-`data_pipeline/pack_config.py` or given by its path. Parts are read lazily and in any order, by
-different processes, so each reads itself from its own beginning, and gives the same samples every
-time. For records of JSON or parquet files `data_pipeline.sources.records` has all but the meaning.
+`data_pipeline/sources/pack_config.py` or given by its path. Parts are read lazily and in any order,
+by different processes, so each reads itself from its own beginning, and gives the same samples
+every time. For records of JSON or parquet files `data_pipeline.sources.records` has all but the
+meaning.
 
     def parts(cfg: PackConfig) -> list[Part]:
         names = sorted(os.listdir(cfg.input))
@@ -13,7 +14,7 @@ time. For records of JSON or parquet files `data_pipeline.sources.records` has a
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from data_pipeline.raw_shards import RawSample, Rejected
+from data_pipeline.raw.shards import RawSample, Rejected
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import Picture, RawSample
+from data_pipeline.raw.shards import Picture, RawSample
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part, shard_name
 from mgpt.errors import MachineError
 

@@ -11,8 +11,8 @@ import functools
 import re
 from collections.abc import Iterator
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import RawSample
+from data_pipeline.raw.shards import RawSample
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part
 from data_pipeline.sources.records import Record, record_parts
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import PICTURE_EXTENSIONS, Picture, RawSample, Rejected
-from data_pipeline.record_files import FORMATS, BadRecord, Span, find_spans, read_span
+from data_pipeline.raw.shards import PICTURE_EXTENSIONS, Picture, RawSample, Rejected
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part, shard_name
+from data_pipeline.sources.record_files import FORMATS, BadRecord, Span, find_spans, read_span
 from mgpt.errors import ConfigError, DataError
 from mgpt.files.storage import Location, find_glob, locate
 

@@ -6,9 +6,9 @@ mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 scenes.split=tra
 import functools
 from collections.abc import Iterator
 
-from data_pipeline.pack_config import PackConfig
-from data_pipeline.raw_shards import Picture, RawSample
+from data_pipeline.raw.shards import Picture, RawSample
 from data_pipeline.scenes.corpus import CorpusConfig, iter_samples
+from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part, shard_name
 from mgpt.images.png import png_bytes
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError, MgptError, is_told
-from mgpt.launching.processes import RESUME, die_with_parent, is_worker, report_failure
+from mgpt.files.child_processes import die_with_parent
+from mgpt.launching.processes import RESUME, is_worker, report_failure
 from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS, Interrupted, interrupt_once
 
 if TYPE_CHECKING:

@@ -1,11 +1,14 @@
 """Child processes: that end with the one that started them, and whose own end is noticed.
 
+    process, pipe = start_process(serve, argument)      # serve(its end of the pipe, argument)
+    pipe.recv()                                         # an EOFError once the process is dead
+
     with ProcessExecutor(2, if_killed="a process was killed; set fewer workers") as processes:
         future = processes.submit(function, argument)
         future.result()            # a MachineError with these words, should it be killed
 
-Each process of a `ProcessExecutor` has a pipe of its own, of which nobody else holds its end: when
-it dies, in the midst of an answer too, reading from it ends. The processes of `concurrent.futures`
+Each process has a pipe of its own, of which nobody else holds its end: when it dies, in the midst
+of an answer too, reading from it ends. The processes of `concurrent.futures`
 share one pipe and its lock, and one that is killed while it sends leaves all of them waiting for
 ever.
 """
@@ -21,23 +24,37 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mgpt.errors import MachineError
 
+PARENT_VARIABLE = "MGPT_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
 # A whole job is sent them (Ctrl-C, a Slurm step's end); what follows from them, the process that
 # asks for work decides, and these end with it.
 _NOT_FOR_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def die_with_parent(parent_pid: int) -> None:
+def own_children() -> None:
+    """Commands started from here on that call `die_with_parent` end when this process does."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
     """From here on this process ends when the one that started it does, however that ends.
 
     A child of a process that is killed with SIGKILL otherwise lives on, and writes. Linux kills it
     by itself, already when the thread that started it ends; elsewhere a thread looks four times a
     second.
+
+    Args:
+        parent_pid: None: of the process that called `own_children`; nothing happens if none did.
     """
+    if parent_pid is None:
+        if PARENT_VARIABLE not in os.environ:
+            return
+        parent_pid = int(os.environ[PARENT_VARIABLE])
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:  # it died before the line above
@@ -50,6 +67,25 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="watch parent", daemon=True).start()
+
+
+def start_process(serve: Callable[..., None], *args: Any) -> tuple[BaseProcess, Connection]:
+    """A new process that calls `serve(pipe, *args)` and ends with this one; our end of the pipe.
+
+    `serve` and its arguments travel by pickle.
+    """
+    # A forked child would inherit torch's threads in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_begin, args=(os.getpid(), serve, theirs, *args), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _begin(parent_pid: int, serve: Callable[..., None], *args: Any) -> None:
+    die_with_parent(parent_pid)
+    serve(*args)
 
 
 class ProcessExecutor(ThreadPoolExecutor):
@@ -73,7 +109,7 @@ class ProcessExecutor(ThreadPoolExecutor):
     ) -> None:
         super().__init__(workers, thread_name_prefix="caller")
         self._if_killed = if_killed
-        self._serve_args = os.getpid(), prepare, prepare_args
+        self._prepare = prepare, prepare_args
         self._of_thread = threading.local()
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -97,23 +133,13 @@ class ProcessExecutor(ThreadPoolExecutor):
             # A child begins with the mask of the thread that starts it, so there is no instant at
             # which a signal could end it; this thread needs none of them.
             signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_US)
-            # A forked child would inherit torch's threads in an unknown state.
-            context = multiprocessing.get_context("spawn")
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, *self._serve_args), daemon=True)
-            process.start()
-            theirs.close()
-            self._of_thread.pipe = ours
+            _, self._of_thread.pipe = start_process(_serve, *self._prepare)
         return self._of_thread.pipe
 
 
 def _serve(
-    pipe: Connection,
-    parent_pid: int,
-    prepare: Callable[..., None] | None,
-    prepare_args: tuple[Any, ...],
+    pipe: Connection, prepare: Callable[..., None] | None, prepare_args: tuple[Any, ...]
 ) -> None:
-    die_with_parent(parent_pid)
     if prepare is not None:
         prepare(*prepare_args)
     answer: tuple[Any, Exception | None, str]

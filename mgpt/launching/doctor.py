@@ -60,7 +60,7 @@ class DoctorConfig:
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """This node among those of the examination."""
 
     rank: int
@@ -73,7 +73,7 @@ class Place:
     """Whether the launcher holds the store already, as torchrun does."""
 
     @classmethod
-    def of_environment(cls) -> Place:
+    def of_environment(cls) -> NodePlace:
         """As srun or torchrun says; alone where nothing does, as in a batch script's own line."""
         env = os.environ
         rank, size, local_rank = "0", "1", "0"
@@ -107,7 +107,7 @@ def examine(cfg: DoctorConfig, tracker: Tracker) -> list[Problem]:
     Writes doctor.json, and bad_nodes where a node is to blame. Raises MachineError where the
     nodes' store cannot be reached.
     """
-    place = Place.of_environment()
+    place = NodePlace.of_environment()
     if place.local_rank > 0:
         return []
     folder = Path(cfg.output)
@@ -136,7 +136,7 @@ def examine(cfg: DoctorConfig, tracker: Tracker) -> list[Problem]:
 
 
 @contextmanager
-def _trouble(place: Place) -> Iterator[None]:
+def _trouble(place: NodePlace) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:  # torch's own kinds of a store that is not there
@@ -146,7 +146,7 @@ def _trouble(place: Place) -> Iterator[None]:
         ) from error
 
 
-def _meet(place: Place, patience_s: float) -> dist.Store:
+def _meet(place: NodePlace, patience_s: float) -> dist.Store:
     return dist.TCPStore(
         place.address,
         place.port,
@@ -162,7 +162,9 @@ class Table:
     Every word is a key of the store, and every wait for one is bounded.
     """
 
-    def __init__(self, store: dist.Store, place: Place, cfg: DoctorConfig, bench: Bench) -> None:
+    def __init__(
+        self, store: dist.Store, place: NodePlace, cfg: DoctorConfig, bench: Bench
+    ) -> None:
         self._store = dist.PrefixStore("doctor", store)
         self._place, self._cfg, self._bench = place, cfg, bench
         # Rank → why nobody waits for it any more.

@@ -1,4 +1,4 @@
-"""Processes that belong together: children end with their parent, errors come back as one message.
+"""Processes that belong together: ranks and commands, whose errors come back as one message.
 
 A stage that trains runs itself again, once per process, under torch's own launcher; the stage that
 was called becomes the launcher. Knows no stage: it is given the command's arguments.
@@ -8,12 +8,10 @@ was called becomes the launcher. Knows no stage: it is given the command's argum
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
@@ -21,14 +19,13 @@ from typing import Any
 
 from mgpt.errors import MgptError, TrainingError, told
 from mgpt.files.atomic import create_exclusive
+from mgpt.files.child_processes import own_children
 from mgpt.stop_signals import INTERRUPTED_STATUS, SAVED_STATUS, Interrupted, end_at_once
 
 WORKER_MODULE = "mgpt"
-PARENT_VARIABLE = "MGPT_PARENT_PID"
 ERROR_VARIABLE = "MGPT_ERROR_FILE"
 SHUTDOWN_S = 600
 RESUME = "run the same command again to resume"
-_PR_SET_PDEATHSIG = 1
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Gloo's collectives cost a small model more than a third rank computes (two ranks took 200 to 240
 # ms a step where one process with two threads took 140). Evaluation shares cases without any; each
@@ -62,24 +59,6 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def own_children() -> None:
-    """Children started from here on that call `die_with_parent` end when this process does."""
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
-
-
-def die_with_parent() -> None:
-    """Ends this process at once when the mgpt process that started it ends, even by SIGKILL.
-
-    Linux only (prctl); elsewhere nothing happens. Does nothing where no mgpt process started us.
-    """
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it ended before the line above
-        raise SystemExit(SAVED_STATUS)
 
 
 def run_workers(arguments: Sequence[str], procs: int, threads: int) -> None:

@@ -19,10 +19,10 @@ from mgpt.cli.settings import MISSING, to_plain
 from mgpt.data.forecast import steps_of_data
 from mgpt.data.loader import RowLoader
 from mgpt.errors import ConfigError, VocabularyError
+from mgpt.lifecycle.comparison import Made, differences, is_one_of
+from mgpt.lifecycle.weights import NO_PICTURES, Weights
 from mgpt.optim.schedule import ScheduleConfig, learning_rate
 from mgpt.parallel.dist import World
-from mgpt.stages.build import NO_PICTURES, Weights
-from mgpt.stages.comparison import Made, differences, is_one_of
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.resume import Change
 from mgpt.train.step_folder import StepFolder, newest_complete, step_name

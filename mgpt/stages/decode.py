@@ -22,9 +22,9 @@ from mgpt.dtypes import PIXELS, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError, VocabularyError
 from mgpt.files.atomic import atomic_write
 from mgpt.images.pixels import open_image, whiten
+from mgpt.lifecycle.folder import check_machine
 from mgpt.stages.build import pick_device
 from mgpt.stages.codes_file import Codes, listed, read_codes, stated_vq
-from mgpt.stages.folder import check_machine
 from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokenizers.protocol import PictureTokenizer
 from mgpt.tracking.progress import progress

@@ -15,11 +15,10 @@ it is, as between two nodes that differ. Each problem is named.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from mgpt.launching.doctor import DoctorConfig, examine
 from mgpt.launching.findings import blamed
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import console_tracker
 
 PROBLEMS_STATUS, BAD_NODES_STATUS = 1, 3
 
@@ -27,8 +26,7 @@ Config = DoctorConfig
 
 
 def main(cfg: Config) -> None:
-    unrecorded = TrackingConfig(mode="disabled")
-    with Tracker(unrecorded, Path(cfg.output), "doctor", record=False) as tracker:
+    with console_tracker("doctor") as tracker:
         problems = examine(cfg, tracker)
     for problem in problems:
         print(f"mgpt doctor: {problem.line()}", file=sys.stderr, flush=True)

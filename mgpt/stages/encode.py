@@ -24,9 +24,9 @@ from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError
 from mgpt.images.buckets import bucket_sizes, choose_bucket
 from mgpt.images.pixels import MAX_PIXELS, fit, open_image, whiten
+from mgpt.lifecycle.folder import check_machine
 from mgpt.stages.build import pick_device
 from mgpt.stages.codes_file import listed, read_object, write_codes
-from mgpt.stages.folder import check_machine
 from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokenizers.protocol import PictureTokenizer, float32_alone
 from mgpt.tracking.progress import progress

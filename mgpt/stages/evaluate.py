@@ -15,22 +15,20 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from data_pipeline.raw.inputs import raw_identities
 from mgpt.data.dataset import open_dataset
-from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
+from mgpt.dtypes import Dtype, choose_dtype
 from mgpt.errors import DataError
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
 from mgpt.evals.measures import MEASURES
-from mgpt.launching.processes import is_worker, num_processes, run_workers
-from mgpt.launching.srun import join_step
-from mgpt.parallel.dist import World, init_distributed
-from mgpt.stages.build import build_pipeline, pick_device, vq_input
-from mgpt.stages.comparison import Changeable
+from mgpt.launching.processes import num_processes
+from mgpt.lifecycle.comparison import Changeable
+from mgpt.lifecycle.identity import dataset_identity, vq_input, weights_identity
+from mgpt.lifecycle.ranks import run_on_ranks
+from mgpt.lifecycle.rehearsal import Estimate, Scale
+from mgpt.parallel.dist import World
+from mgpt.stages.build import build_pipeline, pick_device
 from mgpt.stages.evaluate_times import rehearse_evaluation
-from mgpt.stages.folder import CONFIG, StageFolder
-from mgpt.stages.identity import dataset_identity, raw_identities, weights_identity
-from mgpt.stages.on_ranks import open_on_ranks
-from mgpt.stages.open_tracker import open_tracker
-from mgpt.stages.rehearsal import Estimate, Scale
 from mgpt.stages.truth import TruthPictures
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
@@ -75,38 +73,14 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    join_step("evaluate", cfg.procs)
-    folder = None if is_worker() else StageFolder.open("evaluate", cfg, inputs(cfg))
-    if folder is not None:
-        if folder.is_complete:
-            return
-        procs = num_processes("evaluate", cfg.procs, cfg.threads)
-        if procs > 1:
-            run_workers(["evaluate", "--config", str(folder.path / CONFIG)], procs, cfg.threads)
-            return
-    world = init_distributed()
-    try:
-        if folder is None:
-            folder = open_on_ranks(
-                world, cfg, lambda: StageFolder.open("evaluate", cfg, inputs(cfg))
-            )
-        if folder.is_complete:
-            return
-        torch.set_num_threads(cfg.threads)
-        with open_tracker(cfg, "evaluate", world.is_main) as tracker:
-            dtype = choose_dtype(cfg.dtype, world.device, gather=world.gather_objects)
-            dtype.announce(tracker.print)
-            measures = _evaluate_here(cfg, folder.path, world, tracker, dtype)
-            if world.is_main:
-                folder.finish({"tasks": len(measures), "dtype": str(dtype)})
-        world.barrier()
-    finally:
-        world.shutdown()
+    run_on_ranks("evaluate", cfg, inputs, _evaluate, "evaluate", cfg.procs, cfg.threads)
 
 
-def _evaluate_here(
-    cfg: Config, folder: Path, world: World, tracker: Tracker, dtype: DtypeChoice
-) -> dict[str, Any]:
+def _evaluate(cfg: Config, world: World, tracker: Tracker) -> dict[str, Any]:
+    torch.set_num_threads(cfg.threads)
+    dtype = choose_dtype(cfg.dtype, world.device, gather=world.gather_objects)
+    dtype.announce(tracker.print)
+    folder = Path(cfg.output)
     dataset = open_dataset(Path(cfg.input) / str(cfg.resolution_px))
     pipeline = build_pipeline(
         cfg.ckpt, cfg.vq, world.device, dtype.torch, cfg.averaged, tracker.print
@@ -134,7 +108,7 @@ def _evaluate_here(
     columns = ["task", "figure", "model", "best constant", "ceiling", "cases"]
     tracker.table("measures on held-out samples", columns, rows)
     tracker.finish({"tasks": len(measures), "dtype": dtype.name})
-    return measures
+    return {"tasks": len(measures), "dtype": str(dtype)}
 
 
 def is_long(cfg: Config) -> bool:

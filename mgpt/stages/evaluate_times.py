@@ -17,7 +17,7 @@ from pathlib import Path
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.evals.cases import is_measurable
 from mgpt.evals.evaluate import FREE_PICTURE_TASKS, EvaluateConfig
-from mgpt.stages.rehearsal import Estimate, shares, timed
+from mgpt.lifecycle.rehearsal import Estimate, shares, timed
 from mgpt.tasks.registry import can_serve
 
 TEXT_TASKS = ("caption", "vqa", "multi_image_dialog", "text_dialog")

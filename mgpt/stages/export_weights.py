@@ -10,16 +10,18 @@ stands beside it as vq/; `mgpt import` of the output gives the same model folder
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from mgpt.stages.folder import StageFolder, check_machine, is_complete
-from mgpt.stages.identity import input_identities, weights_identity
-from mgpt.stages.open_tracker import open_tracker
+from mgpt.lifecycle.folder import check_machine, is_complete
+from mgpt.lifecycle.identity import input_identities, weights_identity
+from mgpt.lifecycle.run import run_stage
 from mgpt.stages.released import check_output
-from mgpt.stages.transformers_export import plan_export
-from mgpt.tracking.tracker import TrackingConfig
+from mgpt.stages.transformers_export import Export, plan_export
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 DTYPES: dict[str, torch.dtype | None] = {
     "keep": None,
@@ -55,21 +57,21 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    planned = None
-    made_from = inputs(cfg)
+    made_from, planned = inputs(cfg), None
     if not is_complete("export", cfg, made_from):
         check_output(cfg.output)
         # Before the output is touched: most of what can be wrong shows here.
         planned = plan_export(cfg.ckpt, cfg.vq, cfg.with_vq, DTYPES[cfg.dtype], cfg.averaged)
-    folder = StageFolder.open("export", cfg, made_from)
-    if planned is None:
-        return
-    with open_tracker(cfg, "export") as tracker:
-        for note in planned.notes:
-            tracker.print(f"note: {note}")
-        figures = planned.figures()
-        check_machine(folder.path, figures["bytes"] / 1e6 + 200.0)
-        with tracker.progress(figures["tensors"], "tensors", "export") as bar:
-            planned.write(folder.path, bar.advance)
-        tracker.finish(figures)
-    folder.finish(figures)
+    run_stage("export", cfg, made_from, partial(_write, planned))
+
+
+def _write(planned: Export | None, cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    assert planned is not None, "the stage is not complete"
+    for note in planned.notes:
+        tracker.print(f"note: {note}")
+    figures, folder = planned.figures(), Path(cfg.output)
+    check_machine(folder, figures["bytes"] / 1e6 + 200.0)
+    with tracker.progress(figures["tensors"], "tensors", "export") as bar:
+        planned.write(folder, bar.advance)
+    tracker.finish(figures)
+    return figures

@@ -7,7 +7,7 @@ forgetting. Each rung starts from the one below: 512, 768, 1024 in full-size rec
         data.sources.a.path=tokens data.sources.a.tasks.text_to_image=1
 """
 
-from mgpt.stages.rehearsal import Estimate, Scale
+from mgpt.lifecycle.rehearsal import Estimate, Scale
 from mgpt.stages.step_times import is_long, rehearse_training
 from mgpt.stages.training import TrainingConfig as Config
 from mgpt.stages.training import inputs, train

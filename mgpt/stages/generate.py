@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,14 @@ from mgpt.images.pixels import open_image
 from mgpt.infer.pipeline import Answer, Pipeline
 from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import Modality, SamplingConfig
-from mgpt.stages.build import build_pipeline, pick_device, vq_input
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import input_identities, weights_identity
-from mgpt.stages.open_tracker import open_tracker
-from mgpt.stages.rehearsal import Estimate, Scale, timed
+from mgpt.lifecycle.identity import input_identities, vq_input, weights_identity
+from mgpt.lifecycle.rehearsal import Estimate, Scale, timed
+from mgpt.lifecycle.run import run_stage
+from mgpt.stages.build import build_pipeline, pick_device
 from mgpt.tasks.registry import TASKS, SampleView, caption_reading
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, split_parts
 from mgpt.tokens.unirep import LATENTS_PER_GRID
-from mgpt.tracking.tracker import TrackingConfig
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 FREE = "free"
 _LARGEST_DEFAULT_GRIDS = 16  # 512 px with a 16x VQGAN: the first rung of the published model
@@ -126,39 +126,37 @@ def main(cfg: Config) -> None:
             f"task={cfg.task} asks with a prompt and there is none; give prompt='what to draw, ask "
             "or do'"
         )
-    folder = StageFolder.open("generate", cfg, inputs(cfg), min_free_mb=20)
-    if folder.is_complete:
-        return
-    with open_tracker(cfg, "generate") as tracker:
-        device = pick_device(cfg.device)
-        dtype = choose_dtype(cfg.dtype, device)
-        dtype.announce(tracker.print)
-        pipeline = build_pipeline(
-            cfg.ckpt, cfg.vq, device, dtype.torch, cfg.averaged, tracker.print
-        )
-        width_px, height_px = picture_size(cfg.size, pipeline)
-        grids = pipeline.grids(width_px, height_px)
-        target_px = round((width_px * height_px) ** 0.5)
-        encoded = [pipeline.encode_image(open_image(path), target_px) for path in cfg.images]
-        asked = [question(cfg, prompt, encoded, grids, pipeline) for prompt in cfg.prompts]
-        jobs = [(number, sample) for number in range(len(asked)) for sample in range(cfg.n)]
-        answers = _answers(cfg, pipeline, asked, jobs, grids)
-        records = []
-        for (number, sample), answer in zip(jobs, answers):
-            record = {
-                "prompt": cfg.prompts[number],
-                "sample": sample,
-                **_saved(answer, folder.path, f"{number:03d}_{sample}"),
-            }
-            records.append(record)
-            words = [answer.text.strip(), *(str(folder.path / name) for name in record["images"])]
-            tracker.print("  ".join(word for word in words if word))
-        atomic_write(folder.path / "answers.json", json.dumps(records, indent=1).encode())
-        shown = [(r["prompt"], a.images[0]) for r, a in zip(records, answers) if a.images]
-        tracker.images(0, "answers", shown)
-        tracker.finish({"answers": len(records), "dtype": dtype.name})
-    folder.finish({"answers": len(records), "dtype": str(dtype)})
-    print(f"answers in {folder.path / 'answers.json'}")
+    run_stage("generate", cfg, inputs(cfg), _generate, min_free_mb=20)
+
+
+def _generate(cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    folder, device = Path(cfg.output), pick_device(cfg.device)
+    dtype = choose_dtype(cfg.dtype, device)
+    dtype.announce(tracker.print)
+    pipeline = build_pipeline(cfg.ckpt, cfg.vq, device, dtype.torch, cfg.averaged, tracker.print)
+    width_px, height_px = picture_size(cfg.size, pipeline)
+    grids = pipeline.grids(width_px, height_px)
+    target_px = round((width_px * height_px) ** 0.5)
+    encoded = [pipeline.encode_image(open_image(path), target_px) for path in cfg.images]
+    asked = [question(cfg, prompt, encoded, grids, pipeline) for prompt in cfg.prompts]
+    jobs = [(number, sample) for number in range(len(asked)) for sample in range(cfg.n)]
+    answers = _answers(cfg, pipeline, asked, jobs, grids)
+    records = []
+    for (number, sample), answer in zip(jobs, answers):
+        record = {
+            "prompt": cfg.prompts[number],
+            "sample": sample,
+            **_saved(answer, folder, f"{number:03d}_{sample}"),
+        }
+        records.append(record)
+        words = [answer.text.strip(), *(str(folder / name) for name in record["images"])]
+        tracker.print("  ".join(word for word in words if word))
+    atomic_write(folder / "answers.json", json.dumps(records, indent=1).encode())
+    shown = [(r["prompt"], a.images[0]) for r, a in zip(records, answers) if a.images]
+    tracker.images(0, "answers", shown)
+    tracker.finish({"answers": len(records), "dtype": dtype.name})
+    print(f"answers in {folder / 'answers.json'}")
+    return {"answers": len(records), "dtype": str(dtype)}
 
 
 @dataclass(frozen=True)

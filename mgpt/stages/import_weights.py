@@ -13,13 +13,15 @@ picture tokenizer.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mgpt.stages.folder import StageFolder, check_machine, is_complete
-from mgpt.stages.identity import input_identities
-from mgpt.stages.open_tracker import open_tracker
-from mgpt.stages.released import check_output, plan_import
-from mgpt.tracking.tracker import TrackingConfig
+from mgpt.lifecycle.folder import check_machine, is_complete
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.run import run_stage
+from mgpt.stages.released import Import, check_output, plan_import
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +51,24 @@ def main(cfg: Config) -> None:
     if cfg.dry_run:
         print("\n".join(plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer).lines()))
         return
-    planned = None
-    made_from = inputs(cfg)
+    made_from, planned = inputs(cfg), None
     if not is_complete("import", cfg, made_from):
         check_output(cfg.output)
         # Before the output is touched: most of what can be wrong shows here.
         planned = plan_import(Path(cfg.input), cfg.vq, cfg.tokenizer)
-    folder = StageFolder.open("import", cfg, made_from)
-    if planned is None:
-        return
-    with open_tracker(cfg, "import") as tracker:
-        for line in planned.lines():
-            tracker.print(line)
-        check_machine(folder.path, planned.num_bytes / 1e6 + 200.0)
-        figures = planned.figures()
-        if planned.plan is None:
-            planned.write(folder.path)
-        else:
-            with tracker.progress(figures["tensors"], "tensors", "import") as bar:
-                planned.write(folder.path, bar.advance)
-        tracker.finish(figures)
-    folder.finish(figures)
+    run_stage("import", cfg, made_from, partial(_write, planned))
+
+
+def _write(planned: Import | None, cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    assert planned is not None, "the stage is not complete"
+    for line in planned.lines():
+        tracker.print(line)
+    figures, folder = planned.figures(), Path(cfg.output)
+    check_machine(folder, planned.num_bytes / 1e6 + 200.0)
+    if planned.plan is None:
+        planned.write(folder)
+    else:
+        with tracker.progress(figures["tensors"], "tensors", "import") as bar:
+            planned.write(folder, bar.advance)
+    tracker.finish(figures)
+    return figures

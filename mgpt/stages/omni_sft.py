@@ -4,7 +4,7 @@ r"""mgpt omni_sft: fine-tuning on all sixteen tasks at once.
         data.sources.a.path=tokens data.sources.a.tasks.caption=1 data.sources.a.tasks.depth=1
 """
 
-from mgpt.stages.rehearsal import Estimate, Scale
+from mgpt.lifecycle.rehearsal import Estimate, Scale
 from mgpt.stages.step_times import is_long, rehearse_training
 from mgpt.stages.training import TrainingConfig as Config
 from mgpt.stages.training import inputs, train

@@ -16,7 +16,6 @@ import os
 import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -30,15 +29,16 @@ from mgpt.cli.config import Composed, nearest
 from mgpt.cli.settings import DERIVED
 from mgpt.errors import ConfigError, MachineError, MgptError
 from mgpt.files.atomic import atomic_write, check_output
+from mgpt.files.child_processes import own_children
 from mgpt.files.storage import locate
+from mgpt.launching.code_version import code_version
 from mgpt.launching.processes import (
     RESUME,
-    own_children,
     run_child,
 )
 from mgpt.launching.srun import refuse_step
+from mgpt.lifecycle.folder import DONE, check_machine, is_complete
 from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, is_long
-from mgpt.stages.folder import DONE, check_machine, is_complete
 from mgpt.stages.recipe import Entry, compose_recipe, read_recipe
 
 RECORD = "pipeline.json"
@@ -271,12 +271,14 @@ def conditions() -> dict[str, Any]:
     import torch
 
     has_gpu = torch.cuda.is_available()
+    code = code_version()
+    commit = code["commit"]
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "gpu": torch.cuda.get_device_name(0) if has_gpu else "none",
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {_version(name)}" for name in _VERSIONS),
-        "commit": _commit(),
+        "commit": f"{commit[:12]}{'-dirty' * code['dirty']}" if commit else "not from a checkout",
     }
 
 
@@ -285,18 +287,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _commit() -> str:
-    """The checkout's commit, where this runs from one and git is at hand."""
-    folder = Path(__file__).parents[2]
-    if not (folder / ".git").exists():
-        return "not from a checkout"
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
 
 
 def _group(output: Path, recipe: str) -> str:

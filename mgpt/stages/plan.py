@@ -29,18 +29,18 @@ from mgpt.data.source import capped
 from mgpt.errors import ConfigError, DataError, MgptError
 from mgpt.files.storage import locate
 from mgpt.images.buckets import bucket_sizes
+from mgpt.lifecycle.weights import Weights, load_vocabulary
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import TransformerConfig
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.plan.devices import DEVICES
 from mgpt.plan.documents import DocumentLengths, assumed_lengths, count_lengths
 from mgpt.plan.run import Machine, Plan, RunSize, plan_run
-from mgpt.stages.build import Weights, load_vocabulary
 from mgpt.stages.recipe import TRAINING, read_recipe
 from mgpt.stages.released import is_released, plan_model
 from mgpt.stages.training import TrainingConfig, at_resolution, warnings_of
 from mgpt.tokens.vocab import Vocabulary
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import Tracker, console_tracker
 
 PLANNED = (*TRAINING, "pipeline")
 _SMALLEST_RELEASED_PX = 256  # below it a VQGAN of 16x leaves next to nothing of a picture
@@ -115,7 +115,7 @@ def configure(composed: Composed) -> Config:
 
 
 def main(cfg: Config) -> None:
-    tracker = Tracker(TrackingConfig(mode="disabled"), Path("."), "plan", record=False)
+    tracker = console_tracker("plan")
     problems, gpu_hours = [], 0.0
     for name, run in cfg.runs:
         plan, lengths = plan_stage(cfg, run)

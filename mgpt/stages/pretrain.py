@@ -7,7 +7,7 @@ Every token after the first is trained; there are no questions and no guidance d
         schedule.warmup_steps=10 data.sources.a.path=tokens/32 data.sources.a.tasks.image_text=1
 """
 
-from mgpt.stages.rehearsal import Estimate, Scale
+from mgpt.lifecycle.rehearsal import Estimate, Scale
 from mgpt.stages.step_times import is_long, rehearse_training
 from mgpt.stages.training import TrainingConfig as Config
 from mgpt.stages.training import inputs, train

@@ -39,9 +39,9 @@ from mgpt.cli.config import (
 from mgpt.cli.settings import MISSING, settings_of, type_at
 from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError
+from mgpt.lifecycle.folder import flatten
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.stages.build import ModelConfig
-from mgpt.stages.folder import flatten
 from mgpt.tracking.tracker import TrackingConfig
 
 TRAINING = ("pretrain", "fp_sft", "omni_sft")

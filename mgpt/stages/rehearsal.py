@@ -2,13 +2,7 @@
 
 A stage whose module has a function `rehearse` is estimated; the others are named as they are. It is
 given its configuration with every path of an earlier stage replaced by that stage's stand-in, so
-the stages themselves run, only shorter, and nothing is imitated:
-
-    def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
-        \"""Tokenises the stand-in's few samples.\"""
-        seconds = timed(lambda: tokenize(cfg, SILENT))
-        times = scale(real.input)       # samples of the real input for each of the stand-in's
-        return Estimate(seconds * times, times)
+the stages themselves run, only shorter, and nothing is imitated (`mgpt.lifecycle.rehearsal`).
 
 `python -m mgpt.stages.rehearsal JOB.json` rehearses in a process of its own, whose start-up is
 measured too: that much every stage takes before its first unit.
@@ -20,7 +14,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,23 +25,8 @@ from mgpt.cli.settings import to_plain
 from mgpt.cli.stage_table import load_stage
 from mgpt.errors import ConfigError, MgptError
 from mgpt.files.atomic import atomic_write
-from mgpt.launching.processes import die_with_parent, num_cores
-from mgpt.tracking.tracker import Tracker, TrackingConfig
-
-Scale = Callable[[str], float]
-"""How many times the samples of a path's stand-in its real content will be; 1 for what is real."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """How long a stage takes."""
-
-    seconds: float
-    """Without the start of its processes."""
-    times: float = 1.0
-    """How many times the samples of this stage's stand-in its real output will hold."""
-    starts: int = 1
-    """Starts of processes, one after the other: its own, and then its workers' at once."""
+from mgpt.files.child_processes import die_with_parent
+from mgpt.tracking.tracker import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -57,25 +36,6 @@ class Job:
     name: str
     stage: str
     config: Mapping[str, Any]
-
-
-def silent_tracker(folder: str | Path) -> Tracker:
-    """A tracker that shows nothing and records nothing."""
-    return Tracker(
-        TrackingConfig(mode="disabled"), Path(folder), "rehearsal", is_main=False, record=False
-    )
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def shares(workers: int) -> int:
-    """Among how many processes work is really divided: no more than there are cores."""
-    return max(1, min(workers, num_cores()))
 
 
 def replaced(config: Any, stand_ins: Mapping[str, str]) -> Any:

@@ -24,10 +24,10 @@ from torch import Tensor
 from mgpt.errors import CheckpointError, ConfigError, VocabularyError
 from mgpt.files.atomic import atomic_write
 from mgpt.files.file_sums import SUMS, check_sums, sums_list
+from mgpt.lifecycle.folder import RECORD
+from mgpt.lifecycle.weights import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
 from mgpt.models.folder import split_by_size, write_model
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.stages.build import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
-from mgpt.stages.folder import RECORD
 from mgpt.tokenizers.folder import load_tokenizer, open_tokenizer, save_tokenizer
 from mgpt.tokenizers.protocol import PictureTokenizer
 from mgpt.tokenizers.released_files import NoTokenizerError

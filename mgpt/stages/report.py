@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mgpt.evals.report import ReportInputs, build_report
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import input_identities
-from mgpt.stages.open_tracker import open_tracker
-from mgpt.stages.rehearsal import Estimate, Scale, timed
-from mgpt.tracking.tracker import TrackingConfig
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.rehearsal import Estimate, Scale, timed
+from mgpt.lifecycle.run import run_stage
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,10 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("report", cfg, inputs(cfg), min_free_mb=20)
-    if folder.is_complete:
-        return
+    run_stage("report", cfg, inputs(cfg), _report, min_free_mb=20, record=False)
+
+
+def _report(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     parts = ReportInputs(
         cfg.title,
         evaluation=Path(cfg.evaluation),
@@ -57,10 +57,9 @@ def main(cfg: Config) -> None:
         photographs=Path(cfg.photographs) if cfg.photographs else None,
         conditions=_conditions(cfg.conditions),
     )
-    with open_tracker(cfg, "report", record=False) as tracker:
-        page = build_report(parts, Path(cfg.page_folder or cfg.output))
-        tracker.print(f"report: {page}")
-    folder.finish({"page": str(page)})
+    page = build_report(parts, Path(cfg.page_folder or cfg.output))
+    tracker.print(f"report: {page}")
+    return {"page": str(page)}
 
 
 def _conditions(file: str | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from mgpt.launching.launch_folder import NAME, LaunchFolder
 from mgpt.launching.slurm import Job
 from mgpt.launching.standing import Standing, standing
 from mgpt.tracking.progress import clock
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import Tracker, console_tracker
 
 CHAIN = "chain.json"  # in launch/ of a pipeline's output
 _SILENCE_S = 60.0
@@ -86,7 +86,7 @@ class Report:
 
 def main(cfg: Config) -> None:
     submitted = read_submission(cfg.output)
-    with Tracker(TrackingConfig(mode="disabled"), Path("."), "status", record=False) as tracker:
+    with console_tracker("status") as tracker:
         while True:
             reports = look(submitted)
             show(tracker, cfg.output, reports)

@@ -18,7 +18,7 @@ from mgpt.data.dataset import open_dataset
 from mgpt.data.source import SourceConfig
 from mgpt.errors import DataError
 from mgpt.files.storage import locate
-from mgpt.stages.rehearsal import Estimate, timed
+from mgpt.lifecycle.rehearsal import Estimate, timed
 from mgpt.stages.training import TrainingConfig, at_resolution, train
 from mgpt.tasks.registry import can_serve
 from mgpt.train.step_folder import newest_complete

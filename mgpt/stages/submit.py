@@ -37,12 +37,13 @@ from mgpt.cli.stage_table import configure as configure_stage
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import ConfigError, MgptError
 from mgpt.files.atomic import atomic_write
+from mgpt.files.child_processes import own_children
 from mgpt.files.storage import locate
 from mgpt.launching import preflight, slurm
 from mgpt.launching.code_version import code_version, edits, in_words
 from mgpt.launching.launch_folder import LOCAL, NAME, SBATCH, LaunchFolder
 from mgpt.launching.launcher import Launcher, Resources
-from mgpt.launching.processes import RESUME, num_processes, own_children, run_child
+from mgpt.launching.processes import RESUME, num_processes, run_child
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
 from mgpt.stages import plan
 from mgpt.stages.pipeline import RECORD, conditions
@@ -57,7 +58,7 @@ from mgpt.stages.work import (
     read_work,
     unfinished,
 )
-from mgpt.tracking.tracker import Tracker, TrackingConfig
+from mgpt.tracking.tracker import console_tracker
 
 _OWN = ("launcher", "dry_run")  # the fields that are not those of what is submitted
 
@@ -142,7 +143,7 @@ def main(cfg: Config) -> None:
 
 def _plan_all(cfg: Config, works: Sequence[Work]) -> list[str]:
     """The plan of each training stage, shown; what cannot fit, in words."""
-    tracker = Tracker(TrackingConfig(mode="disabled"), Path("."), "submit", record=False)
+    tracker = console_tracker("submit")
     problems = []
     for work in works:
         if work.stage not in TRAINING:

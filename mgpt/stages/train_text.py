@@ -12,18 +12,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from mgpt.data.dataset import TokenisedDataset, open_dataset, resolution_folders
 from mgpt.errors import ConfigError
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import dataset_identity
-from mgpt.stages.open_tracker import open_tracker
-from mgpt.stages.rehearsal import Estimate, Scale, timed
+from mgpt.lifecycle.identity import dataset_identity
+from mgpt.lifecycle.rehearsal import Estimate, Scale, timed
+from mgpt.lifecycle.run import run_stage
 from mgpt.tasks.registry import READINGS, TASKS, SampleView, can_serve
 from mgpt.tokens.chat import Conversation, Document
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import scratch_vocabulary
-from mgpt.tracking.tracker import TrackingConfig
+from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 _MEASURED_TEXTS = 2000
 _REHEARSED_PIECES = 360  # a few samples have words for so many
@@ -56,36 +57,37 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("train_text", cfg, inputs(cfg))
-    if folder.is_complete:
-        return
+    run_stage("train_text", cfg, inputs(cfg), _train)
+
+
+def _train(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     datasets = [open_dataset(path) for path in resolution_folders(_paths(cfg))]
     num_codes = {dataset.num_codes for dataset in datasets}
     if len(num_codes) > 1:
         raise ConfigError(f"input: codebooks of {sorted(num_codes)} codes; give one VQGAN's shards")
-    with open_tracker(cfg, "train_text") as tracker:
-        total = sum(min(len(dataset), cfg.max_samples) for dataset in datasets)
-        with tracker.progress(total, "samples", "reading words") as bar:
-            texts = list(_texts(datasets, cfg.max_samples, bar.advance))
-        model = train_sentencepiece(
-            texts, folder.path / SentencePieceText.FILE, cfg.num_pieces, cfg.num_threads
-        )
-        text = SentencePieceText(model)
-        max_grids = cfg.max_grids or max(d.resolution_px // d.latent_px for d in datasets)
-        vocabulary = scratch_vocabulary(text, num_codes.pop(), max_grids)
-        vocabulary.save(folder.path)
-        measured = texts[:: -(-len(texts) // _MEASURED_TEXTS)]
-        pieces = sum(len(text.encode(words)) for words in measured)
-        figures = {
-            "vocabulary": vocabulary.size,
-            "text_pieces": text.num_pieces,
-            "texts": len(texts),
-            "characters": sum(map(len, texts)),
-            "characters_per_piece": round(sum(map(len, measured)) / max(pieces, 1), 3),
-        }
-        tracker.log(0, figures)
-        tracker.finish(figures)
-    folder.finish(figures)
+    folder = Path(cfg.output)
+    total = sum(min(len(dataset), cfg.max_samples) for dataset in datasets)
+    with tracker.progress(total, "samples", "reading words") as bar:
+        texts = list(_texts(datasets, cfg.max_samples, bar.advance))
+    model = train_sentencepiece(
+        texts, folder / SentencePieceText.FILE, cfg.num_pieces, cfg.num_threads
+    )
+    text = SentencePieceText(model)
+    max_grids = cfg.max_grids or max(d.resolution_px // d.latent_px for d in datasets)
+    vocabulary = scratch_vocabulary(text, num_codes.pop(), max_grids)
+    vocabulary.save(folder)
+    measured = texts[:: -(-len(texts) // _MEASURED_TEXTS)]
+    pieces = sum(len(text.encode(words)) for words in measured)
+    figures = {
+        "vocabulary": vocabulary.size,
+        "text_pieces": text.num_pieces,
+        "texts": len(texts),
+        "characters": sum(map(len, texts)),
+        "characters_per_piece": round(sum(map(len, measured)) / max(pieces, 1), 3),
+    }
+    tracker.log(0, figures)
+    tracker.finish(figures)
+    return figures
 
 
 def _paths(cfg: Config) -> list[str]:

@@ -15,21 +15,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipeline.raw_inputs import find_raw_shards
-from data_pipeline.raw_shards import RawSample, RawShardReader
+from data_pipeline.raw.inputs import find_raw_shards, raw_identities
+from data_pipeline.raw.shards import RawSample, RawShardReader
 from mgpt.errors import DataError
 from mgpt.files.storage import Location
 from mgpt.images.pixels import open_image, whiten
+from mgpt.lifecycle.comparison import Changeable
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.rehearsal import Estimate, Scale, silent_tracker, timed
+from mgpt.lifecycle.run import run_stage
 from mgpt.stages.build import pick_device
-from mgpt.stages.comparison import Changeable
-from mgpt.stages.folder import StageFolder
-from mgpt.stages.identity import input_identities, raw_identities
-from mgpt.stages.open_tracker import open_tracker
-from mgpt.stages.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.tokenizers.folder import load_vqgan
 from mgpt.tokenizers.vqgan_config import Quantizer, VqganConfig
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -79,27 +78,27 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    folder = StageFolder.open("train_vq", cfg, inputs(cfg))
-    if folder.is_complete:
-        return
-    with open_tracker(cfg, "train_vq") as tracker:
-        device = pick_device(cfg.device)
-        dtype = training_dtype(cfg.train, device)
-        dtype.announce(tracker.print)
-        pictures, held_out = _read(cfg, tracker)
-        with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
-            figures = train_vqgan(
-                cfg.train,
-                sizes(cfg),
-                lambda first_step: picture_batches(pictures, cfg.batch, first_step),
-                _logger(tracker, bar.advance, cfg.train.log_every_steps),
-                folder.path,
-                held_out,
-                str(device),
-                load_vqgan(cfg.init_from) if cfg.init_from else None,
-            )
-        tracker.finish(figures)
-    folder.finish({**figures, "dtype": str(dtype)})
+    run_stage("train_vq", cfg, inputs(cfg), _train)
+
+
+def _train(cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    device = pick_device(cfg.device)
+    dtype = training_dtype(cfg.train, device)
+    dtype.announce(tracker.print)
+    pictures, held_out = _read(cfg, tracker)
+    with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
+        figures = train_vqgan(
+            cfg.train,
+            sizes(cfg),
+            lambda first_step: picture_batches(pictures, cfg.batch, first_step),
+            _logger(tracker, bar.advance, cfg.train.log_every_steps),
+            Path(cfg.output),
+            held_out,
+            str(device),
+            load_vqgan(cfg.init_from) if cfg.init_from else None,
+        )
+    tracker.finish(figures)
+    return {**figures, "dtype": str(dtype)}
 
 
 def sizes(cfg: Config) -> VqganConfig:
@@ -167,7 +166,7 @@ def is_long(cfg: Config) -> bool:
 def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     """A few steps of each kind: without the codebook, then with it."""
     logged: list[dict[str, float]] = []
-    pictures, held_out = _read(cfg, silent_tracker(cfg.output))
+    pictures, held_out = _read(cfg, silent_tracker())
     train = replace(cfg.train, steps=9, quantise_from_step=3, log_every_steps=3)
     seconds = timed(
         lambda: train_vqgan(

@@ -26,18 +26,21 @@ from mgpt.errors import DataError, VocabularyError
 from mgpt.files.storage import locate
 from mgpt.launching.processes import RESUME, is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
+from mgpt.lifecycle.comparison import Changeable
+from mgpt.lifecycle.folder import CONFIG, StageFolder
+from mgpt.lifecycle.identity import (
+    dataset_identity,
+    vocabulary_identity,
+    vq_input,
+    weights_identity,
+)
+from mgpt.lifecycle.ranks import open_on_ranks
+from mgpt.lifecycle.run import open_tracker
+from mgpt.lifecycle.weights import MODEL, Weights, load_vocabulary
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.backend import Backend, ParallelConfig, build_backend, optimizer_problem
 from mgpt.parallel.dist import World, init_distributed
-from mgpt.stages.build import (
-    MODEL,
-    ModelConfig,
-    Weights,
-    load_vocabulary,
-    remove_model,
-    vq_input,
-)
-from mgpt.stages.comparison import Changeable
+from mgpt.stages.build import ModelConfig, remove_model
 from mgpt.stages.continuing import (
     changed_rate,
     changes_since,
@@ -47,10 +50,6 @@ from mgpt.stages.continuing import (
     newest_for_all,
     picture_codes_of,
 )
-from mgpt.stages.folder import CONFIG, StageFolder
-from mgpt.stages.identity import dataset_identity, vocabulary_identity, weights_identity
-from mgpt.stages.on_ranks import open_on_ranks
-from mgpt.stages.open_tracker import open_tracker
 from mgpt.stages.sample_pictures import SamplePictures, SamplesConfig
 from mgpt.stages.training_weights import image_rows, initial_weights, start_weights, write_model
 from mgpt.stop_signals import Interrupted

@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from mgpt.errors import MgptError
+from mgpt.lifecycle.weights import MODEL, Weights
 from mgpt.models.transformer import TransformerConfig
 from mgpt.parallel.dist import World
-from mgpt.stages.build import MODEL, Weights, write_model_folder
+from mgpt.stages.build import write_model_folder
 from mgpt.stages.released import is_released, plan_import
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker

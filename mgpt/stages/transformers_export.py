@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from mgpt.files.atomic import atomic_write
+from mgpt.lifecycle.weights import VOCABULARY, Weights
 from mgpt.models.folder import split_by_size, write_sharded
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.stages.build import VOCABULARY, Weights
 from mgpt.stages.released import (
     VQ,
     check_codes,

@@ -12,10 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_pipeline.fitting import Target, decode, fit_fields
-from data_pipeline.job_settings import grid_px, read_settings
-from data_pipeline.raw_inputs import find_raw_shards
-from data_pipeline.raw_shards import RawSample, RawShardReader, Rejected
+from data_pipeline.raw.inputs import find_raw_shards
+from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
+from data_pipeline.tokenizing.fitting import Target, decode, fit_fields
+from data_pipeline.tokenizing.job_settings import grid_px, read_settings
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import DataError
 from mgpt.files.storage import Location, locate

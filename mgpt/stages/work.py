@@ -22,7 +22,7 @@ from mgpt.errors import ConfigError
 from mgpt.files.local_copies import record_folder
 from mgpt.files.storage import locate
 from mgpt.launching.launch_folder import NAME, LaunchFolder
-from mgpt.stages.folder import flatten, is_complete
+from mgpt.lifecycle.folder import flatten, is_complete
 from mgpt.stages.recipe import TRAINING, Entry
 
 SHARED = ("pack", "tokenize")  # stages whose processes share claims

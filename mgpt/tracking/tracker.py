@@ -183,6 +183,12 @@ class Tracker:
             self._run = None
 
 
+def console_tracker(command: str, is_main: bool = True) -> Tracker:
+    """The tracker of a command that keeps no record: progress, lines and tables on the console."""
+    disabled = TrackingConfig(mode="disabled")
+    return Tracker(disabled, Path("."), command, is_main=is_main, record=False)
+
+
 def _print_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table

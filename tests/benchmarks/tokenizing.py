@@ -30,10 +30,11 @@ import torch
 from corpora import conditions, show
 from PIL import Image
 
-from data_pipeline.encoding import vq_codes
-from data_pipeline.fitting import Target, bucket
-from data_pipeline.raw_shards import Picture, RawSample, RawShardReader, RawShardWriter
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
+from data_pipeline.raw.shards import Picture, RawSample, RawShardReader, RawShardWriter
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenizing.encoding import vq_codes
+from data_pipeline.tokenizing.fitting import Target, bucket
 from mgpt.data.dataset import open_dataset
 from mgpt.images.pixels import fit, open_image
 from mgpt.tokenizers.folder import load_tokenizer

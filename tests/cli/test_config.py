@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from data_pipeline.pack import Config as PackStage
 from mgpt.cli import command
 from mgpt.cli.config import compose, from_hydra, quote, schema_of
 from mgpt.cli.settings import settings_of, type_at
 from mgpt.errors import ConfigError
-from mgpt.stages.pack import Config as PackStage
 
 
 @dataclass(frozen=True)

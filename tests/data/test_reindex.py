@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from data_pipeline import reindex
 from mgpt.data.dataset import open_dataset
 from mgpt.data.reindex import rebuild_index
 from mgpt.data.shards import Shard, TokenisedSample
 from mgpt.data.verify import verify_shard
 from mgpt.errors import DataError
 from mgpt.files.storage import locate, write_whole
-from mgpt.stages import reindex
 
 
 def test_a_sound_index_is_left_alone(corpus):

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build_shards import pack
-from data_pipeline.claims import ClaimLost, Claims
-from data_pipeline.pack_config import PackConfig
+from data_pipeline.pack import pack
 from data_pipeline.scenes.corpus import CorpusConfig
-from data_pipeline.tokenize_shards import TokenizeConfig, TokenizeJob, tokenize
-from data_pipeline.verify_shards import VerifyConfig, verify
-from data_pipeline.workers import WORK_FOLDER
+from data_pipeline.sources.pack_config import PackConfig
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import TokenizeJob, tokenize
+from data_pipeline.tokenizing.claims import ClaimLost, Claims
+from data_pipeline.tokenizing.workers import WORK_FOLDER
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 from mgpt.cli.command import main
 from mgpt.data.dataset import open_dataset
 from mgpt.errors import DataError

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
-from data_pipeline.verify_shards import VerifyConfig, verify
-from data_pipeline.workers import WORK_FOLDER, Place
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenizing.workers import WORK_FOLDER
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 
 MOST_S = 120  # a machine that does other work takes its time to start Python
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_")
@@ -84,37 +86,3 @@ def test_an_array_element_and_a_start_by_hand_share_a_job_and_one_is_killed(
     tokenize(TokenizeConfig(**alone, resolution=[16, 32]), tracker)
     for px in ("16", "32"):
         assert tree(output / px) == tree(tmp_path / "alone" / px)
-
-
-@pytest.mark.parametrize(
-    ("environment", "place"),
-    [
-        ({}, Place(0, 1, 0)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(5, 8, 1)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}, Place(3, 4, 1)),
-        (
-            {
-                "SLURM_ARRAY_TASK_ID": "14",
-                "SLURM_ARRAY_TASK_MIN": "10",
-                "SLURM_ARRAY_TASK_STEP": "2",
-                "SLURM_ARRAY_TASK_COUNT": "5",
-                "SLURM_NTASKS": "2",
-                "SLURM_PROCID": "1",
-            },
-            Place(5, 10, 0),
-        ),
-        ({"RANK": "", "SLURM_ARRAY_TASK_ID": "x"}, Place(0, 1, 0)),
-    ],
-)
-def test_the_place_among_others_is_what_the_launcher_says(monkeypatch, environment, place):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert Place.of_environment() == place
-
-
-def test_starts_begin_apart_and_reach_every_unit():
-    units = [f"{n:05d}" for n in range(10)]
-    orders = [Place(number, 3).first(units, slot, 2) for number in range(3) for slot in range(2)]
-    assert [order[0] for order in orders] == ["00000", "00001", "00003", "00005", "00006", "00008"]
-    assert all(sorted(order) == units for order in orders)
-    assert Place(7, 100).first(["only"], 0, 1) == ["only"]

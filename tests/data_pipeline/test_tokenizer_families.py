@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.decoding import CodeDecoder
-from data_pipeline.job_settings import read_settings
-from data_pipeline.roundtrip import RoundtripConfig, roundtrip
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
-from data_pipeline.verify_shards import VerifyConfig, verify
+from data_pipeline.roundtrip import Config as RoundtripConfig
+from data_pipeline.roundtrip import roundtrip
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenizing.decoding import CodeDecoder
+from data_pipeline.tokenizing.job_settings import read_settings
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 from mgpt.data.shards import Shard
 from mgpt.errors import ConfigError
 from mgpt.files.storage import locate

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_pipeline.job_settings import list_finished, read_settings, settle_settings
-from data_pipeline.raw_shards import Picture, RawSample, RawShardReader, RawShardWriter
-from data_pipeline.shard_audit import ShardAuditor
+from data_pipeline.raw.shards import Picture, RawSample, RawShardReader, RawShardWriter
+from data_pipeline.tokenizing.job_settings import list_finished, read_settings, settle_settings
+from data_pipeline.tokenizing.shard_audit import ShardAuditor
 from mgpt.data.shards import ShardWriter, TokenisedSample
 
 FILES = ("tar", "index.npy", "json")

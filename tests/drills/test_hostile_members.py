@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data_pipeline.admission import Admission
-from data_pipeline.filters import FilterConfig
-from data_pipeline.raw_shards import MAX_JSON_PARTS, MAX_TEXT_BYTES, RawShardReader, Rejected
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
-from data_pipeline.verify_shards import VerifyConfig, verify
+from data_pipeline.raw.shards import MAX_JSON_PARTS, MAX_TEXT_BYTES, RawShardReader, Rejected
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenizing.admission import Admission
+from data_pipeline.tokenizing.filters import FilterConfig
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 from mgpt.data.shards import read_manifest
 from mgpt.images.pixels import BYTES_A_PIXEL, MAX_PIXELS
 from mgpt.tracking.tracker import Tracker, TrackingConfig

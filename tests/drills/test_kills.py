@@ -30,9 +30,11 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parent))
 from faulty_disk import FULL_DISK_STATUS, break_disk
 
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
-from data_pipeline.verify_shards import VerifyConfig, verify
-from data_pipeline.workers import WORK_FOLDER
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenizing.workers import WORK_FOLDER
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 from mgpt.data.shards import Shard
 from mgpt.data.verify import verify_shard
 from mgpt.errors import MgptError
@@ -45,7 +47,7 @@ WORKERS, SHARDS, SAMPLES = 4, 24, 24
 ROUND_S = 120.0  # a round that takes longer hangs
 # Workers that start in a moment: forked off a process that has imported all, and run nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["data_pipeline.tokenize_shards", "data_pipeline.verify_shards"])
+CONTEXT.set_forkserver_preload(["data_pipeline.tokenize", "data_pipeline.verify"])
 
 
 def write_raw_shard(path: Path, samples: int, seed: int) -> None:

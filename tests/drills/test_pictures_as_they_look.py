@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.admission import Admission
-from data_pipeline.filters import FilterConfig
-from data_pipeline.fitting import Fitted, Target, fit_fields
-from data_pipeline.raw_shards import Picture, RawSample
+from data_pipeline.raw.shards import Picture, RawSample
+from data_pipeline.tokenizing.admission import Admission
+from data_pipeline.tokenizing.filters import FilterConfig
+from data_pipeline.tokenizing.fitting import Fitted, Target, fit_fields
 from mgpt.images.pixels import BYTES_A_PIXEL, MAX_PIXELS, PictureTooLarge, fit, open_image
 
 SIZE = (96, 64)

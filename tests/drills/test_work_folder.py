@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.claims import Claim, Claims
-from data_pipeline.workers import WORK_FOLDER, run_units
+from data_pipeline.tokenizing.claims import Claim, Claims
+from data_pipeline.tokenizing.workers import WORK_FOLDER, run_units
 from mgpt.errors import MachineError
 from mgpt.files import remote, storage
 from mgpt.files.storage import Location, create, locate, remove_tree, write_new

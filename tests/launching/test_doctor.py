@@ -15,7 +15,7 @@ import pytest
 import torch.distributed as dist
 
 from mgpt.launching import doctor, node_facts
-from mgpt.launching.doctor import DoctorConfig, Place, examine, failed_with, pairings
+from mgpt.launching.doctor import DoctorConfig, NodePlace, examine, failed_with, pairings
 from mgpt.launching.speeds import Bench, pair_speed
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
@@ -96,17 +96,17 @@ def test_one_machine_is_examined_alone(tmp_path: Path, tracker: Tracker) -> None
 def test_the_place_is_a_steps_or_torchruns_and_a_batch_script_is_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def given(**environment: object) -> Place:
+    def given(**environment: object) -> NodePlace:
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
-        return Place.of_environment()
+        return NodePlace.of_environment()
 
     assert given(SLURM_NODEID=0, SLURM_LOCALID=0, SLURM_NNODES=2).size == 1
     step = given(SLURM_STEP_ID=0, SLURM_NODEID=1, SLURM_LOCALID=3, MASTER_ADDR="vn1", RANK=7)
-    assert step == Place(1, 2, 3, "vn1", doctor.PORT, has_store=False)
+    assert step == NodePlace(1, 2, 3, "vn1", doctor.PORT, has_store=False)
     torchrun = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     place = given(**torchrun, WORLD_SIZE=8, LOCAL_RANK=1, GROUP_RANK=2, GROUP_WORLD_SIZE=4)
-    assert place == Place(2, 4, 1, "vn1", doctor.PORT, has_store=True)
+    assert place == NodePlace(2, 4, 1, "vn1", doctor.PORT, has_store=True)
     assert given(MASTER_PORT=77).port == 77
 
 
@@ -136,7 +136,7 @@ def test_a_node_that_falls_silent_is_waited_for_once(
     store, cfg = dist.HashStore(), DoctorConfig(output=str(tmp_path), pair_patience_s=0.5)
     benches = [StillBench(), StillBench()]
     first, second = (
-        doctor.Table(store, Place(rank, 3, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
+        doctor.Table(store, NodePlace(rank, 3, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
         for rank, bench in enumerate(benches)
     )
     dist.PrefixStore("doctor", store).set("report/2", json.dumps({"node": "c", "gpus": []}))
@@ -168,7 +168,7 @@ def test_a_node_that_is_cut_off_costs_a_wait_or_two_and_not_one_a_round(
     store, cfg, size = dist.HashStore(), DoctorConfig(output=str(tmp_path)), 8
     benches = [CutOffBench() for _ in range(size)]
     tables = [
-        doctor.Table(store, Place(rank, size, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
+        doctor.Table(store, NodePlace(rank, size, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
         for rank, bench in enumerate(benches)
     ]
     reports = [{"node": name, "gpus": []} for name in "abcdefgh"]

@@ -69,22 +69,29 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.launching": ({"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
     "mgpt.cli": ({"mgpt.launching"}, {"hydra", "omegaconf", "yaml"}, set()),
     "mgpt.__main__": ({"mgpt.cli"}, set(), set()),
-    "mgpt.stages": (EVERYTHING, {"hydra", "omegaconf", "yaml"}, {"rich"}),
-    "data_pipeline": (
+    "mgpt.lifecycle": (
         {
-            "mgpt.tokens",
-            "mgpt.images",
-            "mgpt.tasks",
-            "mgpt.tokenizers",
+            "mgpt.cli.settings",
+            "mgpt.launching",
             "mgpt.data",
-            "mgpt.evals.page",
+            "mgpt.models",
+            "mgpt.tokenizers",
             "mgpt.parallel.dist",
-            "mgpt.cli.config",
+            "mgpt.tasks",
+            "mgpt.tokens",
+            "mgpt.train.step_folder",
         },
-        {"webdataset", "fsspec"},
-        {"skimage", "pyarrow"},
+        {"yaml"},
+        set(),
     ),
+    "mgpt.stages": (EVERYTHING, {"hydra", "omegaconf", "yaml"}, {"rich"}),
 }
+# A data job is a stage itself: all of mgpt but the other stages.
+ROOMS["data_pipeline"] = (
+    ROOMS.keys() - {"mgpt.stages"},
+    {"webdataset", "fsspec"},
+    {"skimage", "pyarrow", "rich"},
+)
 
 FILES = sorted([*(ROOT / "mgpt").rglob("*.py"), *(ROOT / "data_pipeline").rglob("*.py")])
 

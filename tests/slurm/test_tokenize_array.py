@@ -15,9 +15,11 @@ import pytest
 from cluster import Cluster
 from PIL import Image
 
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
-from data_pipeline.verify_shards import VerifyConfig, verify
-from data_pipeline.workers import WORK_FOLDER
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenizing.workers import WORK_FOLDER
+from data_pipeline.verify import Config as VerifyConfig
+from data_pipeline.verify import verify
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 pytestmark = pytest.mark.timeout(600)

@@ -12,9 +12,9 @@ sys.path.append(str(Path(__file__).parent))
 from step_folders import values, write_checkpoint
 
 from mgpt.errors import CheckpointError
+from mgpt.lifecycle.weights import MODEL, Weights
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.stages.build import MODEL, Weights
 from mgpt.stages.transformers_export import plan_export
 
 CFG = TransformerConfig(hidden=16, ffn=24, layers=1, heads=2, kv_heads=1, head_dim=8, vocab_size=50)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from mgpt.evals.evaluate import EvaluateConfig
+from mgpt.lifecycle.rehearsal import Estimate, Scale
 from mgpt.stages import estimate, evaluate_times, rehearsal
 from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, in_minutes, is_long
 from mgpt.stages.evaluate_times import rehearse_evaluation
 from mgpt.stages.recipe import compose_recipe, read_recipe
-from mgpt.stages.rehearsal import Estimate, Job, Rehearsal, replaced
+from mgpt.stages.rehearsal import Job, Rehearsal, replaced
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ def test_paths_lead_to_stand_ins_and_other_text_stays() -> None:
 def test_a_stage_works_on_the_stand_in_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make(cfg: Config, real: Config, scale: rehearsal.Scale) -> Estimate:
+    def make(cfg: Config, real: Config, scale: Scale) -> Estimate:
         Path(cfg.output).mkdir(parents=True)
         return Estimate(2.0, times=real.units / 10)
 
-    def read(cfg: Config, real: Config, scale: rehearsal.Scale) -> Estimate:
+    def read(cfg: Config, real: Config, scale: Scale) -> Estimate:
         assert Path(cfg.input).parent == tmp_path and Path(cfg.input).is_dir()
         assert real.input == "out/make" and scale(f"{real.input}/64") == 50.0
         return Estimate(0.25 * scale(real.input), scale(real.input))
@@ -58,7 +59,7 @@ def test_a_stage_works_on_the_stand_in_of_the_one_before(
 def test_a_stage_without_an_estimate_is_named_and_so_is_who_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(cfg: Config, real: Config, scale: rehearsal.Scale) -> Estimate:
+    def fail(cfg: Config, real: Config, scale: Scale) -> Estimate:
         raise OSError("the disk is full\nmore")
 
     stages = {

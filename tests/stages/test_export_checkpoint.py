@@ -12,8 +12,8 @@ from peak_memory import write_peak
 from step_folders import values, write_checkpoint
 
 from mgpt.errors import CheckpointError
+from mgpt.lifecycle.weights import Weights
 from mgpt.models.transformer import TransformerConfig
-from mgpt.stages.build import Weights
 from mgpt.stages.transformers_export import plan_export
 
 SMALL = TransformerConfig(

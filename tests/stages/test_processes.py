@@ -102,10 +102,10 @@ def test_a_rank_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
 def test_children_end_with_a_killed_parent() -> None:
-    child = "from mgpt.launching.processes import *; die_with_parent(); print('up', flush=True);"
+    child = "from mgpt.files.child_processes import *; die_with_parent(); print('up', flush=True);"
     child += "import time; time.sleep(60)"
     parent = (
-        "import subprocess, sys; from mgpt.launching.processes import own_children;"
+        "import subprocess, sys; from mgpt.files.child_processes import own_children;"
         f"own_children(); c = subprocess.Popen([sys.executable, '-c', {child!r}]);"
         "print(c.pid, flush=True); c.wait()"
     )

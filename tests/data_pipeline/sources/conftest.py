@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.build_shards import PackConfig, pack
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
+from data_pipeline.pack import PackConfig, pack
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.documents import IGNORED
 from mgpt.data.loader import held_out_rows

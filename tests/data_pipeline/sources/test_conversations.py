@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 sys.path.append(str(Path(__file__).parents[2] / "tokens"))
 from chameleon_layout import chameleon_json
 
-from data_pipeline.build_shards import PackConfig, pack, read_stats
-from data_pipeline.raw_shards import RawShardReader
-from data_pipeline.tokenize_shards import TokenizeConfig, tokenize
+from data_pipeline.pack import PackConfig, pack
+from data_pipeline.raw.shards import RawShardReader
+from data_pipeline.tokenize import Config as TokenizeConfig
+from data_pipeline.tokenize import tokenize
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.documents import IGNORED
 from mgpt.data.loader import held_out_rows
@@ -160,7 +161,9 @@ def test_what_cannot_be_used_is_listed_with_its_index_and_reason(tmp_path, run, 
         counts[reason] += 1
     assert summary["rejected"] == counts and summary["samples"] == len(GOOD)
     listed = [
-        pair for n in range(4) for pair in read_stats(tmp_path / "raw", f"{n:05d}")["rejected"]
+        pair
+        for n in range(4)
+        for pair in json.loads((tmp_path / "raw" / f"{n:05d}.json").read_bytes())["rejected"]
     ]
     assert "record 9: a conversation with 2 <|image|> and 1 images" in caplog.text
     assert listed == [[f"{index:09d}", reason] for index, (_, reason) in BAD.items()]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from data_pipeline.build_shards import PackConfig, pack
-from data_pipeline.raw_shards import RawShardReader
+from data_pipeline.pack import PackConfig, pack
+from data_pipeline.raw.shards import RawShardReader
 from data_pipeline.sources.coco_keypoints import LIMBS, draw_poses
 from mgpt.errors import DataError
 

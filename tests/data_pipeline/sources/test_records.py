@@ -8,8 +8,14 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data_pipeline.build_shards import PackConfig, pack
-from data_pipeline.record_files import BadRecord, JsonStream, find_spans, open_records, read_span
+from data_pipeline.pack import PackConfig, pack
+from data_pipeline.sources.record_files import (
+    BadRecord,
+    JsonStream,
+    find_spans,
+    open_records,
+    read_span,
+)
 from mgpt.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
@@ -40,7 +46,7 @@ def test_spans_of_any_step_join_to_the_file(tmp_path, suffix, step):
 def test_a_list_is_read_across_the_borders_of_what_is_held(tmp_path, monkeypatch):
     path = write(tmp_path / "a.json")
     for chunk in (2, 3, 7):
-        monkeypatch.setattr("data_pipeline.record_files.CHUNK_BYTES", chunk)
+        monkeypatch.setattr("data_pipeline.sources.record_files.CHUNK_BYTES", chunk)
         with open_records(path) as stream:
             found = list(JsonStream(stream, path).elements())
         assert [value for _, value in found] == RECORDS
@@ -49,7 +55,7 @@ def test_a_list_is_read_across_the_borders_of_what_is_held(tmp_path, monkeypatch
 
 
 def test_numbers_at_a_border_and_members_in_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_pipeline.record_files.CHUNK_BYTES", 2)
+    monkeypatch.setattr("data_pipeline.sources.record_files.CHUNK_BYTES", 2)
     path = tmp_path / "a.json"
     path.write_text('{"one": 12345, "two": [67, 890, {"x": 1}], "three": []}')
     with open_records(path) as stream:
@@ -76,13 +82,13 @@ def test_bad_records_come_out_in_their_place(tmp_path):
 
 
 def test_a_record_too_large_to_hold_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_pipeline.record_files.MAX_RECORD_BYTES", 64)
+    monkeypatch.setattr("data_pipeline.sources.record_files.MAX_RECORD_BYTES", 64)
     lines, lists = tmp_path / "a.jsonl", tmp_path / "a.json"
     lines.write_text(json.dumps({"text": "x" * 100}) + '\n{"n": 1}\n')
     (span,) = find_spans(lines, 100)
     (_, bad), after = read_span(span)
     assert bad.reason == "record_too_large" and after == (1, {"n": 1})
-    monkeypatch.setattr("data_pipeline.record_files.CHUNK_BYTES", 32)
+    monkeypatch.setattr("data_pipeline.sources.record_files.CHUNK_BYTES", 32)
     lists.write_text(json.dumps([{"text": "x" * 1000}]))
     with pytest.raises(DataError, match="no end of a record within 64 bytes"):
         list(find_spans(lists, 100))
@@ -145,7 +151,12 @@ def test_the_source_of_the_readme(tmp_path, tracker, picture, corpus):
 
 def test_a_file_that_is_no_source_is_named(tmp_path, tracker):
     (tmp_path / "nothing.py").write_text("")
-    for name, words in (("nothing.py", "no function parts"), ("gone.py", "no such file")):
+    (tmp_path / "older.py").write_text("from data_pipeline.raw_shards import RawSample")
+    for name, words in (
+        ("nothing.py", "no function parts"),
+        ("gone.py", "no such file"),
+        ("older.py", r"data_pipeline.raw_shards, .* it is data_pipeline.raw.shards now"),
+    ):
         cfg = PackConfig(source=str(tmp_path / name), input="x", output=str(tmp_path / words))
         with pytest.raises(ConfigError, match=words):
             pack(cfg, tracker)

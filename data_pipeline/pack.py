@@ -1,0 +1,212 @@
+"""mgpt pack: samples of a source become raw shards, ordinary webdataset tars.
+
+The layout is img2dataset's. Each shard is `<name>.tar`, and `<name>.json` with its counts, sha256
+and refusals, written last: a shard that has it is finished, and a rerun skips it. Bytes depend on
+the source and its settings alone, not on the number of workers or on interruptions.
+
+Reads: a folder, tars, records, or a built-in corpus
+Writes: raw shards (webdataset tars)
+
+    mgpt pack source=scenes output=raw/train scenes.num_scenes=4000 workers=2
+    mgpt pack source=folder input=my_pictures output=raw/mine
+"""
+
+import dataclasses
+import importlib
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.raw.shards import RawShardWriter, Rejected, try_add, write_some
+from data_pipeline.sources.pack_config import SOURCES, PackConfig
+from data_pipeline.sources.part import Part
+from data_pipeline.tokenizing.claims import Claim
+from data_pipeline.tokenizing.job_settings import settle_settings
+from data_pipeline.tokenizing.reject_log import RejectLog
+from data_pipeline.tokenizing.workers import run_units
+from mgpt.data.shards import canonical_json
+from mgpt.errors import ConfigError
+from mgpt.files.storage import Location, locate, read_all, write_new
+from mgpt.lifecycle.folder import flatten
+from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, timed
+from mgpt.lifecycle.run import run_stage
+from mgpt.tracking.tracker import Tracker, TrackingConfig
+
+# What people's own sources import, by the name that it had in mgpt 0.1.
+_MOVED = {
+    "data_pipeline.raw_shards": "data_pipeline.raw.shards",
+    "data_pipeline.pack_config": "data_pipeline.sources.pack_config",
+    "data_pipeline.record_files": "data_pipeline.sources.record_files",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PackConfig):
+    """What `mgpt pack` can be given."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    redo: bool = False
+    """Make the output anew where it holds another configuration."""
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    return input_identities(cfg.input)
+
+
+def main(cfg: Config) -> None:
+    run_stage("pack", cfg, inputs(cfg), pack, shared=True)
+
+
+def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
+    """Write every raw shard that is not there yet.
+
+    Returns:
+        `shards`, `samples`, `bytes`, and `rejected`: counts by reason, of the whole output.
+
+    Raises:
+        ConfigError: the output folder holds shards of other settings.
+        DataError, MachineError: what the source or the disk says.
+    """
+    job = PackJob(cfg)
+    settle_settings(job.output, _settings(cfg), "mgpt pack")
+    parts = job.parts
+    done = job.finished()
+    finished = sum(part.num_samples for part in parts.values() if part.name in done)
+    total = sum(part.num_samples for part in parts.values())
+    with tracker.progress(total, "samples", f"pack {cfg.source}", done=finished) as bar:
+        run_units(job, cfg.workers, bar.advance)
+    texts = read_all([job.output / f"{name}.json" for name in parts])
+    stats = [json.loads(text or b"") for text in texts]
+    rejected = Counter(reason for one in stats for _, reason in one["rejected"])
+    if rejected:
+        rows = [[reason, count] for reason, count in sorted(rejected.items())]
+        tracker.table("rejected while packing", ["reason", "samples"], rows)
+    figures = {
+        "shards": len(stats),
+        "samples": sum(one["samples"] for one in stats),
+        "bytes": sum(one["bytes"] for one in stats),
+        "rejected": dict(sorted(rejected.items())),
+    }
+    counts = {name: value for name, value in flatten(figures) if value != {}}
+    tracker.log(0, counts)
+    tracker.finish(counts)
+    return figures
+
+
+def source_parts(cfg: PackConfig) -> list[Part]:
+    """The parts of the source that `cfg` names, one of the table or a Python file.
+
+    Raises:
+        ConfigError: a file that is missing, imports what is missing, or has no function `parts`.
+    """
+    if cfg.source not in SOURCES:
+        file = Path(cfg.source).resolve()
+        if not file.is_file():
+            raise ConfigError(f"source={cfg.source}: no such file")
+        # As `python my_source.py` does it; a process that is started later finds it there too.
+        if str(file.parent) not in sys.path:
+            sys.path.insert(0, str(file.parent))
+    try:
+        module = importlib.import_module(SOURCES.get(cfg.source, Path(cfg.source).stem))
+    except ModuleNotFoundError as error:
+        name = str(error.name)
+        hint = f"it is {_MOVED[name]} now" if name in _MOVED else f"pip install {name}"
+        raise ConfigError(
+            f"source={cfg.source} imports {name}, which is not there: {hint}"
+        ) from error
+    if not hasattr(module, "parts"):
+        raise ConfigError(f"source={cfg.source}: {module.__file__} has no function parts(cfg)")
+    found: list[Part] = module.parts(cfg)
+    return found
+
+
+def _settings(cfg: PackConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {"job": "pack", "source": Path(cfg.source).stem}
+    if cfg.source != "img2dataset":
+        settings["samples_per_shard"] = cfg.samples_per_shard
+    if cfg.source == "plain_text":
+        settings["text_chars"] = cfg.text_chars
+    if cfg.source == "scenes":
+        settings |= {f"scenes.{k}": v for k, v in dataclasses.asdict(cfg.scenes).items()}
+    return settings
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """One unit a shard; see `data_pipeline.tokenizing.workers.Job`."""
+
+    cfg: PackConfig
+
+    @property
+    def output(self) -> Location:
+        return locate(self.cfg.output)
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        parts = source_parts(self.cfg)
+        if not parts:
+            raise ConfigError(f"source={self.cfg.source} has no samples to pack")
+        return {part.name: part for part in parts}
+
+    def units(self) -> list[str]:
+        return list(self.parts)
+
+    def finished(self) -> set[str]:
+        return {path.stem for path in self.output.glob("*.json")}
+
+    def is_done(self, unit: str) -> bool:
+        return (self.output / f"{unit}.json").exists()
+
+    def open(self, slot: int) -> "PackWorker":
+        return PackWorker(self)
+
+
+class PackWorker:
+    """Writes one shard at a time."""
+
+    def __init__(self, job: PackJob) -> None:
+        self._job = job
+        self._log = RejectLog()
+
+    def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
+        part, output = self._job.parts[unit], self._job.output
+        rejected: list[Rejected] = []
+        with RawShardWriter(output / f"{unit}.tar") as writer:
+            for item in part.read():
+                refused = item if isinstance(item, Rejected) else try_add(writer, item)
+                if refused is not None:
+                    rejected.append(refused)
+                    self._log.note(unit, refused)
+                advance(1)
+            stats = writer.close(before_publish=claim.check)
+        record = {
+            "shard": unit,
+            **dataclasses.asdict(stats),
+            "rejected": sorted((one.key, one.reason) for one in rejected),
+        }
+        write_new(output / f"{unit}.json", canonical_json(record) + b"\n", claim.check)
+
+
+def is_long(cfg: Config) -> bool:
+    return cfg.source == "scenes" and cfg.scenes.num_scenes > 200
+
+
+def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
+    """Packs the first samples of the source, of whichever kind it is."""
+    job = PackJob(real)
+    parts, done = job.parts, job.finished()
+    items = itertools.chain.from_iterable(part.read() for part in parts.values())
+    counts: list[int] = []
+    seconds = timed(lambda: counts.append(write_some(locate(cfg.output), items, seconds=1.5)))
+    total = sum(part.num_samples for part in parts.values())
+    left = sum(part.num_samples for part in parts.values() if part.name not in done)
+    workers = shares(min(cfg.workers, len(parts)))
+    starts = 1 if cfg.workers == 1 else 2
+    return Estimate(seconds * left / counts[0] / workers, total / counts[0], starts)

@@ -1,0 +1,1 @@
+"""Raw shards: which there are, read strictly and written alike."""

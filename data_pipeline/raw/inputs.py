@@ -1,0 +1,124 @@
+"""Which raw shards an `input=` names, and about how many samples they hold.
+
+    shards = find_raw_shards("raw/train")         # {"00000": Path("raw/train/00000.tar"), …}
+    estimate_samples(shards)                      # {"00000": 500, …}, for progress bars only
+    raw_identities("raw/train")                   # {"raw/train": "raw:0123…"}, a stage's input
+
+A shard's name is that of its output: the file's name without `.tar`; below an input folder its
+path joined by dashes, so `a/00000.tar` and `b/00000.tar` stay apart.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from data_pipeline.raw.shards import RawShardReader
+from mgpt.errors import DataError
+from mgpt.files.storage import Location, content_stamp, find_glob, locate, read_all, relative
+from mgpt.lifecycle.identity import HASHED_BYTES, digest
+
+LOOKED_AT_SAMPLES = 256
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+# Beside `<shard>.tar`: what `mgpt pack` and img2dataset count there.
+_STATS_FILES = (("{}.json", "samples"), ("{}_stats.json", "successes"))
+
+
+def find_raw_shards(source: str | Sequence[str]) -> dict[str, Location]:
+    """Raw shards by name, sorted: of a folder (with its subfolders), a glob, a tar, or a list.
+
+    They are local, at s3:// or gs://, or tars at http(s)://, with `{00000..00099}` for numbers.
+
+    Raises:
+        DataError: nothing found, something that is no file, or two shards of one name.
+    """
+    found: dict[str, Location] = {}
+    for one in [source] if isinstance(source, str) else source:
+        for name, path in _expand(one):
+            if not path.is_file():
+                raise DataError(f"{path}: no file (a link to nowhere?); remove or restore it")
+            if found.setdefault(name, path) != path:
+                raise DataError(
+                    f"{found[name]} and {path} would both be shard {name!r} of the output; rename "
+                    "one, or give the folder above both as input"
+                )
+    return dict(sorted(found.items()))
+
+
+def _expand(source: str) -> list[tuple[str, Location]]:
+    folder = locate(source)
+    if folder.is_dir():
+        paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
+        named = [("-".join(relative(path, folder).parts), path) for path in paths]
+    else:
+        paths = [folder] if folder.is_file() else list(find_glob(source))
+        named = [(path.name, path) for path in paths]
+    if not named:
+        raise DataError(f"{source}: no raw shards there (a folder with *.tar, a glob, or a tar)")
+    return [(_NOT_IN_NAMES.sub("_", name.removesuffix(".tar")), path) for name, path in named]
+
+
+def estimate_samples(shards: Mapping[str, Location]) -> dict[str, int]:
+    """About how many samples each shard holds: as counted beside it, else by size.
+
+    Of the first shard without a count some samples are read, which stand for the others.
+    """
+    counts = _counted(shards)
+    unknown = [name for name, count in counts.items() if count is None]
+    per_byte = 0.0
+    if unknown:
+        with RawShardReader.open(shards[unknown[0]]) as reader:
+            for _ in itertools.islice(reader, LOOKED_AT_SAMPLES):
+                pass
+        per_byte = reader.inputs / max(reader.num_bytes, 1)
+    return {
+        name: round(per_byte * shards[name].stat().st_size) if count is None else count
+        for name, count in counts.items()
+    }
+
+
+def _counted(shards: Mapping[str, Location]) -> dict[str, int | None]:
+    """What the files beside the shards say."""
+    counts: dict[str, int | None] = dict.fromkeys(shards)
+    for pattern, field in _STATS_FILES:
+        names = [name for name, count in counts.items() if count is None]
+        files = [shards[name].with_name(pattern.format(shards[name].stem)) for name in names]
+        for name, text in zip(names, read_all(files), strict=True):
+            try:
+                count = json.loads(text or b"")[field]
+            except (ValueError, LookupError, TypeError):
+                continue
+            if isinstance(count, int) and count >= 0:
+                counts[name] = count
+    return counts
+
+
+def raw_identities(source: str | Sequence[str]) -> dict[str, str]:
+    """Each folder, glob or tar of raw shards → its identity."""
+    paths = [source] if isinstance(source, str) else source
+    return {path: _raw_identity(path) for path in paths}
+
+
+def _raw_identity(source: str) -> str:
+    if source.startswith("http"):
+        return f"url:{source}"
+    try:
+        shards = find_raw_shards(source)
+    except DataError:
+        return f"name:{source}"
+    records = read_all([path.with_suffix(".json") for path in shards.values()])
+    stamps = {
+        name: _recorded_sha256(record, path) or content_stamp(path, HASHED_BYTES)
+        for (name, path), record in zip(shards.items(), records)
+    }
+    return f"raw:{digest(stamps)}"
+
+
+def _recorded_sha256(record: bytes | None, shard: Location) -> str | None:
+    """The sha256 that `mgpt pack` left beside a shard, in the form of `content_stamp`."""
+    try:
+        stored = json.loads(record or b"")
+        is_of_shard = stored["bytes"] == shard.stat().st_size
+        return str(stored["sha256"])[:16] if is_of_shard else None
+    except (ValueError, LookupError, TypeError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""From raw samples to codes: claims, workers, filters, fitting, encoding, auditing."""

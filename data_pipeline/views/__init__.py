@@ -1,0 +1,1 @@
+"""What a person looks at: contact sheets, histograms, a job while it runs."""
