@@ -24,7 +24,7 @@ setup(
     package_dir={"mgpt.conf": "conf", "mgpt.launch": "launch"},
     package_data={
         "mgpt.evals": ["*.json"],
-        "mgpt.models": ["pretrained/*.md", "pretrained/*/*"],
+        "mgpt.tokenizers": ["README.md", "pretrained/*.md", "pretrained/*/*"],
         "mgpt.conf": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
         "mgpt.launch": ["*.sh", "*.txt", "*.sbatch"],
     },

@@ -27,7 +27,7 @@ from data_pipeline.raw.inputs import find_raw_shards, raw_identities
 from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
 from data_pipeline.tokenizing.decoding import CodeDecoder
 from data_pipeline.tokenizing.fitting import Fitted, Target, decode, fit_fields
-from data_pipeline.tokenizing.job_settings import read_settings
+from data_pipeline.tokenizing.job_settings import grid_px, read_settings
 from mgpt.allocator import keep_freed_memory
 from mgpt.data.dataset import open_dataset, resolution_folders
 from mgpt.data.shards import Shard, TokenisedSample
@@ -185,7 +185,7 @@ class _Comparison:
         self, sample: TokenisedSample, raw: RawSample, unit: str, px: int
     ) -> list[dict[str, Any]]:
         settings = self._settings
-        target = Target(px, 2 * settings["latent_px"], settings["enlarge"])
+        target = Target(px, grid_px(settings), settings["enlarge"])
         pictures = decode(raw, settings["rotate_exif"], settings["max_pixels"])
         fitted: Fitted | Rejected = (
             pictures

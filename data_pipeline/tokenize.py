@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from data_pipeline.tokenizing.workers import run_units
 from data_pipeline.views.job_view import JobView
 from mgpt.data.shards import Manifest, canonical_json, read_manifests
 from mgpt.dtypes import CODES, Dtype, choose_dtype
-from mgpt.errors import DataError, MachineError
+from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.files.storage import Location, locate
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
@@ -43,9 +44,11 @@ from mgpt.lifecycle.folder import flatten
 from mgpt.lifecycle.identity import vq_input
 from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, silent_tracker, timed
 from mgpt.lifecycle.run import run_stage
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.protocol import PictureTokenizer, float32_alone
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
+_log = logging.getLogger(__name__)
 # Fields that decide bytes of the output, beside the VQ model, the device and the filters.
 _DECISIVE = (
     "resolution",
@@ -70,7 +73,8 @@ class Config:
     output: str
     """Folder of the tokenised shards; one subfolder a resolution."""
     vq: str
-    """VQ model: a folder, or the name of a shipped one, such as scenes_f8."""
+    """Picture tokenizer: a folder of ours or a released one, or a shipped name, such as
+    scenes_f8."""
     resolution: list[int]
     """Sides in pixels of the squares whose area pictures get; any aspect ratio in each."""
     workers: int = 1
@@ -81,7 +85,8 @@ class Config:
     pictures are in memory at once. The output does not depend on it."""
     dtype: Dtype = "auto"
     """Of the VQ model's layers. auto is float32 on every device; bfloat16 is for GPUs, and changes
-    a few codes in a hundred: how many is printed once."""
+    a few codes in a hundred: how many is printed once. Released tokenizers other than Chameleon's
+    are float32 always."""
     compile: bool = False
     """Whether these layers run as machine code (torch.compile), made anew for each size of picture
     and worker: for GPUs, in jobs that outlast that. A few codes may be others; how many is said."""
@@ -145,7 +150,7 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     done = job.finished()
     finished = sum(counts[unit] for unit in job.units() if unit in done)
     threads_before = torch.get_num_threads()
-    dtype = choose_dtype(cfg.dtype, torch.device(job.device), keep_float32=CODES)
+    dtype = choose_dtype(job.cfg.dtype, torch.device(job.device), keep_float32=CODES)
     dtype.announce(tracker.print)
     try:
         if job.looks_across and finished < sum(counts.values()):
@@ -177,6 +182,7 @@ class TokenizeJob:
     paths: dict[str, Location]
     device: str
     latent_px: int
+    grid_px: int
     num_codes: int
     vq_fingerprint: str
     settings_fingerprint: str
@@ -187,12 +193,16 @@ class TokenizeJob:
     def prepare(cls, cfg: Config) -> TokenizeJob:
         """Find the raw shards and compare this run with what the output already holds."""
         paths = find_raw_shards(cfg.input)
-        vq = load_vqgan(cfg.vq)
-        latent_px, num_codes = vq.cfg.downsample, vq.cfg.n_embed
+        vq = load_tokenizer(cfg.vq)
+        latent_px, num_codes = vq.downsample, vq.num_codes
+        _check_largest(vq, cfg.resolution)
+        if cfg.dtype == "bfloat16" and torch.bfloat16 not in vq.encode_dtypes:
+            _log.warning(float32_alone(vq))
+            cfg = replace(cfg, dtype="float32")
         for px in cfg.resolution:
-            bucket_sizes(px, 2 * latent_px)  # raises where not even one grid fits
+            bucket_sizes(px, vq.grid_px)  # raises where not even one grid fits
         device = _device(cfg.device)
-        vq_fingerprint = vqgan_fingerprint(vq)
+        vq_fingerprint = vq.fingerprint()
         settings = {
             "job": "tokenize",
             "vq_fingerprint": vq_fingerprint,
@@ -202,6 +212,8 @@ class TokenizeJob:
             **{name: getattr(cfg, name) for name in _DECISIVE},
             **{f"filters.{name}": value for name, value in vars(cfg.filters).items()},
         }
+        if vq.grid_px != 2 * latent_px:
+            settings["grid_px"] = vq.grid_px
         if cfg.dtype == "bfloat16":
             settings["precision"] = "bf16"
         if cfg.compile:
@@ -209,7 +221,7 @@ class TokenizeJob:
         if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
             settings["filters.duplicates_among"] = _names_and_sizes(paths)
         fingerprint = settle_settings(locate(cfg.output), settings, "mgpt tokenize")
-        job = cls(cfg, paths, device, latent_px, num_codes, vq_fingerprint, fingerprint)
+        job = cls(cfg, paths, device, latent_px, vq.grid_px, num_codes, vq_fingerprint, fingerprint)
         job._check_unchanged()
         return job
 
@@ -270,6 +282,15 @@ def _names_and_sizes(paths: Mapping[str, Location]) -> str:
     """16 hex digits over the raw shards: with another one among them, other samples are first."""
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     return hashlib.sha256(canonical_json(sizes)).hexdigest()[:16]
+
+
+def _check_largest(vq: PictureTokenizer, resolutions: list[int]) -> None:
+    most = vq.pixels.max_pixels
+    if most is not None and max(resolutions) ** 2 > most:
+        raise ConfigError(
+            f"resolution={max(resolutions)} makes pictures of {max(resolutions) ** 2} pixels, and "
+            f"{vq.title} encodes {most} at most; give smaller resolutions"
+        )
 
 
 def _device(wanted: str) -> str:

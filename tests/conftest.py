@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
+from mgpt.tokenizers.folder import save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -115,5 +116,5 @@ def vq(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_groups=4,
     )
     folder = tmp_path_factory.mktemp("vq")
-    save_vqgan(Vqgan(cfg).eval(), folder)
+    save_tokenizer(Vqgan(cfg).eval(), folder)
     return str(folder)

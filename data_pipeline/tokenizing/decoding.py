@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 
 from mgpt.errors import DataError
-from mgpt.images.pixels import to_uint8
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import load_tokenizer
 
 
 class CodeDecoder:
@@ -27,8 +26,8 @@ class CodeDecoder:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._model = load_vqgan(vq)
-        found = vqgan_fingerprint(self._model)
+        self._model = load_tokenizer(vq)
+        found = self._model.fingerprint()
         if found != fingerprint:
             raise DataError(
                 f"{where} was encoded with VQ model {fingerprint}, {vq} is {found}; give the model "
@@ -41,7 +40,7 @@ class CodeDecoder:
         """One picture. Raises DataError where the model gives something that is no number."""
         with torch.inference_mode():
             codes_1HW = torch.from_numpy(codes_HW.astype(np.int64))[None].to(self._device)
-            pixels_CHW = self._model.decode(codes_1HW, self._dtype)[0].cpu().numpy()
-        if not np.isfinite(pixels_CHW).all():
+            pixels_3HW = self._model.decode(codes_1HW, self._dtype)[0]
+        if not pixels_3HW.isfinite().all():
             raise DataError("the VQ model decodes these codes to pixels that are not finite")
-        return to_uint8(pixels_CHW)
+        return self._model.pixels.to_levels(pixels_3HW)

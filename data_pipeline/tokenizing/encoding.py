@@ -25,8 +25,8 @@ import torch
 from data_pipeline.raw.shards import Rejected
 from data_pipeline.tokenizing.fitting import Fitted
 from mgpt.data.shards import ShardWriter, TokenisedSample
-from mgpt.images.pixels import normalise
-from mgpt.models.vqgan import Vqgan, exact_fp32
+from mgpt.tokenizers.protocol import PictureTokenizer, exact_fp32
+from mgpt.tokens.codes import code_dtype
 
 BATCHES_AHEAD = 2
 MOST_PROGRAMS = 1024  # of machine code in one process
@@ -34,13 +34,13 @@ COMPARED_PICTURES = 64
 
 _log = logging.getLogger(__name__)
 Levels = npt.NDArray[np.uint8]
-Codes = npt.NDArray[np.uint16]
+Codes = npt.NDArray[np.unsignedinteger[Any]]  # 16 bits where the codebook fits, else 32
 
 
-def vq_codes(model: Vqgan, levels_BHWC: Levels) -> Codes:
+def vq_codes(model: PictureTokenizer, levels_BHWC: Levels) -> Codes:
     """uint8 pictures [B, H, W, 3] to codes [B, h, w], on the model's device."""
     with torch.inference_mode():
-        return _to_codes(model.encode(_pixels(model, levels_BHWC)))
+        return _to_codes(model, model.encode(_pixels(model, levels_BHWC)))
 
 
 class FastCodes:
@@ -53,7 +53,9 @@ class FastCodes:
         batch_pixels: what a batch is filled up to.
     """
 
-    def __init__(self, model: Vqgan, bf16: bool, compiled: bool, batch_pixels: int) -> None:
+    def __init__(
+        self, model: PictureTokenizer, bf16: bool, compiled: bool, batch_pixels: int
+    ) -> None:
         self._model, self._bf16 = model, bf16
         self._latents = torch.compile(model.latents, dynamic=False) if compiled else model.latents
         self._batch_pixels = batch_pixels if compiled else 0
@@ -68,7 +70,8 @@ class FastCodes:
         with torch.inference_mode(), exact_fp32(pixels_B3HW.device), self._many_programs():
             with torch.autocast(pixels_B3HW.device.type, torch.bfloat16, enabled=self._bf16):
                 latents_BDhw = self._latents(pixels_B3HW)
-            return _to_codes(self._model.quantize(latents_BDhw.float()))[:num]
+            codes_Bhw = self._model.quantize(latents_BDhw.float())
+            return _to_codes(self._model, codes_Bhw)[:num]
 
     def _many_programs(self) -> AbstractContextManager[None]:
         """Torch gives up after eight shapes; a resolution has up to a hundred."""
@@ -81,13 +84,12 @@ class FastCodes:
         return torch._dynamo.config.patch(**limits)
 
 
-def _pixels(model: Vqgan, levels_BHWC: Levels) -> torch.Tensor:
-    device = next(model.parameters()).device
-    return torch.from_numpy(normalise(levels_BHWC)).to(device)
+def _pixels(model: PictureTokenizer, levels_BHWC: Levels) -> torch.Tensor:
+    return model.pixels.normalise(levels_BHWC).to(model.device)
 
 
-def _to_codes(codes_Bhw: torch.Tensor) -> Codes:
-    return codes_Bhw.cpu().numpy().astype(np.uint16)
+def _to_codes(model: PictureTokenizer, codes_Bhw: torch.Tensor) -> Codes:
+    return codes_Bhw.cpu().numpy().astype(code_dtype(model.num_codes))
 
 
 class Agreement:

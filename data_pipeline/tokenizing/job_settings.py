@@ -76,6 +76,11 @@ def read_settings(output: Location) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error}); restore it") from error
 
 
+def grid_px(settings: dict[str, Any]) -> int:
+    """What sides of fitted pictures are multiples of: two codes, where the settings say no more."""
+    return settings.get("grid_px", 2 * settings["latent_px"])
+
+
 def list_finished(output: Location, shards: Iterable[str]) -> None:
     """Add these to the finished shards of the output; a list that holds them is left alone."""
     kept = read_finished(output)

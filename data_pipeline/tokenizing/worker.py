@@ -34,7 +34,7 @@ from data_pipeline.tokenizing.reject_log import RejectLog
 from mgpt.allocator import keep_freed_memory
 from mgpt.data.shards import ShardWriter
 from mgpt.errors import DataError
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import load_tokenizer
 
 if TYPE_CHECKING:
     from data_pipeline.tokenize import TokenizeJob
@@ -54,8 +54,8 @@ class TokenizeWorker:
         if device.type == "cuda":
             device = torch.device("cuda", slot % torch.cuda.device_count())
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        vq = load_vqgan(job.cfg.vq).to(device)
-        if vqgan_fingerprint(vq) != job.vq_fingerprint:
+        vq = load_tokenizer(job.cfg.vq).to(device)
+        if vq.fingerprint() != job.vq_fingerprint:
             raise DataError(f"{job.cfg.vq}: the VQ model changed while it was in use; run again")
         exact = partial(vq_codes, vq)
         self._encode: Callable[[Levels], Codes] = exact
@@ -131,7 +131,7 @@ class TokenizeWorker:
                 return item, pictures
             fitted = {}
             for px in resolutions:
-                target = Target(px, 2 * job.latent_px, cfg.enlarge)
+                target = Target(px, job.grid_px, cfg.enlarge)
                 fitted[px] = fit_fields(pictures, target, f"{unit}/{item.key}", cfg.seed)
             return item, fitted
 

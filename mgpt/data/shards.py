@@ -2,7 +2,8 @@
 
 A shard is three files, each whole or not there at all, the manifest written last:
 
-    <name>.tar         plain ustar: per sample `key.json`, then `key.<field>.npy` (uint16 [h, w])
+    <name>.tar         plain ustar: per sample `key.json`, then `key.<field>.npy` (codes [h, w],
+                       uint16, or uint32 of a codebook of more than 65,536)
     <name>.index.npy   three npy arrays one after another: samples, fields, key bytes; mapped
     <name>.json        the manifest: counts, sizes, sha256 of both, origin, rejects, fingerprints
 
@@ -19,9 +20,7 @@ templates can change without encoding a picture again. Nothing here knows a task
 """
 
 import dataclasses
-import functools
 import hashlib
-import io
 import json
 import re
 import struct
@@ -32,15 +31,21 @@ from typing import Any
 import numpy as np
 
 from mgpt.data.arrays import encode_arrays, map_arrays
-from mgpt.data.tar_header import tar_header
+from mgpt.data.sample_bytes import (
+    BLOCK_BYTES,
+    NPY_HEADER_BYTES,
+    TokenisedSample,
+    canonical_json,
+    encode_sample,
+    npy_header,
+)
 from mgpt.errors import DataError
 from mgpt.files.local_copies import local_copy
 from mgpt.files.storage import Location, WholeFile, locate, read_all, read_at, write_new
+from mgpt.tokens.codes import code_dtype
 
 FORMAT = "mgpt tokenised shard 1"
-BLOCK_BYTES = 512
 TAR_END = bytes(2 * BLOCK_BYTES)
-NPY_HEADER_BYTES = 128  # of every array of two axes
 
 # Offsets point at payloads; a field's counts from its sample's JSON payload. `first_field` and
 # `key_end` are running totals, so a sample's fields and key lie between its own and a neighbour's.
@@ -56,24 +61,10 @@ SAMPLE_DTYPE = np.dtype(
 FIELD_DTYPE = np.dtype([("offset", "<u4"), ("name", "<u2"), ("height", "<u2"), ("width", "<u2")])
 _SAMPLE_ROW = struct.Struct("<QIIIQ")  # the same rows: one is read in a quarter of numpy's time
 _FIELD_ROW = struct.Struct("<IHHH")
-_CODE = np.dtype("<u2")
 _Field = tuple[int, str, tuple[int, int], int]  # offset, name, (height, width), end
 MAX_NAMES = 64  # bits of the task mask
 
-FIELD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class TokenisedSample:
-    """One sample: its key in the raw shard, its JSON, and the codes of each picture field.
-
-    `codes` maps a field to uint16 [h, w] in latents; a text sample has none.
-    """
-
-    key: str
-    meta: dict[str, Any]
-    codes: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -106,71 +97,6 @@ def encode_manifest(manifest: Manifest) -> bytes:
     values = {"format": FORMAT, **dataclasses.asdict(manifest)}
     values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
     return json.dumps(values, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
-
-
-# ------------------------------------------------------------------ bytes of one sample
-
-
-def canonical_json(value: Any) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    ).encode()
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
-
-
-@functools.lru_cache(maxsize=4096)
-def _npy_header(height: int, width: int) -> bytes:
-    buffer = io.BytesIO()
-    header = {"descr": "<u2", "fortran_order": False, "shape": (height, width)}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    assert buffer.tell() == NPY_HEADER_BYTES, (height, width)
-    return buffer.getvalue()
-
-
-def _tar_header(name: str, num_bytes: int) -> bytes:
-    try:
-        return tar_header(name, num_bytes)
-    except ValueError as error:
-        raise DataError(
-            f"member {name!r} does not fit a tar header ({error}); shorten the sample's key"
-        ) from error
-
-
-def _member(name: str, payload: bytes) -> bytes:
-    return _tar_header(name, len(payload)) + payload.ljust(_padded(len(payload)), b"\0")
-
-
-def encode_sample(sample: TokenisedSample) -> tuple[bytes, int, list[tuple[int, str, int, int]]]:
-    """The tar bytes of a sample, its JSON's length, and (offset, field, height, width) of each.
-
-    Raises:
-        DataError: a key, a field name or a JSON value that the format cannot hold.
-    """
-    key = sample.key
-    if not key or "\0" in key or key.startswith("/") or ".." in key.split("/"):
-        raise DataError(f"sample key {key!r} cannot be a file name; rename it in the raw shard")
-    try:
-        text = canonical_json(sample.meta)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"sample {key!r}: its fields are not JSON ({error})") from error
-    tasks = sample.meta.get("tasks", [])
-    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
-        raise DataError(f"sample {key!r}: 'tasks' is {tasks!r}, not a list of task names")
-    parts, fields = [_member(f"{key}.json", text)], []
-    position = _padded(len(text)) + BLOCK_BYTES
-    for field, codes_HW in sorted(sample.codes.items()):
-        if not FIELD_NAME.fullmatch(field):
-            raise DataError(f"sample {key!r}: field {field!r} is not letters, digits, - and _")
-        assert codes_HW.ndim == 2 and codes_HW.dtype == np.uint16, (codes_HW.shape, codes_HW.dtype)
-        height, width = codes_HW.shape
-        payload = _npy_header(height, width) + codes_HW.astype("<u2").tobytes()
-        parts.append(_member(f"{key}.{field}.npy", payload))
-        fields.append((position, field, height, width))
-        position += _padded(len(payload)) + BLOCK_BYTES
-    return b"".join(parts), len(text), fields
 
 
 class IndexBuilder:
@@ -242,6 +168,7 @@ class ShardWriter:
         self._keys: set[str] = set()
         self._hash = hashlib.sha256()
         self._max_code = -1
+        self._code_types: set[np.dtype] = set()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -259,6 +186,7 @@ class ShardWriter:
         self._max_code = max(
             [self._max_code, *(int(codes.max()) for codes in sample.codes.values() if codes.size)]
         )
+        self._code_types.update(codes.dtype for codes in sample.codes.values())
         self._write(block)
         self._index.add(sample, len(block), json_bytes, fields)
 
@@ -289,6 +217,8 @@ class ShardWriter:
                 f"{self._tar_path}: holds code {self._max_code}, but the VQ model has "
                 f"{extra['num_codes']} codes; encode with the model the manifest names"
             )
+        wanted = code_dtype(extra["num_codes"])
+        assert self._code_types <= {wanted}, (self._code_types, wanted)
         rejected = sorted((str(key), str(reason)) for key, reason in extra.pop("rejected", ()))
         self._write(TAR_END)
         index, fields, tasks = self._index.finish()
@@ -383,6 +313,7 @@ class Shard:
                 f"{self.manifest.samples}; {remedy}"
             )
         self._names = self.manifest.fields
+        self._code = code_dtype(self.manifest.num_codes)
         self._sample_rows = self._samples.view(np.uint8).data
         self._field_rows = self._fields.view(np.uint8).data
         self._offsets = np.ascontiguousarray(self._samples["offset"]).data
@@ -420,7 +351,7 @@ class Shard:
         return self._parse(index, self._read(index, *self._row(index)[:2]))
 
     def codes(self, index: int, fields: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """The codes of each picture field, or of those named, uint16 [h, w]; no JSON is read.
+        """The codes of each picture field, or of those named, [h, w]; no JSON is read.
 
         Raises:
             DataError: the bytes are not what the index says (cut short, altered, another file).
@@ -431,10 +362,12 @@ class Shard:
             if fields is not None and self._names[name] not in fields:
                 return {}
             at += self._offsets[index]
-            num_bytes = NPY_HEADER_BYTES + 2 * high * wide
+            num_bytes = NPY_HEADER_BYTES + self._code.itemsize * high * wide
             block = self._tar.read(num_bytes, at)
-            if len(block) == num_bytes and block.startswith(_npy_header(high, wide)):
-                codes_HW = np.ndarray((high, wide), _CODE, block, NPY_HEADER_BYTES)
+            if len(block) == num_bytes and block.startswith(
+                npy_header(high, wide, self._code.itemsize)
+            ):
+                codes_HW = np.ndarray((high, wide), self._code, block, NPY_HEADER_BYTES)
                 return {self._names[name]: codes_HW}
         rows = [row for row in self._fields_of(index) if fields is None or row[1] in fields]
         if not rows:
@@ -456,12 +389,12 @@ class Shard:
         codes = {}
         for offset, name, shape, _ in rows:
             start = offset + shift
-            if not block.startswith(_npy_header(*shape), start):
+            if not block.startswith(npy_header(*shape, self._code.itemsize), start):
                 raise DataError(
                     f"{self._path}: sample {self.key(index)!r}: field {name!r} is not the "
                     f"{list(shape)} array of the index; run mgpt verify on {self.folder}"
                 )
-            codes[name] = np.ndarray(shape, _CODE, block, start + NPY_HEADER_BYTES)
+            codes[name] = np.ndarray(shape, self._code, block, start + NPY_HEADER_BYTES)
         return codes
 
     def _row(self, index: int) -> tuple[int, int, int, int, int]:
@@ -472,10 +405,15 @@ class Shard:
     def _fields_of(self, index: int) -> list[_Field]:
         """The fields in the order of the tar."""
         start, stop = self._first_fields[index], self._first_fields[index + 1]
-        size, names = _FIELD_ROW.size, self._names
+        size, names, code_bytes = _FIELD_ROW.size, self._names, self._code.itemsize
         rows = _FIELD_ROW.iter_unpack(self._field_rows[start * size : stop * size])
         return [
-            (offset, names[name], (high, wide), offset + NPY_HEADER_BYTES + 2 * high * wide)
+            (
+                offset,
+                names[name],
+                (high, wide),
+                offset + NPY_HEADER_BYTES + code_bytes * high * wide,
+            )
             for offset, name, high, wide in rows
         ]
 

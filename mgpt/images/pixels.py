@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,13 @@ _ALPHA_MODES = ("LA", "PA", "RGBA")
 _MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", *_ALPHA_MODES)
 
 # x / 255 * 2 - 1 in float64, then cast: float32 arithmetic differs for 128 of the 256 values.
-_LEVELS = (np.arange(256, dtype=np.float64) / 255 * 2 - 1).astype(np.float32)
+Arithmetic = Literal["float64", "float32"]
+_VALUES: dict[Arithmetic, npt.NDArray[np.float32]] = {
+    "float64": (np.arange(256, dtype=np.float64) / 255 * 2 - 1).astype(np.float32),
+    "float32": ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5))
+    / np.float32(0.5),
+}
+Rounding = Literal["truncate", "half_up", "half_even"]
 _LEVELS_OF_16_BITS = (np.arange(65536, dtype=np.float64) / 65535 * 255 + 0.5).astype(np.uint8)
 
 
@@ -222,15 +229,34 @@ def fit_like(image: Image.Image, crop: Crop) -> Image.Image:
     return _resize_and_crop(_halve(image, (crop.width, crop.height)), crop)
 
 
-def normalise(levels_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """uint8 [..., H, W, C] to float32 [..., C, H, W] in [-1, 1]: x / 255 * 2 - 1."""
+def normalise(
+    levels_HWC: npt.NDArray[np.uint8], arithmetic: Arithmetic = "float64"
+) -> npt.NDArray[np.float32]:
+    """uint8 [..., H, W, C] to float32 [..., C, H, W] in [-1, 1]: x / 255 * 2 - 1.
+
+    In float64, then cast; or cast after x · (1/255), then (v - 0.5) / 0.5 in float32, as image
+    processors of transformers do.
+    """
     assert levels_HWC.dtype == np.uint8
-    return np.ascontiguousarray(np.moveaxis(_LEVELS[levels_HWC], -1, -3))
+    return np.ascontiguousarray(np.moveaxis(_VALUES[arithmetic][levels_HWC], -1, -3))
 
 
-def to_uint8(pixels_CHW: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """float [..., C, H, W] to uint8 [..., H, W, C]: clamp, (x + 1) / 2 * 255, truncated."""
-    levels_CHW = (np.clip(pixels_CHW.astype(np.float32), -1, 1) + 1) / 2 * 255
+def to_uint8(
+    pixels_CHW: npt.NDArray[np.floating], rounding: Rounding = "truncate"
+) -> npt.NDArray[np.uint8]:
+    """float [..., C, H, W] to uint8 [..., H, W, C]: clamp to [-1, 1], (x + 1) / 2 * 255, rounded.
+
+    Args:
+        rounding: truncate drops the fraction; half_up is 127.5 · x + 128, truncated; half_even
+            rounds to the nearest level, halves to the even one.
+    """
+    x_CHW = np.clip(pixels_CHW.astype(np.float32), -1, 1)
+    if rounding == "truncate":
+        levels_CHW = (x_CHW + 1) / 2 * 255
+    elif rounding == "half_up":
+        levels_CHW = np.minimum(np.float32(127.5) * x_CHW + np.float32(128), 255)
+    else:
+        levels_CHW = np.rint((x_CHW + 1) * np.float32(127.5))
     return np.ascontiguousarray(np.moveaxis(levels_CHW.astype(np.uint8), -3, -1))
 
 

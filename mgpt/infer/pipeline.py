@@ -4,7 +4,7 @@ The one place where ids, codes and pixels meet for inference: prompts become ids
 (`mgpt.tokens.chat`), the engine answers in ids, and its images go through the VQGAN's decoder. It
 knows no task and no file.
 
-    >>> pipeline = Pipeline(Engine(model, vocab), load_vqgan("scenes_f8"), vocab)
+    >>> pipeline = Pipeline(Engine(model, vocab), load_tokenizer("scenes_f8"), vocab)
     >>> ask = Conversation((Turn(("Describe this image in detail.", ImageSlot("image")), ()),))
     >>> codes = {"image": pipeline.encode_image(Image.open("cat.png"), target_px=512)}
     >>> [answer] = pipeline.answer([ask], [codes], SamplingConfig(), keys=["cat"])
@@ -16,6 +16,7 @@ Shape suffixes: B pictures, H W latents or pixels, C channels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +25,18 @@ from PIL import Image
 
 from mgpt.errors import ConfigError
 from mgpt.images.buckets import choose_bucket
-from mgpt.images.pixels import fit, normalise, to_uint8
+from mgpt.images.pixels import fit
 from mgpt.infer.engine import Engine
 from mgpt.infer.sampling import SamplingConfig
-from mgpt.models.vqgan import Vqgan
+from mgpt.tokenizers.protocol import PictureTokenizer
 from mgpt.tokens.chat import Conversation, prompt_ids
+from mgpt.tokens.codes import code_dtype
 from mgpt.tokens.unirep import LATENTS_PER_GRID, decode_grid, find_images
 from mgpt.tokens.vocab import Vocabulary
 
 __all__ = ["Answer", "Pipeline"]
 
-Codes = npt.NDArray[np.uint16]
+Codes = npt.NDArray[np.unsignedinteger[Any]]  # 16 bits where the codebook fits, else 32
 Pixels = npt.NDArray[np.uint8]
 
 # Latents decoded at once: bounds memory, and keeps a CPU's cache warm on small pictures.
@@ -48,7 +50,7 @@ class Answer:
     Attributes:
         text: all its text, without the images' places.
         images: uint8 [H, W, 3] pictures, in order.
-        codes: uint16 [h, w] codes of the same pictures.
+        codes: [h, w] codes of the same pictures.
         ids: the tokens, end-of-turn included.
         finished: False where the tokens ran out before end-of-turn.
     """
@@ -61,23 +63,23 @@ class Answer:
 
 
 class Pipeline:
-    """An engine with the VQGAN that its image codes belong to."""
+    """An engine with the picture tokenizer that its image codes belong to."""
 
-    def __init__(self, engine: Engine, vqgan: Vqgan, vocab: Vocabulary):
-        """Raises ConfigError where the VQGAN's codebook is not the vocabulary's."""
-        if vqgan.cfg.n_embed != vocab.num_codes:
+    def __init__(self, engine: Engine, tokenizer: PictureTokenizer, vocab: Vocabulary):
+        """Raises ConfigError where the tokenizer's codebook is not the vocabulary's."""
+        if tokenizer.num_codes != vocab.num_codes:
             raise ConfigError(
-                f"the VQGAN has {vqgan.cfg.n_embed} codes and the vocabulary {vocab.num_codes};"
-                " give the VQGAN that tokenised the model's training data as vq="
+                f"the {tokenizer.title} has {tokenizer.num_codes} codes and the vocabulary"
+                f" {vocab.num_codes}; give the tokenizer of the model's training data as vq="
             )
         self.engine = engine
-        self.vqgan = vqgan
+        self.tokenizer = tokenizer
         self.vocab = vocab
 
     @property
     def grid_px(self) -> int:
         """Pixels of one grid, the unit of size tokens."""
-        return LATENTS_PER_GRID * self.vqgan.cfg.downsample
+        return LATENTS_PER_GRID * self.tokenizer.downsample
 
     def grids(self, width_px: int, height_px: int) -> tuple[int, int]:
         """A picture's size as (height, width) in grids, for `answer`'s `image_grids`.
@@ -100,12 +102,12 @@ class Pipeline:
 
         The crop is a pure function of (seed, key), as in the tokenizer job.
         """
-        size_wh = choose_bucket(image.width, image.height, target_px, self.grid_px)
+        size_wh = choose_bucket(image.width, image.height, target_px, self.tokenizer.grid_px)
         fitted, _ = fit(image, size_wh, key, seed)
-        pixels_B3HW = torch.from_numpy(normalise(np.asarray(fitted)))[None]
+        pixels_B3HW = self.tokenizer.pixels.normalise(np.asarray(fitted)[None])
         with torch.inference_mode():
-            codes_BHW = self.vqgan.encode(pixels_B3HW.to(self._vqgan_device))
-        return codes_BHW[0].cpu().numpy().astype(np.uint16)
+            codes_BHW = self.tokenizer.encode(pixels_B3HW.to(self.tokenizer.device))
+        return codes_BHW[0].cpu().numpy().astype(code_dtype(self.tokenizer.num_codes))
 
     def answer(
         self,
@@ -139,7 +141,8 @@ class Pipeline:
         """Text and codes of an answer; its pictures are still to be decoded."""
         finished = bool(ids) and ids[-1] == self.vocab.end_of_turn
         content = ids[:-1] if finished else ids
-        texts, grids, end = [], [], 0
+        texts, end = [], 0
+        grids: list[Codes] = []
         for start, stop in find_images(content, self.vocab):
             texts.append(self.vocab.decode_text(content[end:start]))
             grids.append(decode_grid(content[start:stop], self.vocab))
@@ -161,16 +164,12 @@ class Pipeline:
         drawn = {shape: iter(self._decode(np.stack(same))) for shape, same in by_shape.items()}
         return [next(drawn[codes_HW.shape]) for codes_HW in grids]
 
-    def _decode(self, codes_BHW: npt.NDArray[np.uint16]) -> list[Pixels]:
+    def _decode(self, codes_BHW: Codes) -> list[Pixels]:
         batch = max(1, _LATENTS_PER_DECODE // codes_BHW[0].size)
         pictures: list[Pixels] = []
         for start in range(0, len(codes_BHW), batch):
             part_BHW = torch.from_numpy(codes_BHW[start : start + batch].astype(np.int64))
             with torch.inference_mode():
-                pixels_B3HW = self.vqgan.decode(part_BHW.to(self._vqgan_device))
-            pictures.extend(to_uint8(pixels_B3HW.float().cpu().numpy()))
+                pixels_B3HW = self.tokenizer.decode(part_BHW.to(self.tokenizer.device))
+            pictures.extend(self.tokenizer.pixels.to_levels(pixels_B3HW))
         return pictures
-
-    @property
-    def _vqgan_device(self) -> torch.device:
-        return next(self.vqgan.parameters()).device

@@ -26,8 +26,8 @@ from typing import Any
 from mgpt.data.dataset import shard_names, shards_fingerprint
 from mgpt.data.shards import read_manifests
 from mgpt.errors import CheckpointError, DataError, VocabularyError
+from mgpt.files.file_sums import SUMS
 from mgpt.files.storage import Location, content_stamp, locate, relative
-from mgpt.models.file_sums import SUMS
 
 DONE = "DONE"
 HASHED_BYTES = 1 << 22  # larger files are told apart by name and size
@@ -122,9 +122,9 @@ def vocabulary_identity(path: str | Path) -> str:
 
 def vq_input(vq: str | None) -> dict[str, str]:
     """A VQGAN as a stage's input: its folder or shipped name → its fingerprint."""
-    from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+    from mgpt.tokenizers.folder import load_tokenizer
 
-    return {} if vq is None else {vq: f"vq:{vqgan_fingerprint(load_vqgan(vq))}"}
+    return {} if vq is None else {vq: f"vq:{load_tokenizer(vq).fingerprint()}"}
 
 
 def _by_files(path: Location, with_hidden: bool) -> str:

@@ -1,1 +1,1 @@
-"""Single-device models: the transformer, its attention, head and loss, and the VQGAN."""
+"""Single-device models: the transformer, its attention, head and loss."""

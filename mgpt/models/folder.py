@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mgpt.errors import CheckpointError, MgptError
 from mgpt.files.atomic import atomic_write, disk_errors, remove_leftovers
-from mgpt.models.file_sums import SUMS, check_sums, write_sums
+from mgpt.files.file_sums import SUMS, check_sums, write_sums
 from mgpt.models.tensor_files import LazyTensor, lazy, read_headers, write_tensors
 from mgpt.models.transformer import Transformer, TransformerConfig
 

@@ -13,17 +13,17 @@ import torch
 
 from mgpt.allocator import keep_freed_memory
 from mgpt.errors import ConfigError
+from mgpt.files.file_sums import SUMS
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.lifecycle.weights import VOCABULARY, Weights
-from mgpt.models.file_sums import SUMS
 from mgpt.models.folder import (
     write_model,
 )
 from mgpt.models.sizes import SIZES
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.models.transformer import TransformerConfig
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokens.vocab import Vocabulary
 
 
@@ -115,10 +115,10 @@ def build_pipeline(
     for note in weights.notes():
         report(note)
     vocabulary = weights.vocabulary()
-    vqgan = load_vqgan(vq)
-    weights.check_vq(vqgan_fingerprint(vqgan), f"vq={vq}", report)
+    tokenizer = load_tokenizer(vq)
+    weights.check_vq(tokenizer.fingerprint(), f"vq={vq}", report)
     engine = Engine(weights.load(device, dtype), vocabulary)
-    return Pipeline(engine, vqgan.to(device).eval(), vocabulary)
+    return Pipeline(engine, tokenizer.to(device).eval(), vocabulary)
 
 
 def pick_device(device: str = "auto") -> torch.device:

@@ -12,7 +12,7 @@ Writes: PNGs
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from PIL import Image
 from mgpt.dtypes import PIXELS, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError, VocabularyError
 from mgpt.files.atomic import atomic_write
-from mgpt.images.pixels import open_image, to_uint8, whiten
+from mgpt.images.pixels import open_image, whiten
 from mgpt.lifecycle.folder import check_machine
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.stages.build import pick_device
-from mgpt.stages.codes_file import listed, read_codes, stated_vq
+from mgpt.stages.codes_file import Codes, listed, read_codes, stated_vq
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.protocol import PictureTokenizer
 from mgpt.tracking.progress import progress
 
 
@@ -37,7 +38,8 @@ class Config:
     """What `mgpt decode` can be given."""
 
     vq: str
-    """The VQGAN that the codes were made with: its folder, Meta's folder, or a shipped name."""
+    """The tokenizer that the codes were made with: a folder of ours or a released one, or a
+    shipped name."""
     input: str
     """The JSON file: {"<file name>": [[codes of a row], …], …}."""
     output: str
@@ -54,20 +56,29 @@ class Config:
 def main(cfg: Config) -> None:
     device = pick_device(cfg.device)
     dtype = choose_dtype(cfg.dtype, device, keep_float32=PIXELS)
-    vqgan = load_vqgan(cfg.vq).to(device)
-    check_vq(Path(cfg.input), cfg.vq, vqgan_fingerprint(vqgan))
-    codes = read_codes(Path(cfg.input), vqgan.cfg.n_embed)
+    tokenizer = load_tokenizer(cfg.vq).to(device)
+    check_vq(Path(cfg.input), cfg.vq, tokenizer.fingerprint())
+    codes = read_codes(Path(cfg.input), tokenizer.num_codes)
+    check_sizes(codes, tokenizer)
     targets = target_names(codes)
     check_machine(Path(cfg.output), min_free_mb=1)
     dtype.announce(print)
     with progress(len(codes), "pictures", "decode") as bar:
         for name, codes_hw in codes.items():
             codes_1hw = torch.from_numpy(codes_hw)[None]
-            pixels_13HW = vqgan.decode(codes_1hw.to(device), dtype.torch)
-            levels_HW3 = to_uint8(pixels_13HW[0].cpu().numpy())
+            pixels_13HW = tokenizer.decode(codes_1hw.to(device), dtype.torch)
+            levels_HW3 = tokenizer.pixels.to_levels(pixels_13HW)[0]
             write_png(Path(cfg.output) / targets[name], levels_HW3, cfg.redo)
             bar.advance()
     print(f"{len(codes)} pictures in {cfg.output}")
+
+
+def check_sizes(codes: Mapping[str, Codes], tokenizer: PictureTokenizer) -> None:
+    """Raises DataError that names the pictures with fewer codes than can be decoded."""
+    least = tokenizer.pixels.min_codes
+    problems = [f"{name}: {c_hw.size} code" for name, c_hw in codes.items() if c_hw.size < least]
+    if problems:
+        raise DataError(listed(f"{tokenizer.title} decodes {least} codes or more", problems))
 
 
 def check_vq(path: Path, vq: str, fingerprint: str) -> None:

@@ -1,9 +1,10 @@
-"""mgpt encode: pictures into VQGAN codes, in one JSON file.
+"""mgpt encode: pictures into codes, in one JSON file.
 
-A picture is taken at its own size, of which both sides must be multiples of a grid, two latents:
-32 px with the released VQGAN. With `resolution=` it is scaled and cropped to the bucket of that
-area instead, as `mgpt tokenize` does. `input=` takes files, folders (the pictures directly in
-them) and globs. The codes come by file name, so every name may stand once.
+A picture is taken at its own size, of which both sides must be multiples of what the tokenizer
+takes: 32 px with Chameleon's VQGAN, 8 or 16 with others. With `resolution=` it is scaled and
+cropped to the bucket of that area instead, as `mgpt tokenize` does. `input=` takes files, folders
+(the pictures directly in them) and globs. The codes come by file name, so every name may stand
+once.
 
 Reads: pictures, a VQGAN
 Writes: a JSON file of codes
@@ -20,18 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mgpt.dtypes import CODES, Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError
 from mgpt.images.buckets import bucket_sizes, choose_bucket
-from mgpt.images.pixels import MAX_PIXELS, fit, normalise, open_image, whiten
+from mgpt.images.pixels import MAX_PIXELS, fit, open_image, whiten
 from mgpt.lifecycle.folder import check_machine
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.stages.build import pick_device
 from mgpt.stages.codes_file import listed, read_object, write_codes
-from mgpt.tokens.unirep import LATENTS_PER_GRID
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.protocol import PictureTokenizer, float32_alone
 from mgpt.tracking.progress import progress
 
 _ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -42,7 +42,7 @@ class Config:
     """What `mgpt encode` can be given."""
 
     vq: str
-    """A VQGAN: its folder, Meta's folder (vqgan.yaml, vqgan.ckpt), or a shipped name."""
+    """Picture tokenizer: a folder of ours or a released one, or a shipped name."""
     input: str | list[str]
     """Pictures: a file, a folder, a glob, or a list of these."""
     output: str
@@ -68,19 +68,21 @@ def main(cfg: Config) -> None:
     check_output(output)
     device = pick_device(cfg.device)
     dtype = choose_dtype(cfg.dtype, device, keep_float32=CODES)
-    vqgan = load_vqgan(cfg.vq).to(device)
-    grid_px = LATENTS_PER_GRID * vqgan.cfg.downsample
-    check_pictures(cfg, pictures, grid_px)
-    dtype.announce(print)
+    tokenizer = load_tokenizer(cfg.vq).to(device)
+    check_pictures(cfg, pictures, tokenizer)
+    if dtype.torch in tokenizer.encode_dtypes:
+        dtype.announce(print)
+    else:
+        print(f"note: {float32_alone(tokenizer)}")
     codes = {}
     with progress(len(pictures), "pictures", "encode") as bar:
         for name, path in pictures.items():
-            levels_HW3 = np.asarray(fitted(cfg, name, path, grid_px))
-            pixels_13HW = torch.from_numpy(normalise(levels_HW3))[None]
-            codes_1hw = vqgan.encode(pixels_13HW.to(device), dtype.torch)
+            levels_HW3 = np.asarray(fitted(cfg, name, path, tokenizer.grid_px))
+            pixels_13HW = tokenizer.pixels.normalise(levels_HW3[None])
+            codes_1hw = tokenizer.encode(pixels_13HW.to(device), dtype.torch)
             codes[name] = codes_1hw[0].cpu().numpy()
             bar.advance()
-    write_codes(output, codes, vqgan_fingerprint(vqgan))
+    write_codes(output, codes, tokenizer.fingerprint())
     print(f"codes of {len(codes)} pictures in {output}")
 
 
@@ -132,10 +134,11 @@ def check_output(path: Path) -> None:
     check_machine(path.parent, min_free_mb=1)
 
 
-def check_pictures(cfg: Config, pictures: dict[str, Path], grid_px: int) -> None:
+def check_pictures(cfg: Config, pictures: dict[str, Path], tokenizer: PictureTokenizer) -> None:
     """Opens every picture before the first is encoded; all problems come in one DataError."""
+    multiple_px, max_pixels = tokenizer.multiple_px, tokenizer.pixels.max_pixels
     if cfg.resolution is not None:
-        bucket_sizes(cfg.resolution, grid_px)
+        bucket_sizes(cfg.resolution, tokenizer.grid_px)
     problems = []
     for path in pictures.values():
         try:
@@ -143,10 +146,17 @@ def check_pictures(cfg: Config, pictures: dict[str, Path], grid_px: int) -> None
         except DataError as error:
             problems.append(str(error))
             continue
-        if cfg.resolution is None and (image.width % grid_px or image.height % grid_px):
+        size = f"{path}: {image.width} x {image.height} px"
+        if cfg.resolution is None and (image.width % multiple_px or image.height % multiple_px):
             problems.append(
-                f"{path}: {image.width} x {image.height} px where multiples of {grid_px} px "
-                "belong; crop it, or give resolution=<px>"
+                f"{size} where multiples of {multiple_px} px belong; crop it, or give "
+                "resolution=<px>"
+            )
+        num_pixels = image.width * image.height if cfg.resolution is None else cfg.resolution**2
+        if max_pixels is not None and num_pixels > max_pixels:
+            problems.append(
+                f"{size} would be encoded as {num_pixels} pixels, and {tokenizer.title} takes "
+                f"{max_pixels} at most; give resolution={int(max_pixels**0.5)} or less"
             )
     if problems:
         raise DataError(

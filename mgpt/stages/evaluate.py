@@ -29,7 +29,6 @@ from mgpt.lifecycle.comparison import Changeable
 from mgpt.lifecycle.identity import dataset_identity, vq_input, weights_identity
 from mgpt.lifecycle.ranks import run_on_ranks
 from mgpt.lifecycle.rehearsal import Estimate, Scale
-from mgpt.models.vqgan import vqgan_fingerprint
 from mgpt.parallel.dist import World
 from mgpt.stages.build import build_pipeline, pick_device
 from mgpt.stages.evaluate_times import rehearse_evaluation
@@ -89,9 +88,9 @@ def _evaluate(cfg: Config, world: World, tracker: Tracker) -> dict[str, Any]:
     pipeline = build_pipeline(
         cfg.ckpt, cfg.vq, world.device, dtype.torch, cfg.averaged, tracker.print
     )
-    if vqgan_fingerprint(pipeline.vqgan) != dataset.vq_fingerprint:
+    if pipeline.tokenizer.fingerprint() != dataset.vq_fingerprint:
         raise DataError(
-            f"vq={cfg.vq} has fingerprint {vqgan_fingerprint(pipeline.vqgan)}, {cfg.input} was "
+            f"vq={cfg.vq} has fingerprint {pipeline.tokenizer.fingerprint()}, {cfg.input} was "
             f"made with {dataset.vq_fingerprint}; give the VQGAN that tokenised it"
         )
     truth = TruthPictures(cfg.input, cfg.raw, dataset)

@@ -193,7 +193,7 @@ def question(
         conversation, sampling, draws = Conversation((turn,)), cfg.sampling, False
     else:
         drawn = (grids[0] * LATENTS_PER_GRID, grids[1] * LATENTS_PER_GRID)
-        whole = _task_item(cfg.task, prompt, drawn, pipeline.vqgan.cfg.downsample, cfg.views)
+        whole = _task_item(cfg.task, prompt, drawn, pipeline.tokenizer.downsample, cfg.views)
         slots = [part for part in whole.turns[0].answer if isinstance(part, ImageSlot)]
         modality: Modality = "image" if slots else "text"
         conversation, draws = whole.ask(0), bool(slots)

@@ -1,9 +1,10 @@
 """mgpt import: released weights become a model folder.
 
 Takes a folder of transformers (Chameleon or Lumina-mGPT, safetensors), Meta's checkpoint
-(consolidated*.pth with params.json), or Meta's VQGAN (vqgan.yaml with vqgan.ckpt). VQGAN and
-tokenizer come along where they stand beside the weights. dry_run=true reads headers only and says
-what would be written.
+(consolidated*.pth with params.json), or a picture tokenizer alone, of any family that
+mgpt/tokenizers/README.md lists. VQGAN, tokenizer and licence files come along where they stand
+beside the weights. dry_run=true says what would be written, and reads no weights but those of a
+picture tokenizer.
 
 Reads: a released folder
 Writes: a model folder with vocabulary/ and vq/

@@ -1,8 +1,9 @@
 """Released weights with all that belongs to them: transformer, VQGAN and tokenizer.
 
-`plan_import` looks at a folder (transformers' Chameleon or Lumina-mGPT, Meta's checkpoint, or
-Meta's VQGAN alone) and says what it will become without reading its tensors; `Import.write` reads
-them one by one into a model folder. The way back is `mgpt.stages.transformers_export`.
+`plan_import` looks at a folder (transformers' Chameleon or Lumina-mGPT, Meta's checkpoint, or a
+picture tokenizer alone) and says what it will become without reading a model's tensors;
+`Import.write` reads them one by one into a model folder. The way back is
+`mgpt.stages.transformers_export`.
 
     planned = plan_import(Path("chameleon-7b"))
     print("\\n".join(planned.lines()))
@@ -11,6 +12,7 @@ them one by one into a model folder. The way back is `mgpt.stages.transformers_e
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,20 +22,24 @@ from pathlib import Path
 from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError, VocabularyError
+from mgpt.files.atomic import atomic_write
+from mgpt.files.file_sums import SUMS, check_sums, sums_list
 from mgpt.lifecycle.folder import RECORD
 from mgpt.lifecycle.weights import TOKENIZER_FILES, VOCABULARY, released_vocabulary, tokenizer_file
-from mgpt.models.convert.meta import is_meta_folder, plan_meta
-from mgpt.models.convert.plan import ModelPlan
-from mgpt.models.convert.transformers_config import CONFIG, is_chameleon_config
-from mgpt.models.convert.transformers_folder import plan_transformers
-from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, check_same_encoder
-from mgpt.models.file_sums import SUMS, check_sums, sums_list
 from mgpt.models.folder import split_by_size, write_model
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan, vqgan_fingerprint
-from mgpt.models.vqgan_convert import is_released_folder
+from mgpt.tokenizers.folder import load_tokenizer, open_tokenizer, save_tokenizer
+from mgpt.tokenizers.protocol import PictureTokenizer
+from mgpt.tokenizers.released_files import NoTokenizerError
+from mgpt.tokenizers.vqgan import Vqgan
+from mgpt.tokenizers.vqgan_convert import is_released_folder
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary
+from mgpt.weights.meta import is_meta_folder, plan_meta
+from mgpt.weights.plan import ModelPlan
+from mgpt.weights.transformers_config import CONFIG, is_chameleon_config
+from mgpt.weights.transformers_folder import plan_transformers
+from mgpt.weights.vq_encoder import ENCODER_FOLDER, VqEncoder, check_same_encoder
 
 VQ = "vq"
 # Meta's download keeps these two levels above a model: data/models/7b and data/tokenizer.
@@ -41,6 +47,8 @@ _TOKENIZER_FOLDER = "tokenizer"
 # The token that transformers puts a picture's place with; Meta's file calls the same id reserved.
 _IMAGE_PLACE, _IMAGE_PLACE_AT_META = "<image>", "<reserved08707>"
 _UNUSED_ID = 3  # of the from-scratch layout
+_COST_PX = 512  # side of the picture whose cost is named
+_LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy)", re.IGNORECASE)
 
 
 def is_released(folder: str | Path) -> bool:
@@ -55,14 +63,16 @@ class Import:
 
     source: Path
     plan: ModelPlan | None
-    """None where the folder holds a VQGAN alone."""
+    """None where the folder holds a picture tokenizer alone."""
     vocabulary: Vocabulary | None
-    vq: Vqgan | None
+    vq: PictureTokenizer | None
     notes: list[str] = field(default_factory=list)
 
     @property
     def num_bytes(self) -> int:
-        return 0 if self.plan is None else self.plan.num_bytes
+        if self.plan is not None:
+            return self.plan.num_bytes
+        return sum(t.nbytes for t in self.vq.state_dict().values()) if self.vq else 0
 
     def figures(self) -> dict[str, int]:
         """What the stage reports."""
@@ -77,13 +87,20 @@ class Import:
 
     def lines(self) -> list[str]:
         """The plan for a person."""
-        lines = [f"{self.source}: {self.plan.layout if self.plan else 'a VQGAN'}"]
+        title = self.vq.title if self.vq is not None else ""
+        lines = [f"{self.source}: {self.plan.layout if self.plan else title}"]
         if self.plan is not None:
             lines += _model_lines(self.plan)
         if self.vq is not None:
-            cfg = self.vq.cfg
-            lines.append(f"VQGAN: {cfg.n_embed:,} codes, {cfg.downsample} px a latent")
-        elif self.plan is not None and self.plan.vq is not None:
+            lines.append(f"{title}: {self.vq.num_codes:,} codes, {self.vq.downsample} px a latent")
+        if self.vq is not None and self.plan is None:
+            cost = self.vq.cost(_COST_PX, _COST_PX)
+            lines.append(
+                f"{cost.parameters:,} parameters; a picture of {_COST_PX}x{_COST_PX} px takes "
+                f"{cost.encode_flops / 1e9:,.1f} GFLOP to encode, {cost.decode_flops / 1e9:,.1f} "
+                "to decode"
+            )
+        if self.vq is None and self.plan is not None and self.plan.vq is not None:
             lines.append(f"VQGAN: the encoder only, {self.plan.vq.cfg.n_embed:,} codes; no decoder")
         if self.vocabulary is not None:
             lines.append(f"vocabulary: {self.vocabulary.layout}, {self.vocabulary.fingerprint}")
@@ -97,20 +114,22 @@ class Import:
         """
         if self.plan is None:
             assert self.vq is not None
-            save_vqgan(self.vq, folder)
+            save_tokenizer(self.vq, folder)
+            _copy_licences(self.source, folder)
             return
         check_sums(self.plan.files)
         with removed_on_failure(folder, VOCABULARY, VQ, ENCODER_FOLDER):
             if self.vocabulary is not None:
                 self.vocabulary.save(folder / VOCABULARY)
             if self.vq is not None:
-                save_vqgan(self.vq, folder / VQ)
+                save_tokenizer(self.vq, folder / VQ)
             elif self.plan.vq is not None:
                 self.plan.vq.save(folder / ENCODER_FOLDER)
             fingerprint = None if self.vocabulary is None else self.vocabulary.fingerprint
             vq = self.plan.vq_fingerprint
             if not self.plan.states_vq and self.vq is not None:
-                vq = vqgan_fingerprint(self.vq)
+                vq = self.vq.fingerprint()
+            _copy_licences(self.source, folder)
             tensors = counted(self.plan.tensors, on_tensor)
             write_model(folder, self.plan.cfg, tensors, fingerprint, vq)
 
@@ -128,8 +147,8 @@ def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = Non
         VocabularyError: the tokenizer is not that of these weights.
         ConfigError: the VQGAN given is of another kind than the folder's.
     """
-    if is_released_folder(source) and not is_released(source):
-        return Import(source, None, None, load_vqgan(source))
+    if not is_released(source):
+        return _plan_tokenizer(source)
     plan = plan_model(source)
     beside = [source]
     if is_meta_folder(source):
@@ -142,19 +161,31 @@ def plan_import(source: Path, vq: str | None = None, tokenizer: str | None = Non
             "here, or vocabulary= when training from it"
         )
     model = vqgan_beside(source, vq, beside)
-    if model is not None and plan.vq_fingerprint not in (None, vqgan_fingerprint(model)):
+    if model is not None and plan.vq_fingerprint not in (None, model.fingerprint()):
         raise ConfigError(
             f"vq_mismatch: the weights in {source} know the codes of VQGAN {plan.vq_fingerprint}, "
-            f"vq={vq or VQ} is {vqgan_fingerprint(model)}; give the VQGAN that tokenized their "
+            f"vq={vq or VQ} is {model.fingerprint()}; give the VQGAN that tokenized their "
             "training data"
         )
-    if model is not None and plan.vq is not None:
+    if type(model) is Vqgan and plan.vq is not None:
         check_same_encoder(plan.vq, model, str(source), vq or VQ)
     if plan.vq is not None and model is None:
         notes.append("the VQGAN's decoder is not here; give vq=DIR with Meta's VQGAN to draw")
-    encoder = plan.vq if model is None else VqEncoder.of(model)
-    check_codes(vocabulary, encoder, source)
-    return Import(source, plan, vocabulary, model, notes)
+    check_codes(vocabulary, model or plan.vq, source)
+    return Import(source, plan, vocabulary, model, notes + _licence_notes(source))
+
+
+def _plan_tokenizer(source: Path) -> Import:
+    """A folder without a model: a picture tokenizer, or none that is known."""
+    try:
+        opened = open_tokenizer(source)
+    except NoTokenizerError as error:
+        raise CheckpointError(
+            f"{source} is no released folder: expected config.json of transformers' Chameleon with "
+            "safetensors, params.json with consolidated*.pth, or a picture tokenizer: "
+            f"{str(error).rpartition(': ')[2]}"
+        ) from error
+    return Import(source, None, None, opened.tokenizer, opened.notes + _licence_notes(source))
 
 
 def plan_model(source: Path) -> ModelPlan:
@@ -168,7 +199,7 @@ def plan_model(source: Path) -> ModelPlan:
         return plan_meta(source)
     raise CheckpointError(
         f"{source} is no released folder: expected config.json of transformers' Chameleon with "
-        "safetensors, params.json with consolidated*.pth, or vqgan.yaml with vqgan.ckpt"
+        "safetensors, or params.json with consolidated*.pth"
     )
 
 
@@ -246,24 +277,46 @@ def _vocabulary(
     return vocabulary
 
 
-def vqgan_beside(source: Path, vq: str | None, beside: Sequence[Path] = ()) -> Vqgan | None:
-    """The VQGAN of some weights: the one that is given, theirs in `vq/`, or the first of Meta's in
-    some folders beside them."""
+def vqgan_beside(
+    source: Path, vq: str | None, beside: Sequence[Path] = ()
+) -> PictureTokenizer | None:
+    """The tokenizer of some weights: the one that is given, theirs in `vq/`, or the first of
+    Meta's in some folders beside them."""
     if vq is not None:
-        return load_vqgan(vq)
+        return load_tokenizer(vq)
     if (source / VQ / "config.json").exists():
-        return load_vqgan(source / VQ)
-    return next((load_vqgan(place) for place in beside if is_released_folder(place)), None)
+        return load_tokenizer(source / VQ)
+    return next((load_tokenizer(place) for place in beside if is_released_folder(place)), None)
 
 
-def check_codes(vocabulary: Vocabulary | None, encoder: VqEncoder | None, where: Path) -> None:
-    """Raises ConfigError where vocabulary and VQGAN have not as many codes as each other."""
-    if vocabulary is None or encoder is None or vocabulary.num_codes == encoder.cfg.n_embed:
+def check_codes(
+    vocabulary: Vocabulary | None, vq: PictureTokenizer | VqEncoder | None, where: Path
+) -> None:
+    """Raises ConfigError where vocabulary and tokenizer have not as many codes as each other."""
+    if vocabulary is None or vq is None:
         return
-    raise ConfigError(
-        f"{where}: the vocabulary has {vocabulary.num_codes} image codes, the VQGAN "
-        f"{encoder.cfg.n_embed}; give the VQGAN that tokenised the pictures"
-    )
+    num_codes = vq.num_codes if isinstance(vq, PictureTokenizer) else vq.cfg.n_embed
+    if vocabulary.num_codes != num_codes:
+        raise ConfigError(
+            f"{where}: the vocabulary has {vocabulary.num_codes} image codes, the VQGAN "
+            f"{num_codes}; give the VQGAN that tokenised the pictures"
+        )
+
+
+def _licences(source: Path) -> list[Path]:
+    """Files that state the terms of a release."""
+    folder = source if source.is_dir() else source.parent
+    return sorted(p for p in folder.glob("*") if _LICENCE.match(p.name) and p.is_file())
+
+
+def _licence_notes(source: Path) -> list[str]:
+    names = ", ".join(path.name for path in _licences(source))
+    return [f"{names}: the terms of these weights, copied along"] if names else []
+
+
+def _copy_licences(source: Path, folder: Path) -> None:
+    for path in _licences(source):
+        atomic_write(folder / path.name, path.read_bytes())
 
 
 def vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:

@@ -19,8 +19,8 @@ from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.sampling import SamplingConfig
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import load_vqgan, vqgan_fingerprint
 from mgpt.tasks.registry import SampleView, task
+from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokens.chat import Conversation
 from mgpt.tokens.vocab import Vocabulary
 
@@ -44,18 +44,18 @@ class SamplePictures:
     def __init__(self, cfg: SamplesConfig, shape: TransformerConfig, vocabulary: Vocabulary):
         assert cfg.vq is not None
         self._cfg, self._shape, self._vocabulary = cfg, shape, vocabulary
-        self._vqgan = load_vqgan(cfg.vq).eval()
+        self._tokenizer = load_tokenizer(cfg.vq).eval()
 
     @property
     def vq_fingerprint(self) -> str:
-        return vqgan_fingerprint(self._vqgan)
+        return self._tokenizer.fingerprint()
 
     def draw(self, weights: dict[str, Tensor]) -> list[tuple[str, np.ndarray]]:
         """(prompt, uint8 [H, W, 3]) for every prompt."""
         with torch.random.fork_rng():
             model = Transformer(self._shape)
         model.load_state_dict(weights)
-        pipeline = Pipeline(Engine(model, self._vocabulary), self._vqgan, self._vocabulary)
+        pipeline = Pipeline(Engine(model, self._vocabulary), self._tokenizer, self._vocabulary)
         cfg, grids = self._cfg, pipeline.grids(self._cfg.size_px, self._cfg.size_px)
         answers = pipeline.answer(
             [self._ask(prompt) for prompt in cfg.prompts],
@@ -71,7 +71,7 @@ class SamplePictures:
         ]
 
     def _ask(self, prompt: str) -> Conversation:
-        latent_px = self._vqgan.cfg.downsample
+        latent_px = self._tokenizer.downsample
         side = self._cfg.size_px // latent_px
         view = SampleView({"caption": prompt}, {"image": (side, side)}, latent_px)
         item = task("text_to_image").build(view, 0)

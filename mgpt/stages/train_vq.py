@@ -2,7 +2,8 @@
 
 Every picture field of every sample is taken (image, depth, normals, …), so that whatever a task
 shows can be coded. Some samples, chosen by key, are held out for the figures. The trained model is
-`<output>/model`, a folder that `vq=` takes.
+`<output>/model`, a folder that `vq=` takes. `quantizer=` trains the same network with other codes
+than those of a nearest row.
 
 Reads: raw shards
 Writes: a VQGAN folder
@@ -30,8 +31,9 @@ from mgpt.lifecycle.comparison import Changeable
 from mgpt.lifecycle.identity import input_identities
 from mgpt.lifecycle.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.lifecycle.run import run_stage
-from mgpt.models.vqgan import VqganConfig, load_vqgan
 from mgpt.stages.build import pick_device
+from mgpt.tokenizers.folder import load_vqgan
+from mgpt.tokenizers.vqgan_config import Quantizer, VqganConfig
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train.train_vqgan import (
     BatchConfig,
@@ -55,6 +57,8 @@ class Config:
     output: str
     """Folder for the checkpoint and, at the end, model/."""
     model: VqganConfig = field(default_factory=VqganConfig)
+    quantizer: Quantizer | None = None
+    """vq, ibq, fsq or lfq with about as many codes as `model` has; null: what `model` says."""
     train: VqTrainConfig = field(default_factory=VqTrainConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     init_from: str = ""
@@ -88,7 +92,7 @@ def _train(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     with tracker.progress(cfg.train.steps, "steps", "train_vq") as bar:
         figures = train_vqgan(
             cfg.train,
-            cfg.model,
+            sizes(cfg),
             lambda first_step: picture_batches(pictures, cfg.batch, first_step),
             _logger(tracker, bar.advance, cfg.train.log_every_steps),
             Path(cfg.output),
@@ -98,6 +102,11 @@ def _train(cfg: Config, tracker: Tracker) -> dict[str, Any]:
         )
     tracker.finish(figures)
     return {**figures, "dtype": str(dtype)}
+
+
+def sizes(cfg: Config) -> VqganConfig:
+    """The model that is trained."""
+    return cfg.model if cfg.quantizer is None else cfg.model.with_quantizer(cfg.quantizer)
 
 
 def _logger(
@@ -165,7 +174,7 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     seconds = timed(
         lambda: train_vqgan(
             train,
-            cfg.model,
+            sizes(cfg),
             lambda first_step: picture_batches(pictures, cfg.batch, first_step),
             lambda step, values: logged.append(values),
             Path(cfg.output),

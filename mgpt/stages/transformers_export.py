@@ -21,12 +21,8 @@ import torch
 
 from mgpt.files.atomic import atomic_write
 from mgpt.lifecycle.weights import VOCABULARY, Weights
-from mgpt.models.convert.transformers_config import VQ_KEY, transformers_config
-from mgpt.models.convert.transformers_folder import transformers_tensors
-from mgpt.models.convert.vq_encoder import ENCODER_FOLDER, VqEncoder, load_encoder
 from mgpt.models.folder import split_by_size, write_sharded
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.vqgan import Vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.released import (
     VQ,
     check_codes,
@@ -35,7 +31,12 @@ from mgpt.stages.released import (
     vocabulary_map,
     vqgan_beside,
 )
+from mgpt.tokenizers.folder import save_tokenizer
+from mgpt.tokenizers.protocol import PictureTokenizer
 from mgpt.tokens.vocab import Vocabulary
+from mgpt.weights.transformers_config import VQ_KEY, transformers_config
+from mgpt.weights.transformers_folder import transformers_tensors
+from mgpt.weights.vq_encoder import ENCODER_FOLDER, VqEncoder, load_encoder
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Export:
     config: dict[str, Any]
     tensors: list[LazyTensor]
     vocabulary: Vocabulary | None
-    vq: Vqgan | None
+    vq: PictureTokenizer | None
     notes: list[str]
 
     def figures(self) -> dict[str, int]:
@@ -63,7 +64,7 @@ class Export:
             if self.vocabulary is not None:
                 _write_tokenizer(self.vocabulary, folder, self.config["max_position_embeddings"])
             if self.vq is not None:
-                save_vqgan(self.vq, folder / VQ)
+                save_tokenizer(self.vq, folder / VQ)
             write_sharded(folder, counted(self.tensors, on_tensor), self.config)
 
 
@@ -93,13 +94,13 @@ def plan_export(
     model = vqgan_beside(weights.folder, vq)
     notes: list[str] = []
     if model is not None:
-        weights.check_vq(vqgan_fingerprint(model), f"vq={vq or weights.folder / VQ}", notes.append)
+        weights.check_vq(model.fingerprint(), f"vq={vq or weights.folder / VQ}", notes.append)
     encoder = None
     if with_vq and model is not None:
         encoder = VqEncoder.of(model)
     elif with_vq and (weights.folder / ENCODER_FOLDER).exists():
         encoder = load_encoder(weights.folder / ENCODER_FOLDER)
-    check_codes(vocabulary, encoder, weights.folder)
+    check_codes(vocabulary, model or encoder, weights.folder)
     stored = weights.stored()
     if dtype is not None:
         stored = [tensor.then(lambda t: t.to(dtype), dtype=dtype) for tensor in stored]

@@ -15,7 +15,7 @@ import numpy as np
 from data_pipeline.raw.inputs import find_raw_shards
 from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
 from data_pipeline.tokenizing.fitting import Target, decode, fit_fields
-from data_pipeline.tokenizing.job_settings import read_settings
+from data_pipeline.tokenizing.job_settings import grid_px, read_settings
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import DataError
 from mgpt.files.storage import Location, locate
@@ -50,8 +50,8 @@ class TruthPictures:
         settings = self._settings
         pictures = decode(sample, settings["rotate_exif"], settings["max_pixels"])
         if not isinstance(pictures, Rejected):
-            grid_px = 2 * settings["latent_px"]
-            target = Target(self._dataset.resolution_px, grid_px, settings["enlarge"])
+            side_px = self._dataset.resolution_px
+            target = Target(side_px, grid_px(settings), settings["enlarge"])
             fitted = fit_fields(pictures, target, f"{shard}/{key}", settings["seed"])
             if not isinstance(fitted, Rejected):
                 return fitted.levels

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mgpt.errors import DataError
+from mgpt.tokens.codes import code_dtype
 from mgpt.tokens.vocab import Vocabulary
 
 LATENTS_PER_GRID = 2
@@ -113,7 +114,7 @@ def _no_grid(codes: npt.NDArray[Any]) -> DataError:
     )
 
 
-def decode_grid(ids: npt.ArrayLike, vocab: Vocabulary) -> npt.NDArray[np.uint16]:
+def decode_grid(ids: npt.ArrayLike, vocab: Vocabulary) -> npt.NDArray[np.unsignedinteger]:
     """Codes [H, W] of exactly one image.
 
     Raises `DataError` naming the first position at which `ids` is not what `encode_grid` writes.
@@ -252,7 +253,7 @@ def _side_token(latents: int, vocab: Vocabulary) -> int:
 
 def _read_image(
     ids: npt.NDArray[np.int64], begin: int, vocab: Vocabulary
-) -> tuple[npt.NDArray[np.uint16], int]:
+) -> tuple[npt.NDArray[np.unsignedinteger], int]:
     """Codes of the image that begins at `begin`, and the position behind it."""
     if begin >= len(ids) or ids[begin] != vocab.begin_image:
         raise _unexpected(ids, begin, f"begin of image ({vocab.begin_image})")
@@ -274,7 +275,7 @@ def _read_image(
     if position >= len(ids) or ids[position] != vocab.end_image:
         raise _unexpected(ids, position, f"end of image ({vocab.end_image})")
     codes_HW = body.reshape(height, width + 1)[:, :width] - vocab.image_start
-    return codes_HW.astype(np.uint16), stop
+    return codes_HW.astype(code_dtype(vocab.num_codes)), stop
 
 
 def _unexpected(ids: npt.NDArray[np.int64], position: int, wanted: str) -> DataError:

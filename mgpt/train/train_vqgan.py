@@ -39,9 +39,11 @@ from torch import Tensor, nn
 from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mgpt.files.atomic import atomic_write
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan, vqgan_fingerprint
-from mgpt.models.vqgan_loss import (
-    CodebookTrainer,
+from mgpt.stop_signals import Interrupted, StopSignals
+from mgpt.tokenizers.folder import save_tokenizer
+from mgpt.tokenizers.quantizer_training import quantizer_trainer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
+from mgpt.tokenizers.vqgan_loss import (
     PatchDiscriminator,
     ReconstructionWeights,
     adaptive_weight,
@@ -49,9 +51,7 @@ from mgpt.models.vqgan_loss import (
     flatten_latents,
     reconstruction_loss,
     start_near_identity,
-    straight_through,
 )
-from mgpt.stop_signals import Interrupted, StopSignals
 
 __all__ = [
     "BatchConfig",
@@ -86,6 +86,8 @@ class VqTrainConfig:
     reconstruction: ReconstructionWeights = field(default_factory=ReconstructionWeights)
     commitment_weight: float = 0.25
     """Beta: pull of the latents to their codebook vectors."""
+    entropy_weight: float = 0.05
+    """Reward, with ibq and lfq, of latents that are sure of their code while all codes are used."""
     codebook_decay: float | None = 0.99
     """Share of its running average a codebook vector keeps each step; null trains the codebook by
     a loss and the optimiser instead."""
@@ -213,7 +215,7 @@ def train_vqgan(
                 values = {n: float(np.mean([w[n] for w in window if n in w])) for n in window[-1]}
                 elapsed_s = time.monotonic() - window_start_s
                 rate = {"pictures_per_s": window_pictures / max(elapsed_s, 1e-9)}
-                on_log(step, values | run.codebook.usage() | rate)
+                on_log(step, values | run.quantizer.usage() | rate)
                 window, window_start_s, window_pictures = [], time.monotonic(), 0
             if step % cfg.save_every_steps == 0 or step == cfg.steps or signals.received:
                 run.save(out_dir / _CHECKPOINT, step)
@@ -223,7 +225,7 @@ def train_vqgan(
                     "the same command again to resume"
                 )
     run.model.eval()
-    save_vqgan(run.model, out_dir / "model")
+    save_tokenizer(run.model, out_dir / "model")
     figures = reconstruction_psnr(run.model, held_out or {})
     atomic_write(out_dir / "figures.json", json.dumps(figures, indent=2).encode())
     return figures
@@ -241,7 +243,7 @@ def reconstruction_psnr(
     """
     figures: dict[str, float] = {}
     device = next(model.parameters()).device
-    wins_N = np.zeros(model.cfg.n_embed)
+    wins_N = np.zeros(model.num_codes)
     for name, group in pictures.items():
         values_db = []
         for picture_HW3 in group:
@@ -281,11 +283,7 @@ class _Run:
             else:
                 self.model.load_state_dict(start.state_dict())
             self.discriminator = PatchDiscriminator(in_channels=model_cfg.out_ch).to(device)
-        codebook_weight = self.model.quantize.embedding.weight
-        codebook_weight.requires_grad_(cfg.codebook_decay is None)
-        self.codebook = CodebookTrainer(
-            codebook_weight, cfg.codebook_decay, cfg.revive_after_steps, cfg.seed
-        )
+        self.quantizer = quantizer_trainer(self.model, cfg, cfg.seed)
         self.optimizer = _adam(cfg, self.model)
         self.discriminator_optimizer = _adam(cfg, self.discriminator)
 
@@ -300,17 +298,14 @@ class _Run:
                 z_BDhw = model.latents(pixels_B3HW)
                 z_PD = flatten_latents(z_BDhw.detach())
                 if self.start is None and step == cfg.quantise_from_step:
-                    self.codebook.start(z_PD)
-                codes_Bhw = model.quantize(z_BDhw.detach())
-                quantised_BDhw = model.embed(codes_Bhw) if quantising else z_BDhw
-                out_B3HW = model.reconstruct(straight_through(z_BDhw, quantised_BDhw))
+                    self.quantizer.start(z_PD)
+                made = self.quantizer.quantise(z_BDhw, quantising)
+                out_B3HW = model.reconstruct(made.z_BDhw)
         out_B3HW = out_B3HW.float()
         reconstruction = reconstruction_loss(out_B3HW, pixels_B3HW, cfg.reconstruction)
-        commitment = F.mse_loss(z_BDhw.float(), quantised_BDhw.detach().float())
-        loss = reconstruction + cfg.commitment_weight * commitment
-        if cfg.codebook_decay is None:
-            loss = loss + F.mse_loss(quantised_BDhw.float(), z_BDhw.detach().float())
-        values = {"reconstruction_loss": reconstruction.item(), "commitment": commitment.item()}
+        loss = reconstruction + made.loss
+        values = {"reconstruction_loss": reconstruction.item()}
+        values["commitment"] = made.commitment.item()
         adversarial_from = cfg.discriminator_start_step
         adversarial_on = adversarial_from is not None and step >= adversarial_from
         if adversarial_on:
@@ -328,7 +323,8 @@ class _Run:
             values["discriminator_loss"] = self._discriminator_step(
                 pixels_B3HW, out_B3HW.detach(), learning_rate
             )
-        revived = self.codebook.observe(z_PD, codes_Bhw.flatten(), step) if quantising else 0
+        codes_P = made.codes_Bhw.flatten()
+        revived = self.quantizer.observe(z_PD, codes_P, step) if quantising else 0
         mse = F.mse_loss(out_B3HW.detach().clamp(-1, 1), pixels_B3HW).item()
         return values | {
             "loss": loss.item(),
@@ -378,7 +374,7 @@ class _Run:
     def _tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name; the tensors themselves, not copies."""
         tensors = {f"model.{n}": t for n, t in self.model.state_dict(keep_vars=True).items()}
-        tensors |= {f"codebook.{name}": t for name, t in self.codebook.state().items()}
+        tensors |= {f"codebook.{name}": t for name, t in self.quantizer.state().items()}
         tensors |= _moments("optimizer", self.optimizer, self.model)
         if self.cfg.discriminator_start_step is not None:
             discriminator = self.discriminator
@@ -394,8 +390,12 @@ class _Run:
         free = ("log_every_steps", "save_every_steps", "dtype")
         settings = {name: value for name, value in asdict(self.cfg).items() if name not in free}
         settings["bf16"] = False  # the settings of earlier checkpoints name it
-        start = vqgan_fingerprint(self.start) if self.start is not None else None
-        text = json.dumps([settings, asdict(self.model.cfg), start], sort_keys=True)
+        start = self.start.fingerprint() if self.start is not None else None
+        sizes = asdict(self.model.cfg)
+        if sizes["quantizer"] == "vq":  # the settings of earlier checkpoints name neither
+            sizes = {name: sizes[name] for name in sizes if name not in ("quantizer", "levels")}
+            del settings["entropy_weight"]
+        text = json.dumps([settings, sizes, start], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ import torch
 from corpora import conditions, show
 from importing import config
 
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("stages", "models")]
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("stages", "weights")]
 from peak_memory import write_peak
 from step_folders import write_checkpoint
 

@@ -9,8 +9,9 @@ from gpu_setting import Case, Figure, Setting
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan
 from mgpt.parallel.meta import on_meta
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 
 # Pictures of a batch, as many pixels in each.
 BATCHES = {512: 16, 768: 7, 1024: 4}
@@ -66,7 +67,7 @@ def agreement(setting: Setting) -> Iterator[Case]:
     """Codes of a trained model in cheaper ways, beside the exact ones."""
 
     def figures(px: int, batch: int) -> Iterable[Figure]:
-        model = load_vqgan("photos_f16").eval().to(setting.device)
+        model = load_tokenizer("photos_f16").eval().to(setting.device)
         pixels_B3HW = _pictures(batch, px, setting)
         exact = model.encode(pixels_B3HW)
         seconds = setting.seconds(lambda: model.encode(pixels_B3HW))

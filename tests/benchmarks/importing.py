@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from corpora import conditions, show
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
+sys.path.append(str(Path(__file__).parents[1] / "weights"))
 from peak_memory import write_peak
 from released_layouts import repeated_state, write_meta, write_transformers
 

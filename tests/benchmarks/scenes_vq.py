@@ -2,7 +2,7 @@
 
     python tests/benchmarks/scenes_vq.py scenes_f8 --scenes 300
 
-The figures of `mgpt/models/pretrained/README.md`. Scenes are square, of combinations of shape,
+The figures of `mgpt/tokenizers/pretrained/README.md`. Scenes are square, of combinations of shape,
 colour, size and material that no training scene has; smaller ones are the same pictures resized, as
 the rungs of FP-SFT have them. Read back are the decoded pictures of 64 px, beside the same pictures
 before coding.
@@ -30,8 +30,8 @@ from mgpt.evals.scene_reader import (
     read_segmentation,
 )
 from mgpt.images.pixels import fit, normalise, to_uint8
-from mgpt.models.vqgan import load_vqgan
 from mgpt.tasks.scene_words import SEGMENTATION_COLOURS
+from mgpt.tokenizers.folder import load_tokenizer
 
 SIDES_PX = (64, 48, 32)
 NAMES = ("shape", "colour", "size", "material")
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    vqgan = load_vqgan(arguments.vq)
+    vqgan = load_tokenizer(arguments.vq)
     used = np.zeros(vqgan.cfg.n_embed)
 
     @torch.inference_mode()

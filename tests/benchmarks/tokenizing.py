@@ -37,7 +37,8 @@ from data_pipeline.tokenizing.encoding import vq_codes
 from data_pipeline.tokenizing.fitting import Target, bucket
 from mgpt.data.dataset import open_dataset
 from mgpt.images.pixels import fit, open_image
-from mgpt.models.vqgan import Vqgan, load_vqgan
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 
@@ -100,7 +101,7 @@ def timed(call: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, A
 def compare(root: Path, px: int, images: int, vq: str, tracker: Tracker, repeats: int) -> dict:
     """One row: both sides in turn, the best of `repeats` each."""
     cores = os.cpu_count() or 1
-    raw, few, model = root / f"raw{px}", root / f"few{px}", load_vqgan(vq)
+    raw, few, model = root / f"raw{px}", root / f"few{px}", load_tokenizer(vq)
     write_raw(raw, px, images, shards=4 * cores)
     write_raw(few, px, cores, shards=cores)
     row: dict[str, Any] = {"px": px, "vq": vq}

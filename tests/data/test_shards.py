@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mgpt.data.reindex import rebuild_index
 from mgpt.data.shards import Shard, ShardWriter, TokenisedSample, read_manifest
+from mgpt.data.verify import verify_shard
 from mgpt.errors import DataError, MachineError
 
 
@@ -53,6 +55,20 @@ def test_the_same_samples_give_the_same_bytes(corpus, tmp_path: Path, write, sam
     for suffix in ("tar", "index.npy", "json"):
         first = (corpus / f"00000.{suffix}").read_bytes()
         assert first == (tmp_path / "again" / f"00000.{suffix}").read_bytes()
+
+
+def test_bytes_are_those_of_every_version(tmp_path: Path, write, sample):
+    """A shard of 16-bit codes is what it was before there were others (sha256, first 16 digits)."""
+    write(tmp_path, "00000", [sample("00000", n) for n in range(30)])
+    digests = {
+        suffix: hashlib.sha256((tmp_path / f"00000.{suffix}").read_bytes()).hexdigest()[:16]
+        for suffix in ("tar", "index.npy", "json")
+    }
+    assert digests == {
+        "tar": "160c7f1a3324eaba",
+        "index.npy": "3da3d85adcd17d40",
+        "json": "14bdf998c74d803f",
+    }
 
 
 def test_manifest_tells_hashes_counts_and_rejects(tmp_path: Path, write, sample):
@@ -190,6 +206,27 @@ def test_codes_beyond_the_codebook_are_refused(tmp_path: Path, write):
     with pytest.raises(DataError, match=r"code 64, but the VQ model has 64"):
         write(tmp_path, "0", [TokenisedSample("a", {}, {"image": codes_HW})])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_codebook_takes_32_bits(tmp_path: Path, write):
+    """Emu3.5 has 131,072 codes: its shards are read, verified and reindexed like any other."""
+    codes_HW = np.array([[0, 65536, 131071]], np.uint32)
+    sample = TokenisedSample("a", {}, {"image": codes_HW, "depth": codes_HW[:, :2].copy()})
+    write(tmp_path, "0", [sample, TokenisedSample("b", {}, {"image": codes_HW})], num_codes=131072)
+    shard = Shard(tmp_path, "0")
+    for found in (shard.codes(0)["image"], shard.sample(1).codes["image"]):
+        assert found.dtype == np.uint32 and np.array_equal(found, codes_HW)
+    assert shard.codes(0, ["depth"])["depth"].tolist() == [[0, 65536]]
+    assert verify_shard(tmp_path, "0") == []
+    index = (tmp_path / "0.index.npy").read_bytes()
+    (tmp_path / "0.index.npy").unlink()
+    assert rebuild_index(tmp_path, "0") and (tmp_path / "0.index.npy").read_bytes() == index
+
+
+def test_several_code_planes_a_picture_are_refused_by_name(tmp_path: Path, write):
+    planes = np.zeros((4, 2, 2), np.uint16)
+    with pytest.raises(DataError, match=r"field 'image'.*several code planes a picture"):
+        write(tmp_path, "0", [TokenisedSample("a", {}, {"image": planes})])
 
 
 def test_an_altered_manifest_is_refused(corpus):

@@ -27,7 +27,8 @@ from mgpt.data.shards import Shard, read_manifest
 from mgpt.dtypes import CODES
 from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.images.pixels import MAX_PIXELS
-from mgpt.models.vqgan import Vqgan, load_vqgan, save_vqgan
+from mgpt.tokenizers.folder import load_tokenizer, save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_codes_are_those_of_the_fitted_picture_alone(tmp_path, config, tracker, 
     }
     pictures = decode(RawSample("0-00.v1", raw, {}), True, MAX_PIXELS)
     fitted = fit_fields(pictures, Target(32, 8), "00000/0-00.v1", seed=0)
-    model = load_vqgan(vq)
+    model = load_tokenizer(vq)
     assert set(sample.codes) == {"image", "depth"}
     for name, codes_HW in sample.codes.items():
         # A batch may differ from one picture alone in rounding, and so in a near tie.
@@ -168,7 +169,7 @@ def test_other_settings_and_models_are_refused_by_name(tmp_path, config, tracker
     with pytest.raises(ConfigError, match=r"filters\.min_side_px=0 there, 8 here"):
         tokenize(config("out", filters=FilterConfig(min_side_px=8)), tracker)
     torch.manual_seed(1)
-    save_vqgan(Vqgan(load_vqgan(vq).cfg).eval(), tmp_path / "other")
+    save_tokenizer(Vqgan(load_tokenizer(vq).cfg).eval(), tmp_path / "other")
     with pytest.raises(ConfigError, match="vq_fingerprint"):
         tokenize(config("out", vq=str(tmp_path / "other")), tracker)
 

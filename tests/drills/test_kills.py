@@ -39,7 +39,8 @@ from mgpt.data.shards import Shard
 from mgpt.data.verify import verify_shard
 from mgpt.errors import MgptError
 from mgpt.files import atomic, storage
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
+from mgpt.tokenizers.folder import save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 WORKERS, SHARDS, SAMPLES = 4, 24, 24
@@ -74,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_raw_shard(root / "one" / "00000.tar", SAMPLES, 0)
     torch.manual_seed(0)
     small = {"ch": 8, "ch_mult": (1, 1, 1), "num_res_blocks": 1, "z_channels": 8, "embed_dim": 8}
-    save_vqgan(Vqgan(VqganConfig(**small, n_embed=64, num_groups=4)).eval(), root / "vq")
+    save_tokenizer(Vqgan(VqganConfig(**small, n_embed=64, num_groups=4)).eval(), root / "vq")
     for name in ("raw", "one"):
         worker = CONTEXT.Process(target=run, args=(root, name, f"{name}-whole"))
         worker.start()

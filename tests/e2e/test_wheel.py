@@ -60,7 +60,7 @@ def test_its_names_and_its_data(wheel: Path) -> None:
         for pattern in ("conf/**/*.yaml", "launch/*.sh", "launch/constraints.txt")
         for file in ROOT.glob(pattern)
     }
-    data = [*ROOT.glob("mgpt/evals/*.json"), *ROOT.glob("mgpt/models/pretrained/**/*.*")]
+    data = [*ROOT.glob("mgpt/evals/*.json"), *ROOT.glob("mgpt/tokenizers/pretrained/**/*.*")]
     shipped |= {str(file.relative_to(ROOT)) for file in data}
     shipped |= {str(file.relative_to(ROOT)) for file in ROOT.glob("mgpt/**/*.py")}
     assert shipped <= set(names), sorted(shipped - set(names))

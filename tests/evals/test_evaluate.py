@@ -24,8 +24,8 @@ from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer
-from mgpt.models.vqgan import Vqgan, VqganConfig
 from mgpt.parallel.dist import World, init_distributed
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import scratch_vocabulary
 

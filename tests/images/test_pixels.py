@@ -1,10 +1,12 @@
 """Pictures of every kind decode, fit and normalise as the published pipeline does."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -221,3 +223,32 @@ def test_a_field_of_another_size_shows_the_same_part() -> None:
     assert abs(np.asarray(half).astype(int) - np.asarray(fitted)).max() <= 4
     with pytest.raises(DataError, match="100 x 80 beside a picture of 160 x 80"):
         fit_like(Image.new("L", (100, 80)), crop)
+
+
+def test_normalising_in_float32_has_other_last_bits() -> None:
+    """128 of the 256 values, by at most one unit in the last place of 1."""
+    levels_1HC = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
+    double, single = normalise(levels_1HC), normalise(levels_1HC, "float32")
+    assert single.dtype == np.float32
+    assert (single != double).sum() == 128 and np.abs(single - double).max() < 2e-7
+    x = torch.arange(256, dtype=torch.float32)
+    assert torch.equal(torch.from_numpy(single).flatten(), (x / 255 - 0.5) / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "formula"),
+    [
+        ("truncate", lambda x: ((x + 1) / 2 * 255).floor()),
+        ("half_up", lambda x: (127.5 * x + 128).clamp(0, 255).floor()),
+        ("half_even", lambda x: ((x + 1) * 127.5).round()),
+    ],
+)
+def test_three_roundings(rounding: str, formula: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    values = torch.linspace(-1.1, 1.1, 10_001)
+    want = formula(values.clamp(-1, 1)).to(torch.uint8).numpy()
+    found = to_uint8(values.numpy()[None, None], rounding)
+    assert np.array_equal(found.flatten(), want)
+    # Every level comes back to itself, whichever the rule.
+    levels_1H3 = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
+    centres = normalise(levels_1H3) + (1 / 255 if rounding == "truncate" else 0)
+    assert np.array_equal(to_uint8(centres, rounding), levels_1H3)

@@ -11,7 +11,7 @@ from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.sampling import Guidance, SamplingConfig
 from mgpt.models.transformer import Transformer
-from mgpt.models.vqgan import Vqgan, VqganConfig
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, prompt_ids
 from mgpt.tokens.unirep import encode_grid
 from mgpt.tokens.vocab import Vocabulary
@@ -48,7 +48,7 @@ def test_pictures_are_those_of_the_codes_in_their_order(pipeline: Pipeline, voca
         assert answer.ids == [*written[0], *written[1], vocab.end_of_turn]
         for codes, image in zip(answer.codes, answer.images, strict=True):
             with torch.inference_mode():
-                pixels = pipeline.vqgan.decode(torch.from_numpy(codes.astype(np.int64))[None])
+                pixels = pipeline.tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None])
             assert np.abs(to_uint8(pixels[0].numpy()).astype(int) - image).max() <= 1
 
 
@@ -84,7 +84,7 @@ def test_a_picture_becomes_codes_of_the_bucket_it_fits(pipeline: Pipeline):
     codes_HW = pipeline.encode_image(Image.fromarray(levels_HWC), target_px=24)
     assert codes_HW.dtype == np.uint16 and codes_HW.shape == (4, 8)
     with torch.inference_mode():
-        exact = pipeline.vqgan.encode(torch.from_numpy(normalise(levels_HWC))[None])
+        exact = pipeline.tokenizer.encode(torch.from_numpy(normalise(levels_HWC))[None])
     assert np.array_equal(codes_HW, exact[0].numpy())
 
 

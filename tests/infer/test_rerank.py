@@ -10,8 +10,8 @@ from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.rerank import READ_FIELD, best_answers
 from mgpt.infer.sampling import Guidance, SamplingConfig
 from mgpt.models.transformer import Transformer
-from mgpt.models.vqgan import Vqgan, VqganConfig
 from mgpt.tasks.registry import caption_reading
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.chat import Conversation, ImageSlot, Tokens, Turn, tokenise
 from mgpt.tokens.vocab import Vocabulary
 

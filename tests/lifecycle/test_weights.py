@@ -10,8 +10,9 @@ from mgpt.infer.engine import Engine
 from mgpt.lifecycle.weights import NO_PICTURES, VOCABULARY, Weights, load_vocabulary
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.build import build_pipeline, write_model_folder
+from mgpt.tokenizers.folder import load_tokenizer, save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 
@@ -67,8 +68,8 @@ def vqgan(folder: Path, seed: int) -> str:
     """A VQGAN of 16 codes; its fingerprint."""
     torch.manual_seed(seed)
     widths = {"ch": 8, "ch_mult": (1, 1), "num_groups": 4, "z_channels": 4, "embed_dim": 4}
-    save_vqgan(Vqgan(VqganConfig(**widths, num_res_blocks=1, n_embed=16)), folder)
-    return vqgan_fingerprint(load_vqgan(folder))
+    save_tokenizer(Vqgan(VqganConfig(**widths, num_res_blocks=1, n_embed=16)), folder)
+    return load_tokenizer(folder).fingerprint()
 
 
 def test_a_model_draws_with_the_vqgan_of_its_codes_alone(tmp_path: Path, model: Transformer):

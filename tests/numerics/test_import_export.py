@@ -14,17 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
+sys.path.append(str(Path(__file__).parents[1] / "weights"))
 from released_layouts import SMALL, random_state, small, vq_json, write_meta, write_transformers
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from mgpt.models.convert.meta import plan_meta
 from mgpt.models.folder import load_model, save_model
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, VqganConfig, save_vqgan
 from mgpt.stages.released import plan_import
 from mgpt.stages.transformers_export import plan_export
+from mgpt.tokenizers.folder import save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
+from mgpt.weights.meta import plan_meta
 
 VQ = VqganConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=32, n_embed=16)
 TOKENS = 24
@@ -111,7 +112,7 @@ def test_an_export_loads_in_transformers_without_a_word(
     save_model(tmp_path / "ours", cfg, random_state(cfg, torch.float32))
     torch.manual_seed(0)
     vq = Vqgan(VQ).eval()
-    save_vqgan(vq, tmp_path / "vq")
+    save_tokenizer(vq, tmp_path / "vq")
     plan_export(tmp_path / "ours", str(tmp_path / "vq")).write(tmp_path / "out")
     theirs = load_quietly(tmp_path / "out", capfd)
     got = logits_of(load_model(tmp_path / "ours"), ids(cfg.vocab_size))
@@ -126,7 +127,7 @@ def test_an_export_loads_in_transformers_without_a_word(
 def test_transformers_keeps_bf16(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     cfg, state = small()
     save_model(tmp_path / "ours", cfg, state)
-    save_vqgan(Vqgan(VQ), tmp_path / "vq")
+    save_tokenizer(Vqgan(VQ), tmp_path / "vq")
     plan_export(tmp_path / "ours", str(tmp_path / "vq")).write(tmp_path / "out")
     theirs = load_quietly(tmp_path / "out", capfd)
     assert theirs.lm_head.weight.dtype == torch.bfloat16

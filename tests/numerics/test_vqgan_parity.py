@@ -14,7 +14,8 @@ from transformers import ChameleonVQVAE
 from transformers.models.chameleon import ChameleonVQVAEConfig
 
 from mgpt.images.pixels import normalise, open_image, whiten
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vqgan"
 # Latents are of size 1. In fp64 only the order of sums is left: 2e-13 at most, measured. In fp32
@@ -102,7 +103,7 @@ def test_codes_and_latents_of_random_models(name: str) -> None:
 @pytest.mark.parametrize("name", ["image0", "image1", "image2"])
 def test_codes_and_latents_of_the_released_layout(name: str) -> None:
     levels_HW3 = np.asarray(whiten(open_image(VECTORS / f"{name}.png")))
-    assert_equal(load_vqgan(VECTORS), torch.from_numpy(normalise(levels_HW3))[None])
+    assert_equal(load_tokenizer(VECTORS), torch.from_numpy(normalise(levels_HW3))[None])
 
 
 def test_released_size() -> None:

@@ -35,13 +35,23 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.tracking": (set(), set(), {"wandb", "rich"}),
     "mgpt.tokens": (set(), set(), {"sentencepiece", "tokenizers"}),
     "mgpt.images": (set(), set(), set()),
-    "mgpt.models": (set(), set(), {"yaml"}),
+    "mgpt.models": (set(), set(), set()),
+    "mgpt.tokenizers": ({"mgpt.images"}, set(), {"yaml"}),
+    "mgpt.weights": ({"mgpt.tokenizers", "mgpt.models"}, set(), set()),
     "mgpt.optim": (set(), set(), set()),
     "mgpt.parallel": ({"mgpt.optim"}, set(), {"deepspeed"}),
     "mgpt.tasks": ({"mgpt.tokens"}, set(), set()),
     "mgpt.data": ({"mgpt.tokens", "mgpt.tasks"}, set(), {"fsspec"}),
-    "mgpt.train": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
-    "mgpt.infer": ({"mgpt.tokens", "mgpt.images", "mgpt.models"}, set(), set()),
+    "mgpt.train": (
+        {"mgpt.tokenizers", "mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"},
+        set(),
+        set(),
+    ),
+    "mgpt.infer": (
+        {"mgpt.tokens", "mgpt.images", "mgpt.tokenizers", "mgpt.models"},
+        set(),
+        set(),
+    ),
     "mgpt.evals": (
         {
             "mgpt.tokens",
@@ -69,6 +79,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
             "mgpt.launching",
             "mgpt.data",
             "mgpt.models",
+            "mgpt.tokenizers",
             "mgpt.parallel.dist",
             "mgpt.tasks",
             "mgpt.tokens",
@@ -152,7 +163,8 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_the_models_are_single_device_code() -> None:
-    for file in (ROOT / "mgpt" / "models").glob("*.py"):
+    rooms = ("models", "tokenizers")
+    for file in [file for room in rooms for file in (ROOT / "mgpt" / room).glob("*.py")]:
         assert all(not name.startswith("torch.distributed") for name, _ in imports(file)), file
 
 

@@ -1,4 +1,4 @@
-"""Pickles are read in two places only, Meta's files, with the restricted unpickler."""
+"""Pickles are read in two places only, released weights, with the restricted unpickler."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for room in ("mgpt", "data_pipeline") for path in (ROOT / room).rglob("*.py"))
-READERS = {"mgpt/models/convert/meta.py", "mgpt/models/vqgan_convert.py"}
+READERS = {"mgpt/weights/meta.py", "mgpt/tokenizers/released_files.py"}
 # What unpickles, or does where it is not told otherwise.
 UNPICKLES = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.jit.load"}
 NUMPY = {"np.load", "np.lib.format.read_array"}

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mgpt.cli import command
 from mgpt.errors import DataError
 from mgpt.images.buckets import choose_bucket
 from mgpt.images.pixels import fit, normalise
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.codes_file import read_codes, stated_vq, write_codes
+from mgpt.tokenizers.folder import load_tokenizer, save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vqgan"
 NAMES = ["image0.png", "image1.png", "image2.png"]
@@ -30,7 +32,7 @@ def vq(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     widths = {"ch": 8, "ch_mult": (1, 1, 1), "num_groups": 4, "z_channels": 8, "embed_dim": 8}
     folder = tmp_path_factory.mktemp("vq")
-    save_vqgan(Vqgan(VqganConfig(**widths, num_res_blocks=1, n_embed=64)), folder)
+    save_tokenizer(Vqgan(VqganConfig(**widths, num_res_blocks=1, n_embed=64)), folder)
     return str(folder)
 
 
@@ -39,13 +41,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """`run(word, …)`: the command line in this process, in an empty folder; its stderr."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: str, status: int = 0) -> str:
+    def run_command(*words: str, status: int = 0) -> str:
         found = command.main(words)
         shown = capsys.readouterr()
         assert found == status, shown.err
         return shown.err
 
-    return command
+    return run_command
 
 
 def save_noise(path: Path, width: int = 32, height: int = 24, seed: int = 0) -> np.ndarray:
@@ -56,7 +58,7 @@ def save_noise(path: Path, width: int = 32, height: int = 24, seed: int = 0) -> 
 
 
 def codes_of(vq: str, levels_HW3: np.ndarray) -> list[list[int]]:
-    return load_vqgan(vq).encode(torch.from_numpy(normalise(levels_HW3))[None])[0].tolist()
+    return load_tokenizer(vq).encode(torch.from_numpy(normalise(levels_HW3))[None])[0].tolist()
 
 
 def assert_decoded_as_published(folder: Path) -> None:
@@ -72,7 +74,7 @@ def assert_decoded_as_published(folder: Path) -> None:
 
 def test_the_released_vectors_through_the_command_line(tmp_path: Path) -> None:
     """Encoded with Meta's folder, decoded with the same model as safetensors."""
-    save_vqgan(load_vqgan(VECTORS), tmp_path / "ours")
+    save_tokenizer(load_tokenizer(VECTORS), tmp_path / "ours")
     pictures = ",".join(str(VECTORS / name) for name in NAMES)
     for words in (
         ["encode", f"vq={VECTORS}", f"input=[{pictures}]", "output=codes.json"],
@@ -96,7 +98,7 @@ def test_the_released_vectors_through_the_command_line(tmp_path: Path) -> None:
 
 def test_the_released_vectors_the_other_way_round(run: Run) -> None:
     """Encoded with safetensors, decoded with Meta's folder."""
-    save_vqgan(load_vqgan(VECTORS), "ours")
+    save_tokenizer(load_tokenizer(VECTORS), "ours")
     run("encode", "vq=ours", f"input={VECTORS}/image?.png", "output=codes.json")
     assert json.loads(Path("codes.json").read_text()) == {
         name: EXPECTED[name]["codes"] for name in NAMES
@@ -237,13 +239,13 @@ def test_codes_of_any_size_decode(run: Run, vq: str) -> None:
 
 
 def test_codes_of_another_vqgan_are_refused(run: Run, vq: str, tmp_path: Path) -> None:
-    other = Vqgan(load_vqgan(vq).cfg)
-    save_vqgan(other, tmp_path / "other")
+    other = Vqgan(load_tokenizer(vq).cfg)
+    save_tokenizer(other, tmp_path / "other")
     Image.new("RGB", (8, 8), "red").save("a.png")
     run("encode", f"vq={vq}", "input=a.png", "output=codes.json")
     said = run("decode", f"vq={tmp_path / 'other'}", "input=codes.json", "output=out", status=2)
-    assert "vq_mismatch" in said and vqgan_fingerprint(other) in said
-    assert vqgan_fingerprint(load_vqgan(vq)) in said and not Path("out").exists()
+    assert "vq_mismatch" in said and other.fingerprint() in said
+    assert load_tokenizer(vq).fingerprint() in said and not Path("out").exists()
     run("decode", f"vq={vq}", "input=codes.json", "output=out")
     # Another file under the name is another's: nothing says whose.
     Path("codes.json").write_text('{"a.png": [[1, 2], [3, 4]]}')

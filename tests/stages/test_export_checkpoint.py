@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "models")]
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "weights")]
 from peak_memory import write_peak
 from step_folders import values, write_checkpoint
 

@@ -25,7 +25,7 @@ def config(*overrides: str) -> Config:
 def ask(task: str, prompt: str, shown: int = 0, **fields: Any) -> Question:
     """The question about a picture of 6 x 4 grids of 16 px, width first."""
     cfg = Config(ckpt="", vq="", output="", task=task, **fields)
-    pipeline: Any = SimpleNamespace(vqgan=SimpleNamespace(cfg=SimpleNamespace(downsample=8)))
+    pipeline: Any = SimpleNamespace(tokenizer=SimpleNamespace(downsample=8))
     codes = [np.full((2, 2), n) for n in range(shown)]
     return question(cfg, prompt, codes, (4, 6), pipeline)
 

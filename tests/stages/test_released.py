@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("models", "tokens")]
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("weights", "tokens")]
 from chameleon_layout import chameleon_json, chameleon_names
 from released_layouts import small, vq_json, write_meta, write_meta_vqgan, write_transformers
 
 from mgpt.cli import command
 from mgpt.data.shards import ShardWriter, TokenisedSample
-from mgpt.models import vqgan_convert
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, vqgan_fingerprint
+from mgpt.tokenizers import released_files
+from mgpt.tokenizers.folder import load_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.vocab import Vocabulary
 
 VQ = VqganConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, embed_dim=4, n_embed=8192)
@@ -126,8 +127,8 @@ def test_import_export_import_is_bit_equal(released: Path, source: str, tmp_path
     has_decoder = source != "chameleon-7b"
     assert (tmp_path / "own" / ("vq" if has_decoder else "vq_encoder")).is_dir()
     if has_decoder:
-        want = vqgan_fingerprint(load_vqgan(released / "data/tokenizer"))
-        assert vqgan_fingerprint(load_vqgan(tmp_path / "again" / "vq")) == want
+        want = load_tokenizer(released / "data/tokenizer").fingerprint()
+        assert load_tokenizer(tmp_path / "again" / "vq").fingerprint() == want
 
 
 def test_the_exported_tokenizer_is_transformers_too(released: Path, tmp_path: Path) -> None:
@@ -174,10 +175,10 @@ def test_a_wrong_tokenizer_is_named(
 
 
 def _other_vq(folder: Path) -> Path:
-    from mgpt.models.vqgan import save_vqgan
+    from mgpt.tokenizers.folder import save_tokenizer
 
     torch.manual_seed(5)
-    save_vqgan(Vqgan(VQ), folder / "other_vq")
+    save_tokenizer(Vqgan(VQ), folder / "other_vq")
     return folder / "other_vq"
 
 
@@ -210,11 +211,11 @@ def test_a_failed_import_leaves_no_model(
 def test_metas_vqgan_alone(
     released: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vqgan_convert._warn_once.cache_clear()
+    released_files._warn_once.cache_clear()
     mgpt("import", f"input={released / 'data/tokenizer'}", f"output={tmp_path / 'vq'}")
     assert caplog.text.count("vqgan.ckpt is a pickle, which can carry code") == 1
-    want = vqgan_fingerprint(load_vqgan(released / "data/tokenizer"))
-    assert vqgan_fingerprint(load_vqgan(tmp_path / "vq")) == want
+    want = load_tokenizer(released / "data/tokenizer").fingerprint()
+    assert load_tokenizer(tmp_path / "vq").fingerprint() == want
     assert not list((tmp_path / "vq").glob("*.ckpt"))
 
 
@@ -277,7 +278,7 @@ def make_tokens(folder: Path, released: Path) -> None:
                 "resolution_px": 512,
                 "latent_px": 16,
                 "num_codes": VQ.n_embed,
-                "vq_fingerprint": vqgan_fingerprint(load_vqgan(released / "data/tokenizer")),
+                "vq_fingerprint": load_tokenizer(released / "data/tokenizer").fingerprint(),
                 "settings_fingerprint": "0" * 16,
             }
         )

@@ -14,8 +14,9 @@ from mgpt.cli import command
 from mgpt.models.folder import load_model
 from mgpt.models.tensor_files import lazy
 from mgpt.models.transformer import Transformer, TransformerConfig
-from mgpt.models.vqgan import Vqgan, VqganConfig, load_vqgan, save_vqgan, vqgan_fingerprint
 from mgpt.stages.build import write_model_folder
+from mgpt.tokenizers.folder import load_tokenizer, save_tokenizer
+from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import Vocabulary, scratch_vocabulary
 
@@ -34,9 +35,9 @@ def model(tmp_path: Path) -> Path:
     tensors = [lazy(name, tensor) for name, tensor in made.state_dict().items()]
     write_model_folder(tmp_path / "model", made.cfg, tensors, vocabulary)
     torch.manual_seed(0)
-    save_vqgan(Vqgan(VQ), tmp_path / "vq")
+    save_tokenizer(Vqgan(VQ), tmp_path / "vq")
     narrow = {**vars(VQ), "ch": 8, "num_groups": 4}
-    save_vqgan(Vqgan(VqganConfig(**narrow)), tmp_path / "narrow_vq")
+    save_tokenizer(Vqgan(VqganConfig(**narrow)), tmp_path / "narrow_vq")
     return tmp_path / "model"
 
 
@@ -96,16 +97,16 @@ def test_an_encoder_that_transformers_cannot_build_is_left_out_on_request(
     assert "note: no VQ encoder: transformers will make up a fresh one" in capsys.readouterr().out
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert not [name for name in stored if "vqmodel" in name]
-    want = vqgan_fingerprint(load_vqgan(tmp_path / "narrow_vq"))
-    assert vqgan_fingerprint(load_vqgan(tmp_path / "out" / "vq")) == want
+    want = load_tokenizer(tmp_path / "narrow_vq").fingerprint()
+    assert load_tokenizer(tmp_path / "out" / "vq").fingerprint() == want
     assert_back_again(model, tmp_path / "out", tmp_path)
-    assert vqgan_fingerprint(load_vqgan(tmp_path / "again" / "vq")) == want
+    assert load_tokenizer(tmp_path / "again" / "vq").fingerprint() == want
 
 
 def test_a_vqgan_of_other_codes_is_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_vqgan(Vqgan(VqganConfig(**{**vars(VQ), "n_embed": 32})), tmp_path / "other")
+    save_tokenizer(Vqgan(VqganConfig(**{**vars(VQ), "n_embed": 32})), tmp_path / "other")
     words = ["export", f"ckpt={model}", f"vq={tmp_path / 'other'}", f"output={tmp_path / 'out'}"]
     assert command.main(words) == 2
     assert "has 64 image codes, the VQGAN 32; give the VQGAN that" in capsys.readouterr().err
@@ -140,8 +141,8 @@ def test_a_flipped_bit_is_named_by_every_command(
 def test_an_export_says_which_vqgan_its_weights_know(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = vqgan_fingerprint(load_vqgan(tmp_path / "vq"))
-    other = vqgan_fingerprint(load_vqgan(tmp_path / "narrow_vq"))
+    own = load_tokenizer(tmp_path / "vq").fingerprint()
+    other = load_tokenizer(tmp_path / "narrow_vq").fingerprint()
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "vq_fingerprint": own}))
     (model / "SHA256SUMS").unlink()
