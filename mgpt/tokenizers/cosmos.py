@@ -112,7 +112,7 @@ class CosmosTokenizer(PictureTokenizer):
         check_stated(stated, own)
         if network.in_channels != 3 * bands**cfg.band_steps:
             raise CheckpointError(
-                f"patch_size={patch_px} gives {3 * bands**cfg.band_steps} channels, and the first "
+                f"patches of {patch_px} px give {3 * bands**cfg.band_steps} channels, and the first "
                 f"convolution takes {network.in_channels}; the files are of two models"
             )
         return cfg
