@@ -23,7 +23,7 @@ setup(
     ],
     package_dir={"mgpt.conf": "conf", "mgpt.launch": "launch"},
     package_data={
-        "mgpt.evals": ["*.json"],
+        "data_pipeline.scenes": ["*.json"],
         "mgpt.tokenizers": ["README.md", "pretrained/*.md", "pretrained/*/*"],
         "mgpt.conf": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
         "mgpt.launch": ["*.sh", "*.txt", "*.sbatch"],

@@ -12,7 +12,7 @@ import math
 from data_pipeline.scenes.render import Part
 from data_pipeline.scenes.scene import Mannequin, Scene, SceneObject
 from data_pipeline.scenes.solids import Capsule, Cone, Cube, Cylinder, Point, Solid, Sphere
-from mgpt.tasks.scene_words import COLOURS, JOINTS, Rgb
+from data_pipeline.scenes.vocabulary import COLOURS, JOINTS, Rgb
 
 _SKIN: Rgb = (226, 196, 170)
 _TROUSERS: Rgb = (70, 74, 88)
@@ -91,7 +91,7 @@ def _object_part(one: SceneObject, owner: int, azimuth_deg: float) -> Part:
 
 
 def joint_positions(mannequin: Mannequin) -> dict[str, Point]:
-    """Scene position of each of `scene_words.JOINTS`; the mannequin stands at the origin."""
+    """Scene position of each of `vocabulary.JOINTS`; the mannequin stands at the origin."""
 
     def turn(name: str) -> float:
         return mannequin.jitter_deg.get(name, 0.0)

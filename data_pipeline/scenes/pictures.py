@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.scenes.render import Frame, pixel_mean
 from data_pipeline.scenes.solids import Array
-from mgpt.tasks.scene_words import (
+from data_pipeline.scenes.vocabulary import (
     BOX_COLOUR,
     DEPTH_FAR,
     DEPTH_NEAR,
@@ -30,7 +30,7 @@ def _as_picture(values_XRC: Array, supersample: int) -> Array:
 
 
 def depth_picture(frame: Frame) -> Array:
-    """Grey by inverse camera-axis depth, `scene_words.depth_level`: near white, sky black."""
+    """Grey by inverse camera-axis depth, `vocabulary.depth_level`: near white, sky black."""
     far = 1 / DEPTH_FAR
     level_RC = np.clip((1 / frame.depth_RC - far) / (1 / DEPTH_NEAR - far), 0, 1)
     grey = _as_picture(level_RC[None], frame.supersample)
@@ -69,7 +69,7 @@ def box_picture(picture_HW3: Array, box: tuple[float, float, float, float]) -> A
 
 
 def skeleton_picture(joints: dict[str, tuple[float, float]], height: int, width: int) -> Array:
-    """The limbs of `scene_words.LIMBS` on black; joints are (x, y) in shares."""
+    """The limbs of `vocabulary.LIMBS` on black; joints are (x, y) in shares."""
     x = np.arange(width, dtype=np.float32)[None, :] + 0.5
     y = np.arange(height, dtype=np.float32)[:, None] + 0.5
     radius = 0.7 * line_width_px(height, width)

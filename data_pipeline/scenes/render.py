@@ -30,7 +30,7 @@ from data_pipeline.scenes.backdrop import (
 from data_pipeline.scenes.scene import Camera, Light
 from data_pipeline.scenes.shadows import blocked_light, towards_light
 from data_pipeline.scenes.solids import Array, Point, Solid
-from mgpt.tasks.scene_words import Rgb
+from data_pipeline.scenes.vocabulary import Rgb
 
 # Linear light; together they bring lit ground near sRGB 228 and shadow near 150.
 _SUN, _AMBIENT = 0.74, 0.42

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mgpt.tasks import scene_words
+from data_pipeline.scenes import vocabulary
 
 Split = Literal["train", "heldout"]
 Kind = Literal["objects", "mannequin", "views"]
@@ -45,8 +45,8 @@ class Camera:
     distance: float = 7.5
     pitch_deg: float = 11.0
     target_z: float = 0.64
-    view_width: float = scene_words.VIEW_SIZE[0]
-    view_height: float = scene_words.VIEW_SIZE[1]
+    view_width: float = vocabulary.VIEW_SIZE[0]
+    view_height: float = vocabulary.VIEW_SIZE[1]
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ class SceneObject:
     @property
     def radius(self) -> float:
         """The radius in scene units that all of the shape's measures derive from."""
-        return scene_words.SIZES[self.size]
+        return vocabulary.SIZES[self.size]
 
     @property
-    def attributes(self) -> scene_words.WordedObject:
+    def attributes(self) -> vocabulary.WordedObject:
         """The four attributes that words name."""
-        return scene_words.WordedObject(self.shape, self.colour, self.size, self.material)
+        return vocabulary.WordedObject(self.shape, self.colour, self.size, self.material)
 
     @property
     def phrase(self) -> str:
         """`a large red matte cube`."""
-        return scene_words.object_phrase(*self.attributes)
+        return vocabulary.object_phrase(*self.attributes)
 
     @property
     def short_phrase(self) -> str:
@@ -128,16 +128,16 @@ def draws(seed: int, purpose: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), index])
 
 
-def in_split(attributes: scene_words.WordedObject, split: Split) -> bool:
+def in_split(attributes: vocabulary.WordedObject, split: Split) -> bool:
     """Whether an object with these attributes may stand in a scene of the split."""
-    return scene_words.is_held_out(*attributes) == (split == "heldout")
+    return vocabulary.is_held_out(*attributes) == (split == "heldout")
 
 
 def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
     """The scene that is a pure function of (seed, split, kind, index).
 
     Objects of one scene differ in colour, stand apart and are fully in view at every aspect
-    ratio; each has a combination of attributes of its split (`scene_words.is_held_out`).
+    ratio; each has a combination of attributes of its split (`vocabulary.is_held_out`).
     """
     rng = draws(seed, f"scene/{split}/{kind}", index)
     light = Light(
@@ -160,7 +160,7 @@ def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
     assert kind == "views", f"kind {kind!r} is none of {KINDS}"
     camera = Camera(pitch_deg=rng.uniform(15, 17), view_width=2.5, view_height=2.3)
     turntable = sample_attributes(rng, split, (), size="large")
-    others = [colour for colour in scene_words.COLOURS if colour != turntable.colour]
+    others = [colour for colour in vocabulary.COLOURS if colour != turntable.colour]
     ball = Ball(colour=str(rng.choice(others)), azimuth_deg=float(rng.uniform(27, 33)))
     # The ball hangs in the middle of a cube's face.
     turntable = replace(turntable, yaw_deg=ball.azimuth_deg)
@@ -168,12 +168,10 @@ def sample_scene(seed: int, split: Split, kind: Kind, index: int = 0) -> Scene:
 
 
 @lru_cache(maxsize=2)
-def _combinations(split: Split) -> tuple[scene_words.WordedObject, ...]:
-    every = product(
-        scene_words.SHAPES, scene_words.COLOURS, scene_words.SIZES, scene_words.MATERIALS
-    )
+def _combinations(split: Split) -> tuple[vocabulary.WordedObject, ...]:
+    every = product(vocabulary.SHAPES, vocabulary.COLOURS, vocabulary.SIZES, vocabulary.MATERIALS)
     return tuple(
-        words for words in map(scene_words.WordedObject._make, every) if in_split(words, split)
+        words for words in map(vocabulary.WordedObject._make, every) if in_split(words, split)
     )
 
 
@@ -217,9 +215,9 @@ def _sample_objects(
 def _sample_mannequin(rng: np.random.Generator, split: Split) -> Mannequin:
     choices = [
         (pose, colour)
-        for pose in scene_words.POSES
-        for colour in scene_words.COLOURS
-        if scene_words.is_pose_held_out(pose, colour) == (split == "heldout")
+        for pose in vocabulary.POSES
+        for colour in vocabulary.COLOURS
+        if vocabulary.is_pose_held_out(pose, colour) == (split == "heldout")
     ]
     pose, colour = choices[rng.integers(len(choices))]
     limbs = ("shoulder", "elbow", "hip", "head")

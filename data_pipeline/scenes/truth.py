@@ -25,7 +25,14 @@ from data_pipeline.scenes.scene import (
     sample_attributes,
     widest_free_slot,
 )
-from mgpt.tasks.scene_words import COLOURS, MATERIALS, SHAPES, SIZES, article, mannequin_phrase
+from data_pipeline.scenes.vocabulary import (
+    COLOURS,
+    MATERIALS,
+    SHAPES,
+    SIZES,
+    article,
+    mannequin_phrase,
+)
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SIDE_WORDS = {1: ("",), 2: (" on the left", " on the right")}

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from data_pipeline.scenes.scorers import FIGURES, score
 from mgpt.evals.cases import Case, Reply
-from mgpt.evals.measures import FIGURES, score
 
 NUM_CANDIDATES = 8
 """How many of the true pictures of a group are tried as its constant answer."""

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.scenes.scorers import FIGURES, MEASURES, Figure, score
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import ConfigError
 from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
-from mgpt.evals.measures import FIGURES, MEASURES, Figure, score
 from mgpt.files.atomic import atomic_write
 from mgpt.images.png import png_bytes
 from mgpt.infer.pipeline import Pipeline

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.evals.measures import FIGURES, MEASURES
+from data_pipeline.scenes.scorers import FIGURES, MEASURES
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
 from mgpt.evals.sheet import answer_sheet
 from mgpt.files.atomic import atomic_write

@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from data_pipeline.raw.inputs import raw_identities
+from data_pipeline.scenes.scorers import MEASURES
 from mgpt.data.dataset import open_dataset
 from mgpt.dtypes import Dtype, choose_dtype
 from mgpt.errors import DataError
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
-from mgpt.evals.measures import MEASURES
 from mgpt.launching.processes import num_processes
 from mgpt.lifecycle.comparison import Changeable
 from mgpt.lifecycle.identity import dataset_identity, vq_input, weights_identity

@@ -20,8 +20,7 @@ from PIL import Image
 
 from data_pipeline.roundtrip import psnr_db
 from data_pipeline.scenes.corpus import CorpusConfig, Sample, iter_samples
-from mgpt.evals.measures import box_iou
-from mgpt.evals.scene_reader import (
+from data_pipeline.scenes.reader import (
     read_box,
     read_depth,
     read_normals,
@@ -29,8 +28,9 @@ from mgpt.evals.scene_reader import (
     read_scene,
     read_segmentation,
 )
+from data_pipeline.scenes.scorers import box_iou
+from data_pipeline.scenes.vocabulary import SEGMENTATION_COLOURS
 from mgpt.images.pixels import fit, normalise, to_uint8
-from mgpt.tasks.scene_words import SEGMENTATION_COLOURS
 from mgpt.tokenizers.folder import load_tokenizer
 
 SIDES_PX = (64, 48, 32)

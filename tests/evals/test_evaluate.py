@@ -12,13 +12,13 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import start_ranks
 
+from data_pipeline.scenes.scorers import MEASURES
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import ShardWriter, TokenisedSample
 from mgpt.errors import DataError
 from mgpt.evals import evaluate as evaluation
 from mgpt.evals.cases import build_cases
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
-from mgpt.evals.measures import MEASURES
 from mgpt.images.pixels import to_uint8
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline

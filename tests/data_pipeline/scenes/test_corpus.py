@@ -8,8 +8,7 @@ import pytest
 
 from data_pipeline.scenes import corpus, scene, solids
 from data_pipeline.scenes.corpus import CorpusConfig, iter_samples, make_sample, picture_size
-from mgpt.errors import ConfigError
-from mgpt.tasks.scene_words import (
+from data_pipeline.scenes.vocabulary import (
     BOX_COLOUR,
     DEPTH_FAR,
     DEPTH_NEAR,
@@ -17,6 +16,7 @@ from mgpt.tasks.scene_words import (
     SEGMENTATION_COLOURS,
     depth_level,
 )
+from mgpt.errors import ConfigError
 
 
 def _config(kind="objects", **changes):

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
+from data_pipeline.scenes import vocabulary
 from data_pipeline.scenes.figure import scene_parts
 from data_pipeline.scenes.render import render
 from data_pipeline.scenes.scene import KINDS, sample_scene
-from mgpt.tasks import scene_words
 
 NUM = 150
 
@@ -31,8 +31,8 @@ def test_splits_share_no_combination_of_attributes(kind):
         for split in ("train", "heldout")
     }
     assert not seen["train"] & seen["heldout"]
-    assert not any(scene_words.is_held_out(*words) for words in seen["train"])
-    assert all(scene_words.is_held_out(*words) for words in seen["heldout"])
+    assert not any(vocabulary.is_held_out(*words) for words in seen["train"])
+    assert all(vocabulary.is_held_out(*words) for words in seen["heldout"])
 
 
 def test_splits_share_no_mannequin():

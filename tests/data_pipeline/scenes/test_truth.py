@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.scenes import truth
 from data_pipeline.scenes.scene import in_split, sample_scene
-from mgpt.tasks.scene_words import (
+from data_pipeline.scenes.vocabulary import (
     COLOURS,
     MATERIALS,
     SHAPES,

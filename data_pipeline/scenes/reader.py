@@ -2,10 +2,10 @@
 
 The checker of everything a model draws. It looks at pixels alone: what is coloured against the
 neutral ground is an object; its hue names its colour; its outline, shading and highlight name
-its shape, size and material. Names come from `scene_words`; the references that patches are
-compared with come from `scene_references.json`, measured once on training renders by
-`tests/evals/fit_scene_reader.py`. It knows no model and no renderer, and bears the blur, noise
-and colour shifts of a lossy picture code.
+its shape, size and material. Names come from `vocabulary`; the references that patches are
+compared with come from `references.json`, measured once on training renders by
+`tests/data_pipeline/scenes/fit_reader.py`. It knows no model and no renderer, and bears the blur,
+noise and colour shifts of a lossy picture code.
 
 Pictures are uint8 [H, W, 3], 32 to 128 pixels a side. All places are in pixels from the top
 left corner; boxes are (x0, y0, x1, y1) with x1 and y1 just outside. Shape suffixes: H, W
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mgpt.tasks.scene_words import (
+from data_pipeline.scenes.vocabulary import (
     BOX_COLOUR,
     COLOURS,
     DEPTH_FAR,
@@ -52,7 +52,7 @@ _GRID, _REACH = 8, 2.0
 # By how much red and blue lead over green in the line of a box: 255 as drawn, 100 when blurred;
 # in purple and pink objects 75 at most.
 _LEAST_BOX_LEAD = 80
-_REFERENCES_FILE = Path(__file__).with_name("scene_references.json")
+_REFERENCES_FILE = Path(__file__).with_name("references.json")
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def read_segmentation(picture_HW3: Array) -> Array:
 
 
 def read_depth(picture_HW3: Array) -> Array:
-    """[H, W] camera-axis depth in scene units, the inverse of `scene_words.depth_level`."""
+    """[H, W] camera-axis depth in scene units, the inverse of `vocabulary.depth_level`."""
     level_HW = picture_HW3.astype(np.float64).mean(-1) / 255
     return 1 / (level_HW * (1 / DEPTH_NEAR - 1 / DEPTH_FAR) + 1 / DEPTH_FAR)
 

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mgpt.tasks.scene_words import (
+from data_pipeline.scenes.vocabulary import (
     COLOURS,
     JOINTS,
     LIMBS,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_pipeline.scenes.scorers import FIGURES, SCORERS, box_iou, score
 from mgpt.evals.cases import Case, Reply
 from mgpt.evals.constants import (
     _candidates,
@@ -10,7 +11,6 @@ from mgpt.evals.constants import (
     _medians_of_others,
     best_constant_replies,
 )
-from mgpt.evals.measures import FIGURES, SCORERS, box_iou, score
 from mgpt.tasks.registry import TASKS
 from mgpt.tokens.chat import Conversation
 
@@ -134,7 +134,7 @@ def test_a_picture_is_read_once_by_each_reader(monkeypatch: pytest.MonkeyPatch) 
         read.append(picture.shape)
         return []
 
-    monkeypatch.setattr("mgpt.evals.measures.read_scene", reader)
+    monkeypatch.setattr("data_pipeline.scenes.scorers.read_scene", reader)
     truth, other = Reply("", (grey(100),)), Reply("", (grey(101),))
     asked = case("edit", truth)
     for _ in range(3):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.scenes.corpus import CorpusConfig, iter_samples
-from mgpt.evals.scene_reader import (
+from data_pipeline.scenes.reader import (
     read_box,
     read_depth,
     read_normals,
@@ -16,12 +16,12 @@ from mgpt.evals.scene_reader import (
     read_scene,
     read_segmentation,
 )
-from mgpt.tasks.scene_words import DEPTH_NEAR, SEGMENTATION_COLOURS
+from data_pipeline.scenes.vocabulary import DEPTH_NEAR, SEGMENTATION_COLOURS
 
 
 def _fit_script():
-    path = Path(__file__).with_name("fit_scene_reader.py")
-    spec = importlib.util.spec_from_file_location("fit_scene_reader", path)
+    path = Path(__file__).with_name("fit_reader.py")
+    spec = importlib.util.spec_from_file_location("fit_reader", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

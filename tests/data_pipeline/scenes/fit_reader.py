@@ -1,10 +1,10 @@
 """Measures the references of the scene reader on renders and writes them beside it.
 
-    python tests/evals/fit_scene_reader.py
+    python tests/data_pipeline/scenes/fit_reader.py
 
 Training scenes are rendered at several sizes, plain and spoilt by blur, noise and JPEG, and
 measured with the reader's own features; linear discriminants of the named objects make
-`mgpt/evals/scene_references.json`. Held-out scenes are never used.
+`data_pipeline/scenes/references.json`. Held-out scenes are never used.
 """
 
 import io
@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from data_pipeline.scenes import reader
 from data_pipeline.scenes.figure import scene_parts
 from data_pipeline.scenes.render import render
 from data_pipeline.scenes.scene import SceneObject, sample_scene
-from mgpt.evals import scene_reader
 
 NUM_SCENES = 2500
 SIZES_PX = (64, 64, 64, 48, 80, 96, 40)
@@ -41,13 +41,13 @@ def measured_objects() -> Iterator[tuple[SceneObject, np.ndarray, np.ndarray]]:
         side_px = SIZES_PX[index % len(SIZES_PX)]
         plain = render(scene_parts(scene), scene.camera, scene.light, side_px, side_px).colour_HW3
         for picture in (plain, spoil(plain, rng)):
-            masks = scene_reader.object_masks(picture)
+            masks = reader.object_masks(picture)
             if len(masks) != len(scene.objects):
                 continue
             masks.sort(key=lambda mask_HW: np.flatnonzero(mask_HW.any(0)).mean())
             for one, mask_HW in zip(scene.objects, masks, strict=True):
-                colour = scene_reader.colour_features(picture, mask_HW)
-                yield one, colour, scene_reader.figure_features(picture, mask_HW)
+                colour = reader.colour_features(picture, mask_HW)
+                yield one, colour, reader.figure_features(picture, mask_HW)
 
 
 def fit(names: list[str], features: np.ndarray) -> dict[str, list]:
@@ -78,7 +78,7 @@ def main() -> None:
         "colour": fit([one.colour for one in objects], np.array(colours)),
         "figure": fit(figure_names, np.array(figures)),
     }
-    file = Path(scene_reader.__file__).with_name("scene_references.json")
+    file = Path(reader.__file__).with_name("references.json")
     file.write_text(json.dumps(references, separators=(",", ":")) + "\n")
     print(f"{len(objects)} objects measured; wrote {file.name}")
 

@@ -2,7 +2,7 @@
 
 A scorer takes a case and a reply and returns named figures; a figure that does not apply to the
 case is absent. `FIGURES` says which figures a task reports, in which unit, which way is better and
-what the goal is. Pictures are read by `scene_reader`, which knows colours and silhouettes, never a
+what the goal is. Pictures are read by `reader`, which knows colours and silhouettes, never a
 model.
 
     score(case, Reply("a large red matte sphere"))      # {"attributes_right": 1.0}
@@ -18,9 +18,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from data_pipeline.scenes.reader import read_box, read_pose, read_scene, read_segmentation
+from data_pipeline.scenes.vocabulary import parse_mannequin, parse_objects
 from mgpt.evals.cases import Case, Reply, true_objects
-from mgpt.evals.scene_reader import read_box, read_pose, read_scene, read_segmentation
-from mgpt.tasks.scene_words import parse_mannequin, parse_objects
 
 MEASURES = "measures.json"
 """A task's figures, written last into its folder."""
