@@ -52,6 +52,7 @@ setup(
         "gs": ["gcsfs>=2024.12"],
         "http": ["aiohttp>=3.9"],
         "parquet": ["pyarrow>=17"],
+        "metrics": ["torchmetrics>=1.6", "torchvision>=0.26"],
         "test": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
@@ -63,6 +64,7 @@ setup(
             "moto[s3]>=5.0",
             "flask>=3.0",
             "flask-cors>=5.0",
+            "torchmetrics>=1.6",
         ],
         "dev": ["ruff>=0.6", "mypy>=1.11"],
     },

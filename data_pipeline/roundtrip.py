@@ -12,7 +12,6 @@ Writes: PNGs in pairs, roundtrip.json
 """
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,12 +35,12 @@ from mgpt.errors import DataError
 from mgpt.files.atomic import atomic_write
 from mgpt.files.storage import Location, locate
 from mgpt.images.png import png_bytes
+from mgpt.images.psnr import psnr_db
 from mgpt.lifecycle.identity import dataset_identity, vq_input
 from mgpt.lifecycle.rehearsal import Estimate, Scale, silent_tracker, timed
 from mgpt.lifecycle.run import run_stage
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
-MAX_PSNR_DB = 100.0  # identical pictures have no finite one
 _MAX_PRINTED = 50  # rows; all are returned
 Levels = npt.NDArray[np.uint8]
 
@@ -227,13 +226,6 @@ class _Comparison:
     def _save(self, name: str, levels_HWC: Levels) -> str:
         atomic_write(Path(self._cfg.output) / name, png_bytes(levels_HWC))
         return name
-
-
-def psnr_db(original_HWC: Levels, decoded_HWC: Levels) -> float:
-    """10 log10(255² / mean squared difference) over all channels, at most `MAX_PSNR_DB`."""
-    difference_HWC = original_HWC.astype(np.float64) - decoded_HWC.astype(np.float64)
-    mean_square = float(np.mean(difference_HWC**2))
-    return min(MAX_PSNR_DB, 10 * math.log10(255**2 / mean_square)) if mean_square else MAX_PSNR_DB
 
 
 def _print(rows: list[dict[str, Any]], tracker: Tracker) -> None:

@@ -46,7 +46,7 @@ MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 TEXT_EXTENSIONS = frozenset({"txt", "json"})
 PICTURE_FIELD = re.compile(
-    r"depth|normals|segmentation|pose|detection|other|edit_\d+|view_\d+|image_\d+"
+    r"depth|normals|segmentation|pose|detection|other|edit_\d+|view_\d+|image_\d+|own_[a-z0-9_]+"
 )
 _LEAST, _MOST, _MOST_BYTES = 16, 64, 3_000_000  # of `write_some`
 TEXT_ONLY_FIELDS = ("dialog", "text", "conversations", "interleaved")

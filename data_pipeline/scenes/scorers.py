@@ -1,94 +1,58 @@
-"""What is measured for each task, and how: scorers that look at text and pixels alone.
+"""Scorers of the built-in scenes: answers are read back by colours and silhouettes, never a model.
 
-A scorer takes a case and a reply and returns named figures; a figure that does not apply to the
-case is absent. `FIGURES` says which figures a task reports, in which unit, which way is better and
-what the goal is. Pictures are read by `reader`, which knows colours and silhouettes, never a
-model.
+Samples of `source=scenes` bring the exact truth of what they show (`truth` in their JSON), so that
+every one of the sixteen tasks is measured by what a person would ask: whether the objects, the
+attributes, the joints are right. `SCENE_SCORERS` has each task's metrics with their units and the
+goals of the quickstart. Samples without such a truth are measured by `mgpt.evals.scorers`.
 
-    score(case, Reply("a large red matte sphere"))      # {"attributes_right": 1.0}
+    SCENE_SCORERS["caption"].score(case, Reply("a large red matte sphere"))
+    # {"attributes_right": 1.0}
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_pipeline.scenes.reader import read_box, read_pose, read_scene, read_segmentation
 from data_pipeline.scenes.vocabulary import parse_mannequin, parse_objects
-from mgpt.evals.cases import Case, Reply, true_objects
+from mgpt.evals.cases import Case, Reply
+from mgpt.evals.metrics import RIGHT, Metric, Scorer
+from mgpt.evals.pictures import box_iou, labels_iou, mean_angle_deg, mean_difference
+from mgpt.evals.texts import plain
 
-MEASURES = "measures.json"
-"""A task's figures, written last into its folder."""
 _KEPT_READINGS = 2048  # of 64 px: 25 MB
 JOINT_TOLERANCE = 0.1
 """A joint counts as found within this share of the picture's diagonal (PCK@0.1)."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One column of the table of measures. `goal` is in the figure's own unit."""
-
-    name: str
-    unit: str
-    higher_is_better: bool
-    goal: float | None = None
+def is_scene(meta: Mapping[str, Any]) -> bool:
+    """Whether a sample is a rendered scene, which brings the truth of all that can be measured."""
+    return isinstance(meta.get("truth"), Mapping)
 
 
-RIGHT = "share of answers"
-
-FIGURES: dict[str, tuple[Figure, ...]] = {
-    "text_to_image": (
-        Figure("one_object_right", RIGHT, True, goal=0.85),
-        Figure("two_objects_right", RIGHT, True, goal=0.65),
-    ),
-    "caption": (Figure("attributes_right", RIGHT, True, goal=0.85),),
-    "vqa": (Figure("answer_right", RIGHT, True, goal=0.88),),
-    "text_dialog": (Figure("answer_right", RIGHT, True, goal=0.85),),
-    "multi_image_dialog": (Figure("answer_right", RIGHT, True, goal=0.85),),
-    "edit": (Figure("objects_right", RIGHT, True, goal=0.5),),
-    "segmentation": (Figure("mean_iou", "IoU", True, goal=0.85),),
-    "depth": (Figure("depth_error", "share of the depth range", False, goal=0.014),),
-    "normals": (Figure("angle_error", "degrees", False, goal=5.0),),
-    "pose": (Figure("joints_found", "share of joints", True, goal=0.98),),
-    "detection": (Figure("box_iou", "IoU", True, goal=0.7),),
-    "depth_to_image": (
-        Figure("pixel_error", "share of full scale", False),
-        Figure("objects_right", RIGHT, True, goal=0.5),
-    ),
-    "segmentation_to_image": (
-        Figure("pixel_error", "share of full scale", False),
-        Figure("objects_right", RIGHT, True, goal=0.5),
-    ),
-    "normals_to_image": (
-        Figure("pixel_error", "share of full scale", False),
-        Figure("objects_right", RIGHT, True, goal=0.5),
-    ),
-    "pose_to_image": (Figure("pixel_error", "share of full scale", False),),
-    "multi_view": (
-        Figure("pixel_error", "share of full scale", False),
-        Figure("views_right", "share of views", True, goal=0.4),
-    ),
-}
+def true_objects(meta: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """The objects of a sample's exact scene; empty if it has none."""
+    truth = meta.get("truth")
+    objects = truth.get("objects", []) if isinstance(truth, Mapping) else []
+    return list(objects)
 
 
-def score(case: Case, reply: Reply) -> dict[str, float]:
-    """The figures of one reply. A missing picture scores as a black one of the right size."""
-    images = list(reply.images[: len(case.truth.images)])
-    images += [np.zeros_like(truth) for truth in case.truth.images[len(images) :]]
-    images = [
-        image if image.shape == truth.shape else np.zeros_like(truth)
-        for image, truth in zip(images, case.truth.images, strict=True)
-    ]
-    return SCORERS[case.task](case, Reply(reply.text, tuple(images)))
+def _shows_one_or_two(meta: Mapping[str, Any]) -> bool:
+    """Whether a scene that is drawn from text alone can be read back: one or two objects."""
+    return is_scene(meta) and meta.get("kind") == "objects" and len(true_objects(meta)) in (1, 2)
+
+
+def _num_objects(case: Case) -> str:
+    return str(len(true_objects(case.meta)))
 
 
 def _answer_right(case: Case, reply: Reply) -> dict[str, float]:
-    return {"answer_right": float(_plain(reply.text) == _plain(case.truth.text))}
+    return {"answer_right": float(plain(reply.text) == plain(case.truth.text))}
 
 
 def _attributes_right(case: Case, reply: Reply) -> dict[str, float]:
@@ -114,29 +78,16 @@ def _objects_right(case: Case, reply: Reply) -> dict[str, float]:
 def _segmentation(case: Case, reply: Reply) -> dict[str, float]:
     """Mean over the classes of the truth of intersection over union."""
     truth, given = (_read(read_segmentation, one.images[0]) for one in (case.truth, reply))
-    ious = [
-        np.logical_and(truth == label, given == label).sum()
-        / np.logical_or(truth == label, given == label).sum()
-        for label in np.unique(truth)
-    ]
-    return {"mean_iou": float(np.mean(ious))}
+    return {"mean_iou": labels_iou(truth, given)}
 
 
 def _depth(case: Case, reply: Reply) -> dict[str, float]:
-    return {"depth_error": _mean_difference(case.truth.images[0], reply.images[0])}
+    return {"depth_error": mean_difference(case.truth.images[0], reply.images[0])}
 
 
 def _normals(case: Case, reply: Reply) -> dict[str, float]:
-    """Mean angle between true and given normals where the truth has a surface."""
-    truth, given = (
-        image.astype(np.float64) / 255 * 2 - 1 for image in (case.truth.images[0], reply.images[0])
-    )
-    length = np.linalg.norm(truth, axis=-1)
-    surface = (length > 0.7) & (length < 1.3)
-    cosine = (truth * given).sum(-1) / np.maximum(
-        length * np.linalg.norm(given, axis=-1), np.finfo(np.float64).tiny
-    )
-    return {"angle_error": float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))[surface].mean())}
+    angle = mean_angle_deg(case.truth.images[0], reply.images[0])
+    return {} if angle is None else {"angle_error": angle}
 
 
 def _pose(case: Case, reply: Reply) -> dict[str, float]:
@@ -158,51 +109,22 @@ def _detection(case: Case, reply: Reply) -> dict[str, float]:
 
 
 def _from_condition(case: Case, reply: Reply) -> dict[str, float]:
-    pixel_error = {"pixel_error": _mean_difference(case.truth.images[0], reply.images[0])}
+    pixel_error = {"pixel_error": mean_difference(case.truth.images[0], reply.images[0])}
     return pixel_error | _objects_right(case, reply)
 
 
 def _pixels(case: Case, reply: Reply) -> dict[str, float]:
-    return {"pixel_error": _mean_difference(case.truth.images[0], reply.images[0])}
+    return {"pixel_error": mean_difference(case.truth.images[0], reply.images[0])}
 
 
 def _views(case: Case, reply: Reply) -> dict[str, float]:
     pairs = list(zip(case.truth.images, reply.images, strict=True))
     return {
-        "pixel_error": float(np.mean([_mean_difference(truth, given) for truth, given in pairs])),
+        "pixel_error": float(np.mean([mean_difference(truth, given) for truth, given in pairs])),
         "views_right": float(
             np.mean([_objects(truth) == _objects(given) for truth, given in pairs])
         ),
     }
-
-
-SCORERS: dict[str, Callable[[Case, Reply], dict[str, float]]] = {
-    "text_dialog": _answer_right,
-    "text_to_image": _text_to_image,
-    "caption": _attributes_right,
-    "vqa": _answer_right,
-    "multi_image_dialog": _answer_right,
-    "edit": _objects_right,
-    "segmentation": _segmentation,
-    "depth": _depth,
-    "normals": _normals,
-    "pose": _pose,
-    "detection": _detection,
-    "depth_to_image": _from_condition,
-    "segmentation_to_image": _from_condition,
-    "normals_to_image": _from_condition,
-    "pose_to_image": _pixels,
-    "multi_view": _views,
-}
-
-
-def box_iou(first: tuple[float, ...], second: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes (x0, y0, x1, y1)."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return float(shared / (sum(areas) - shared)) if shared > 0 else 0.0
 
 
 def _objects(image: np.ndarray) -> Counter[tuple[str, str]]:
@@ -225,9 +147,42 @@ def _read_bytes(
     return reader(np.frombuffer(data, np.uint8).reshape(shape))
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".")
+_ANSWER = Metric("answer_right", RIGHT, True, goal=0.85)
+_OBJECTS = Metric("objects_right", RIGHT, True, goal=0.5)
+_PIXELS = Metric("pixel_error", "share of full scale", False)
 
 
-def _mean_difference(first: np.ndarray, second: np.ndarray) -> float:
-    return float(np.abs(first.astype(np.float64) - second.astype(np.float64)).mean() / 255)
+def _scorer(
+    measure: Callable[[Case, Reply], dict[str, float]],
+    *metrics: Metric,
+    can_read: Callable[[Mapping[str, Any]], bool] = is_scene,
+    told: Callable[[Case], str] = lambda case: "",
+) -> Scorer:
+    return Scorer(metrics, measure, can_read=can_read, told=told)
+
+
+SCENE_SCORERS: dict[str, Scorer] = {
+    "text_to_image": _scorer(
+        _text_to_image,
+        Metric("one_object_right", RIGHT, True, goal=0.85),
+        Metric("two_objects_right", RIGHT, True, goal=0.65),
+        can_read=_shows_one_or_two,
+        told=_num_objects,  # the text names as many as are counted in the answer
+    ),
+    "caption": _scorer(_attributes_right, Metric("attributes_right", RIGHT, True, goal=0.85)),
+    "vqa": _scorer(_answer_right, Metric("answer_right", RIGHT, True, goal=0.88)),
+    "text_dialog": _scorer(_answer_right, _ANSWER),
+    "multi_image_dialog": _scorer(_answer_right, _ANSWER),
+    "edit": _scorer(_objects_right, _OBJECTS),
+    "segmentation": _scorer(_segmentation, Metric("mean_iou", "IoU", True, goal=0.85)),
+    "depth": _scorer(_depth, Metric("depth_error", "share of the depth range", False, goal=0.014)),
+    "normals": _scorer(_normals, Metric("angle_error", "degrees", False, goal=5.0)),
+    "pose": _scorer(_pose, Metric("joints_found", "share of joints", True, goal=0.98)),
+    "detection": _scorer(_detection, Metric("box_iou", "IoU", True, goal=0.7)),
+    "depth_to_image": _scorer(_from_condition, _PIXELS, _OBJECTS),
+    "segmentation_to_image": _scorer(_from_condition, _PIXELS, _OBJECTS),
+    "normals_to_image": _scorer(_from_condition, _PIXELS, _OBJECTS),
+    "pose_to_image": _scorer(_pixels, _PIXELS),
+    "multi_view": _scorer(_views, _PIXELS, Metric("views_right", "share of views", True, goal=0.4)),
+}
+"""By task. The first metric of each decides which constant answer is the best."""

@@ -4,10 +4,10 @@
     {"file": "room.png", "depth": "room_depth.png", "caption": "a room", "tasks": ["depth"]}
 
 `file` is the picture, relative to the folder; a known field name (`depth`, `segmentation`,
-`edit_1`, …) names a further picture; everything else goes into the sample's JSON as it is. Without
-such a file every picture in the folder and its subfolders is a sample, in the order of their
-paths, and `cats/tom.txt` is the caption of `cats/tom.jpg`. The key is the picture's path without
-extension, or the record's number where that cannot be one or is taken.
+`edit_1`, …, or `own_…` for a task of your own) names a further picture; everything else goes into
+the sample's JSON as it is. Without such a file every picture in the folder and its subfolders is a
+sample, in the order of their paths, and `cats/tom.txt` is the caption of `cats/tom.jpg`. The key is
+the picture's path without extension, or the record's number where that cannot be one or is taken.
 
     mgpt pack source=folder input=my_pictures output=raw/mine
 """

@@ -14,7 +14,7 @@ from data_pipeline.raw.shards import RawSample, Rejected
 from data_pipeline.tokenizing.filters import FilterConfig, Filters
 from data_pipeline.tokenizing.fitting import Pictures, decode
 from mgpt.images.pixels import MAX_PIXELS
-from mgpt.tasks.registry import READINGS
+from mgpt.tasks.registry import READINGS, is_own
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Admission:
         """The first half of `admit`, which sees one sample alone: any order, any thread."""
         if isinstance(item, Rejected):
             return item
-        unknown = sorted(set(item.meta.get("tasks", ())) - READINGS.keys())
+        named = (name for name in item.meta.get("tasks", ()) if not is_own(name))
+        unknown = sorted(set(named) - READINGS.keys())
         if unknown:
             return Rejected(item.key, "unknown_task", ", ".join(unknown))
         if filtered := filters.before_decoding(item):

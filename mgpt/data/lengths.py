@@ -44,7 +44,8 @@ from mgpt.tasks.registry import (
     SampleView,
     can_serve,
     task,
-    tasks_fingerprint,
+    task_fingerprint,
+    task_name,
 )
 from mgpt.tokens.chat import outline
 from mgpt.tokens.unirep import LATENTS_PER_GRID
@@ -90,7 +91,7 @@ def load_lengths(
     """Counts of each task over a data set, from the files beside the shards or made now.
 
     Args:
-        task_names: names of `READINGS`.
+        task_names: names of `READINGS`, or files of own tasks.
         on_progress: called with (samples counted, samples in all) while counting.
 
     Raises:
@@ -131,7 +132,7 @@ def forget_lengths(folder: Location, vocab: Vocabulary | None) -> None:
 
 def lengths_fingerprint(dataset: TokenisedDataset, vocab: Vocabulary, name: str) -> str:
     """16 hex digits over everything that a count depends on."""
-    parts = [dataset.fingerprint, vocab.fingerprint, tasks_fingerprint(), name]
+    parts = [dataset.fingerprint, vocab.fingerprint, task_fingerprint(name), task_name(name)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -25,13 +25,18 @@ from mgpt.data.documents import Drawn, describe, write_document
 from mgpt.data.lengths import LENGTHS_FOLDER
 from mgpt.data.mixer import Mixer, Window
 from mgpt.data.rows import Rows, StepRows
-from mgpt.data.source import DataConfig, cap_of, open_components, vq_fingerprint_of, weights_after
+from mgpt.data.source import (
+    DataConfig,
+    cap_of,
+    open_components,
+    task_names,
+    vq_fingerprint_of,
+    weights_after,
+)
 from mgpt.errors import DataError
 from mgpt.files.child_processes import ProcessExecutor
-from mgpt.tasks.registry import READINGS
 from mgpt.tokens.vocab import Vocabulary
 
-TASK_NAMES = tuple(READINGS)
 PREFETCH_STEPS = 2
 KEPT_WINDOWS = 4
 KEPT_POSITIONS = 64
@@ -84,10 +89,10 @@ class RowLoader:
             config.guidance_drop,
             config.train_on_inputs,
         )
-        self.task_names = list(TASK_NAMES)
+        self.task_names = task_names(config)
         self.source_names = list(config.sources)
         self.vq_fingerprint = vq_fingerprint_of(components)
-        self._group = [TASK_NAMES.index(part.task) for part in components]
+        self._group = [self.task_names.index(part.task) for part in components]
         self._source = [self.source_names.index(part.source) for part in components]
         self.started = Start(0, Position(0, 0))
         self._positions = {0: Position(0, 0)}
@@ -407,8 +412,10 @@ class RowLoader:
                     "max_epochs": config.sources[part.source].max_epochs,
                 },
             )
-            if part.task in (epochs := config.sources[part.source].max_task_epochs):
-                source[f"max_task_epochs.{part.task}"] = epochs[part.task]
+            if part.reference in (epochs := config.sources[part.source].max_task_epochs):
+                source[f"max_task_epochs.{part.task}"] = epochs[part.reference]
+            if part.own_fingerprint:
+                source[f"task_file.{part.task}"] = part.own_fingerprint
             if part.weight:
                 source[f"tasks.{part.task}"] = part.weight
         return {

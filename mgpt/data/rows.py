@@ -21,8 +21,8 @@ class Rows:
 
     `labels[t]` is the target of position t (the next id, where that is trained), else `IGNORED`.
     `positions` start at 0 in each document. `groups` is the place of a token's task in
-    `TASK_NAMES`, whatever the mix, and `sources` that of its source in the mix. Padding is one last
-    document of pad ids that trains nothing.
+    `task_names` of the mix, and `sources` that of its source. Padding is one last document of pad
+    ids that trains nothing.
     """
 
     ids: np.ndarray

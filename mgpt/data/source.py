@@ -16,7 +16,8 @@ import numpy as np
 
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.lengths import TOKENS, TaskLengths, load_lengths
-from mgpt.errors import DataError, VocabularyError
+from mgpt.errors import ConfigError, DataError, VocabularyError
+from mgpt.tasks.registry import READINGS, is_own, task_fingerprint, task_name
 from mgpt.tokens.vocab import Vocabulary
 
 
@@ -25,7 +26,8 @@ class SourceConfig:
     """One folder of tokenised shards and what to train on from it.
 
     path: the folder of one resolution, such as output/512.
-    tasks: weight of each task or pretraining document, relative to all weights of all sources.
+    tasks: weight of each task or pretraining document, relative to all weights of all sources; the
+        file of a task of your own stands for its name.
     max_epochs: passes over the samples after which a task of this source is used up and its
         weight goes to the rest; null for no limit.
     max_task_epochs: the same for single tasks, where they differ from it.
@@ -125,6 +127,23 @@ class DataConfig:
         return dict(sorted(found.items()))
 
 
+def task_names(config: DataConfig) -> list[str]:
+    """Names of all tasks by which metrics of this mix can be grouped: ours, then the mix's own.
+
+    Raises ConfigError if two files give one name.
+    """
+    files: dict[str, str] = {}
+    for source in config.sources:
+        for reference in filter(is_own, config.weights(source)):
+            other = files.setdefault(task_name(reference), reference)
+            if other != reference:
+                raise ConfigError(
+                    f"data.sources: {other} and {reference} are both the task "
+                    f"{task_name(reference)!r}; rename one"
+                )
+    return [*READINGS, *sorted(files)]
+
+
 def capped(config: DataConfig, epochs: float) -> DataConfig:
     """The same mix with no sample drawn more often than `epochs` times."""
 
@@ -147,7 +166,9 @@ class Component:
     """One task of one source, opened: which samples, how long, how much of the mix.
 
     `weight` is that at the first step; `scale` is what temperature makes of its size, and already
-    in it. `cap` is the number of documents it can give in all, None for no limit.
+    in it. `cap` is the number of documents it can give in all, None for no limit. `reference` is
+    how the mix names the task: one of the user's own by its file, whose fingerprint is
+    `own_fingerprint`.
     """
 
     source: str
@@ -157,6 +178,8 @@ class Component:
     weight: float
     cap: int | None
     scale: float = 1.0
+    reference: str = ""
+    own_fingerprint: str | None = None
 
     @property
     def name(self) -> str:
@@ -191,15 +214,25 @@ def open_components(
             )
         weights = config.weights(source_name)
         lengths = load_lengths(dataset, vocab, weights, on_progress)
-        for task_name, weight in weights.items():
-            entries = lengths[task_name]
+        for reference, weight in weights.items():
+            entries, name = lengths[reference], task_name(reference)
             if not len(entries):
-                raise DataError(_no_samples(source_name, task_name, dataset))
-            epochs = source.max_task_epochs.get(task_name, source.max_epochs)
+                raise DataError(_no_samples(source_name, name, dataset))
+            epochs = source.max_task_epochs.get(reference, source.max_epochs)
             cap = cap_of(len(entries), epochs)
             scale = size_scale(len(entries), config.temperature)
             components.append(
-                Component(source_name, task_name, dataset, entries, weight * scale, cap, scale)
+                Component(
+                    source_name,
+                    name,
+                    dataset,
+                    entries,
+                    weight * scale,
+                    cap,
+                    scale,
+                    reference,
+                    task_fingerprint(reference) if is_own(reference) else None,
+                )
             )
     if not components:
         raise DataError("nothing to train on: give data.sources a source and a task above weight 0")
@@ -239,7 +272,7 @@ def weights_after(config: DataConfig, parts: list[Component], step: int) -> list
     for _, sources in sorted(item for item in config.changes.items() if item[0] <= step):
         for source, tasks in sources.items():
             for task, weight in tasks.items():
-                if (name := f"{source}/{task}") in weights:  # others never have a weight
+                if (name := f"{source}/{task_name(task)}") in weights:  # others never have a weight
                     weights[name] = weight * scales[name]
     return list(weights.values())
 
@@ -280,11 +313,11 @@ def check_row_tokens(components: list[Component], row_tokens: int) -> None:
         )
 
 
-def _no_samples(source_name: str, task_name: str, dataset: TokenisedDataset) -> str:
-    tasks = sorted({name for manifest in dataset.manifests for name in manifest.tasks})
-    fields = sorted({name for manifest in dataset.manifests for name in manifest.fields})
+def _no_samples(source_name: str, name: str, dataset: TokenisedDataset) -> str:
+    tasks = sorted({one for manifest in dataset.manifests for one in manifest.tasks})
+    fields = sorted({one for manifest in dataset.manifests for one in manifest.fields})
     return (
         f"source {source_name} ({dataset.folder}): none of its {len(dataset)} samples can serve "
-        f"task {task_name}; they list the tasks {', '.join(tasks) or '(none, so any that fits)'} "
+        f"task {name}; they list the tasks {', '.join(tasks) or '(none, so any that fits)'} "
         f"and hold the fields {', '.join(fields) or '(none)'}. Remove the task from the mix"
     )

@@ -53,19 +53,6 @@ class Case:
     question_images: tuple[np.ndarray, ...]
     truth: Reply
 
-    @property
-    def group(self) -> str:
-        """Cases that share a constant answer: same question about a picture, same picture sizes.
-
-        Without a picture a text question says all there is to know: all such cases are one group.
-        """
-        if not self.answer_fields:
-            return self.question if self.question_images else ""
-        sizes = " ".join(str(self.codes[field].shape) for field in self.answer_fields)
-        # Pictures from text are scored by their number of objects, which the text tells.
-        told = len(true_objects(self.meta)) if self.task == "text_to_image" else ""
-        return f"{told} {sizes}"
-
 
 def build_cases(
     dataset: TokenisedDataset,
@@ -73,59 +60,44 @@ def build_cases(
     num_samples: int,
     seed: int,
     truth_picture: TruthPicture,
+    can_read: Callable[[Mapping[str, object]], bool] = lambda meta: True,
 ) -> list[Case]:
     """The cases of one task: every turn of `num_samples` held-out samples, in a keyed order.
 
     The order is that of sha256(seed, task, sample identity): a larger `num_samples` only adds.
-    Raises DataError when the data set serves the task with no sample at all, or only with samples
-    that are no rendered scenes.
+    Args:
+        task_name: a task's name, or the file of a task of the user's own.
+        can_read: whether the scorer can measure a sample, given its JSON.
+
+    Raises DataError if no sample of the data set serves the task.
     """
-    chosen, num_scenes = [], 0
-    for index in range(len(dataset)):
-        shard, number = dataset.locate(index)
-        meta = shard.meta(number)
-        num_scenes += is_scene(meta)
-        if can_serve(task_name, meta, shard.shapes(number)) and is_measurable(task_name, meta):
-            chosen.append(index)
-    if not num_scenes:
-        raise DataError(
-            f"{dataset.folder}: mgpt evaluate measures rendered scenes only (mgpt pack "
-            f"source=scenes), and none of the {len(dataset)} samples here is one; look at answers "
-            "about your own pictures with mgpt generate, and give the pictures to a training as "
-            "held_out.sources for the loss on them"
-        )
+    name = task(task_name).name
+    chosen = serving(dataset, task_name, can_read)
     if not chosen:
         raise DataError(
-            f"{dataset.folder}: no held-out sample serves the task {task_name!r}; "
+            f"{dataset.folder}: no held-out sample serves the task {name!r}; "
             "pack more of them, or leave the task out of tasks"
         )
-    chosen.sort(key=lambda index: _rank(seed, task_name, dataset.identity(index)))
+    chosen.sort(key=lambda index: _rank(seed, name, dataset.identity(index)))
     cases: list[Case] = []
     for index in chosen[:num_samples]:
         cases.extend(_cases_of_sample(dataset, index, task_name, truth_picture))
     return cases
 
 
-def is_measurable(task_name: str, meta: Mapping[str, object]) -> bool:
-    """Whether the checker can read the true answer: it knows rendered scenes, and of those that are
-    drawn from text alone, scenes of one or two objects."""
-    if not is_scene(meta):
-        return False
-    if task_name != "text_to_image":
-        return True
-    return meta.get("kind") == "objects" and len(true_objects(meta)) in (1, 2)
-
-
-def is_scene(meta: Mapping[str, object]) -> bool:
-    """Whether a sample is a rendered scene, which brings the truth of all that can be measured."""
-    return isinstance(meta.get("truth"), Mapping)
-
-
-def true_objects(meta: Mapping[str, object]) -> list[Mapping[str, str]]:
-    """The objects of a sample's exact scene, empty where it has none."""
-    truth = meta.get("truth")
-    objects = truth.get("objects", []) if isinstance(truth, Mapping) else []
-    return list(objects)
+def serving(
+    dataset: TokenisedDataset,
+    task_name: str,
+    can_read: Callable[[Mapping[str, object]], bool] = lambda meta: True,
+) -> list[int]:
+    """Indices of the samples that serve a task and can be measured."""
+    found = []
+    for index in range(len(dataset)):
+        shard, number = dataset.locate(index)
+        meta = shard.meta(number)
+        if can_serve(task_name, meta, shard.shapes(number)) and can_read(meta):
+            found.append(index)
+    return found
 
 
 def _rank(seed: int, task_name: str, identity: tuple[str, str]) -> bytes:
@@ -137,8 +109,9 @@ def _cases_of_sample(
 ) -> list[Case]:
     sample = dataset.sample(index)
     shapes = {field: codes_HW.shape for field, codes_HW in sample.codes.items()}
-    whole = task(task_name).build(SampleView(sample.meta, shapes, dataset.latent_px), 0)
-    assert isinstance(whole, Conversation), f"{task_name} is no conversation"
+    wanted = task(task_name)
+    whole = wanted.build(SampleView(sample.meta, shapes, dataset.latent_px), 0)
+    assert isinstance(whole, Conversation), f"{wanted.name} is no conversation"
     cases = []
     for number, turn in enumerate(whole.turns):
         asked = whole.ask(number)
@@ -149,8 +122,8 @@ def _cases_of_sample(
         )[-1:]
         cases.append(
             Case(
-                key=f"{sample.key}/{task_name}/{number}",
-                task=task_name,
+                key=f"{sample.key}/{wanted.name}/{number}",
+                task=wanted.name,
                 meta=sample.meta,
                 conversation=asked,
                 codes=sample.codes,

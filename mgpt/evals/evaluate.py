@@ -1,14 +1,16 @@
 """Evaluation of a trained model on held-out samples, task by task, beside chance and ceiling.
 
-Three answerers meet the same cases and are scored by the same scorers: the model; the best constant
+Three answerers are given the same cases and scored by the same scorer: the model; the best constant
 answer, which never looks (`constants`); and the truth sent through the VQGAN, which is what a
-perfect language model could reach (`ceiling`). A figure is called better than the constant where
-the paired bootstrap's 95 % interval of the difference lies on the better side of zero.
+perfect language model could reach (`ceiling`). A metric is called better than the constant if the
+paired bootstrap's 95 % interval of the difference lies on the better side of zero.
 
-A finished task is a folder with its `measures.json`; a second start takes it from there.
+A finished task is a folder with its `measures.json`; a second start takes it from there. Which
+scorer measures which task is the caller's choice.
 
-    measures = evaluate(cfg, dataset, pipeline, output, truth_picture, world, on_task=print)
-    measures["caption"]["figures"]["attributes_right"]["model"]      # 0.83
+    scorers = {"caption": find_scorer("edit_distance", "caption")}
+    measures = evaluate(cfg, scorers, dataset, pipeline, output, truth_picture, world, on_task)
+    measures["caption"]["metrics"]["edit_distance"]["model"]      # 0.31
 """
 
 from __future__ import annotations
@@ -16,29 +18,30 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_pipeline.scenes.scorers import FIGURES, MEASURES, Figure, score
 from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import ConfigError
 from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
+from mgpt.evals.metrics import MEASURES, Metric, Scorer, read_measures
 from mgpt.files.atomic import atomic_write
 from mgpt.images.png import png_bytes
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.rerank import best_answers
 from mgpt.infer.sampling import NO_GUIDANCE, Guidance, SamplingConfig
 from mgpt.parallel.dist import World
-from mgpt.tasks.registry import caption_reading
+from mgpt.tasks.registry import TASKS, caption_reading, is_own, task, task_name
 
 NUM_RESAMPLES = 1000
-FREE_PICTURE_TASKS = frozenset({"text_to_image", "multi_view"})
-"""Tasks whose pictures follow from text alone: guidance serves these."""
+_SHOWN_FIRST = ("text_to_image", "caption", "vqa")
+ALL_TASKS = (*_SHOWN_FIRST, *(name for name in TASKS if name not in _SHOWN_FIRST))
+"""The sixteen in the order in which tables show them."""
 GUIDANCE = Guidance(scale=3.0)  # of the official text-to-image demo
 
 
@@ -46,17 +49,20 @@ GUIDANCE = Guidance(scale=3.0)  # of the official text-to-image demo
 class EvaluateConfig:
     """What is measured and how answers are sampled.
 
-    `samples` are held-out samples a task, at most all there are (one of several turns gives a case
-    a turn), and `samples_of` those of single tasks; `gallery` the cases a task that the report
-    shows. Text is decoded with `text_top_k`; pictures that follow from text alone with
-    `image_top_k` and `guidance`, pictures that follow from a picture with `conditioned_top_k` and
-    no guidance. For a caption `image_candidates` pictures are drawn, and the one from which the
-    model reads the caption best is its answer (`mgpt.infer.rerank`).
+    `tasks` are names, or files of own tasks; of all sixteen, those that no sample serves are left
+    out. `samples` are held-out samples a task, at most all there are (one of several turns gives a
+    case a turn), and `samples_of` those of single tasks; `gallery` the cases a task that the report
+    shows. `scorers` names for a task another scorer than its own: one of `mgpt.evals.scorers`,
+    module:attribute, or file.py:attribute. Text is decoded with `text_top_k`; pictures that follow
+    from text alone with `image_top_k` and `guidance`, pictures that follow from a picture with
+    `conditioned_top_k` and no guidance. For a caption `image_candidates` pictures are drawn; its
+    answer is the one from which the model reads the caption best (`mgpt.infer.rerank`).
     """
 
-    tasks: tuple[str, ...] = tuple(FIGURES)
+    tasks: tuple[str, ...] = ALL_TASKS
     samples: int = 48
     samples_of: dict[str, int] = field(default_factory=lambda: {"text_to_image": 160})
+    scorers: dict[str, str] = field(default_factory=dict)
     gallery: int = 6
     batch_cases: int = 64
     text_top_k: int = 1
@@ -70,13 +76,23 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.image_candidates < 1:
             raise ConfigError(f"image_candidates={self.image_candidates} must be at least 1")
-        for setting, names in (("tasks", self.tasks), ("samples_of", self.samples_of)):
-            if unknown := [name for name in names if name not in FIGURES]:
-                raise ConfigError(f"{setting}: {unknown} unknown; there are {sorted(FIGURES)}")
+        own = {task_name(name) for name in self.tasks if is_own(name)}
+        settings: dict[str, list[str]] = {
+            "tasks": [name for name in self.tasks if not is_own(name)],
+            "samples_of": list(self.samples_of),
+            "scorers": list(self.scorers),
+        }
+        for setting, names in settings.items():
+            if unknown := [name for name in names if name not in TASKS.keys() | own]:
+                raise ConfigError(
+                    f"{setting}: {unknown} unknown; there are {sorted(TASKS.keys() | own)}, and "
+                    "files of your own tasks"
+                )
 
 
 def evaluate(
     cfg: EvaluateConfig,
+    scorers: Mapping[str, Scorer],
     dataset: TokenisedDataset,
     pipeline: Pipeline,
     output: Path,
@@ -84,33 +100,38 @@ def evaluate(
     world: World,
     on_task: Callable[[str, dict], None],
 ) -> dict[str, dict]:
-    """Measures of every task, `{task: {"cases": n, "figures": {...}}}`, the same on every rank.
+    """Measures of every task, `{task: {"cases": n, "metrics": {...}}}`, the same on every rank.
 
+    `scorers` has one for each of `cfg.tasks`, which may be fewer than the configuration named.
     Ranks share the answering of a task's cases; draws are keyed by case, so their number changes
     nothing. Rank 0 alone measures, while the others go on to the next task. It writes
     `<output>/<task>/` (pictures, gallery.json, and last measures.json) and calls
     `on_task(name, measures of the task)`.
     """
-    measures: dict[str, dict] = world.broadcast_object(_finished(cfg.tasks, output))
-    for name in cfg.tasks:
+    names = [task_name(reference) for reference in cfg.tasks]
+    measures: dict[str, dict] = world.broadcast_object(_finished(names, output))
+    for reference, name in zip(cfg.tasks, names, strict=True):
         if name in measures:
             continue
-        num_samples = cfg.samples_of.get(name, cfg.samples)
-        cases = build_cases(dataset, name, num_samples, cfg.seed, truth_picture)
-        replies = _answer(cfg, name, cases, pipeline, world)
+        num_samples, scorer = cfg.samples_of.get(name, cfg.samples), scorers[reference]
+        cases = build_cases(
+            dataset, reference, num_samples, cfg.seed, truth_picture, scorer.can_read
+        )
+        replies = _answer(cfg, reference, cases, pipeline, world)
         if world.is_main:
-            measures[name] = _measure(cfg, cases, replies, pipeline)
-            _write_gallery(output / name, cases[: cfg.gallery], replies[: cfg.gallery])
+            measures[name] = _measure(cfg, scorer, cases, replies, pipeline)
+            shown = cases[: cfg.gallery], replies[: cfg.gallery]
+            _write_gallery(output / name, scorer, *shown)
             atomic_write(output / name / MEASURES, json.dumps(measures[name], indent=1).encode())
             on_task(name, measures[name])
     measures = world.broadcast_object(measures)
-    return {name: measures[name] for name in cfg.tasks}
+    return {name: measures[name] for name in names}
 
 
 def _finished(tasks: Sequence[str], output: Path) -> dict[str, dict]:
     """Measures of the tasks that an earlier start finished."""
     files = {name: output / name / MEASURES for name in tasks}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    return {name: read_measures(file) for name, file in files.items() if file.exists()}
 
 
 def _answer(
@@ -131,7 +152,9 @@ def _answer(
             [case.key for case in batch],
         )
         if name == "text_to_image" and cfg.image_candidates > 1:
-            readings = [caption_reading(str(case.meta["caption"])) for case in batch]
+            readings = [
+                caption_reading(str(case.meta.get("caption") or case.question)) for case in batch
+            ]
             answers = best_answers(pipeline, cfg.image_candidates, *asked, readings)
         else:
             answers = pipeline.answer(*asked)
@@ -164,7 +187,7 @@ def _unpacked(packed: list[str]) -> Reply:
 
 
 def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConfig:
-    is_free = name in FREE_PICTURE_TASKS
+    is_free = not task(name).shows_pictures  # pictures that follow from text alone
     num_images = max(len(case.answer_fields) for case in cases)
     return SamplingConfig(
         text_top_k=cfg.text_top_k,
@@ -178,49 +201,55 @@ def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConf
 
 
 def _measure(
-    cfg: EvaluateConfig, cases: list[Case], replies: list[Reply], pipeline: Pipeline
+    cfg: EvaluateConfig,
+    scorer: Scorer,
+    cases: list[Case],
+    replies: list[Reply],
+    pipeline: Pipeline,
 ) -> dict[str, object]:
     by_answerer = {
         "model": replies,
-        "constant": best_constant_replies(cases),
+        "constant": best_constant_replies(cases, scorer),
         "ceiling": _through_vqgan(cases, pipeline),
     }
     scores = {
-        answerer: [score(case, reply) for case, reply in zip(cases, given, strict=True)]
+        answerer: [scorer.score(case, reply) for case, reply in zip(cases, given, strict=True)]
         for answerer, given in by_answerer.items()
     }
-    figures = {}
-    for figure in FIGURES[cases[0].task]:
+    metrics = {}
+    for metric in scorer.metrics:
         columns = {
-            answerer: np.array([each[figure.name] for each in rows if figure.name in each])
+            answerer: np.array([each[metric.name] for each in rows if metric.name in each])
             for answerer, rows in scores.items()
         }
         if len(columns["model"]):
-            figures[figure.name] = _compare(figure, columns, cfg.seed)
-    measured: dict[str, object] = {"cases": len(cases), "figures": figures}
+            metrics[metric.name] = _compare(metric, columns, cfg.seed)
+    measured: dict[str, object] = {"cases": len(cases), "metrics": metrics}
+    if scorer.caveat:
+        measured["caveat"] = scorer.caveat
     if cases[0].task == "text_to_image":
         measured["candidates"] = cfg.image_candidates
     return measured
 
 
-def _compare(figure: Figure, columns: dict[str, np.ndarray], seed: int) -> dict[str, object]:
+def _compare(metric: Metric, columns: dict[str, np.ndarray], seed: int) -> dict[str, object]:
     """Means of the answerers and the bootstrap interval of model minus constant."""
     gain = columns["model"] - columns["constant"]
     draws = np.random.default_rng(seed).integers(len(gain), size=(NUM_RESAMPLES, len(gain)))
     low, high = np.quantile(gain[draws].mean(axis=1), (0.025, 0.975))
     model = float(columns["model"].mean())
     comparison: dict[str, object] = {
-        "unit": figure.unit,
-        "higher_is_better": figure.higher_is_better,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
         "cases": len(gain),
         **{answerer: round(float(column.mean()), 6) for answerer, column in columns.items()},
         "gain_low": round(float(low), 6),
         "gain_high": round(float(high), 6),
-        "better_than_constant": bool(low > 0 if figure.higher_is_better else high < 0),
+        "better_than_constant": bool(low > 0 if metric.higher_is_better else high < 0),
     }
-    if figure.goal is not None:
-        reached = model >= figure.goal if figure.higher_is_better else model <= figure.goal
-        comparison |= {"goal": figure.goal, "goal_reached": reached}
+    if metric.goal is not None:
+        reached = model >= metric.goal if metric.higher_is_better else model <= metric.goal
+        comparison |= {"goal": metric.goal, "goal_reached": reached}
     return comparison
 
 
@@ -232,7 +261,9 @@ def _through_vqgan(cases: list[Case], pipeline: Pipeline) -> list[Reply]:
     ]
 
 
-def _write_gallery(folder: Path, cases: Sequence[Case], replies: Sequence[Reply]) -> None:
+def _write_gallery(
+    folder: Path, scorer: Scorer, cases: Sequence[Case], replies: Sequence[Reply]
+) -> None:
     """PNG files and gallery.json: question, model's answer and truth of each shown case."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -254,7 +285,7 @@ def _write_gallery(folder: Path, cases: Sequence[Case], replies: Sequence[Reply]
                 "model": reply.text,
                 "truth": case.truth.text,
                 "images": names,
-                "figures": score(case, reply),
+                "metrics": scorer.score(case, reply),
             }
         )
     atomic_write(folder / "gallery.json", json.dumps(entries, indent=1).encode())

@@ -17,16 +17,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.scenes.scorers import FIGURES, MEASURES
+from mgpt.evals.evaluate import ALL_TASKS
+from mgpt.evals.metrics import MEASURES, read_gallery, read_measures
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
 from mgpt.evals.sheet import answer_sheet
 from mgpt.files.atomic import atomic_write
 
 SHEET = "answers.png"
-LEAD = (
+SCENES_LEAD = (
     "Every picture and answer below comes from the model that this run trained, on held-out "
     "samples whose combinations of attributes it has never seen, read back by a checker that "
     "looks at pixels and text alone."
+)
+
+
+LEAD = (
+    "Every picture and answer below comes from the model that this run trained, on held-out "
+    "samples, measured against their true answers by text and pixels alone."
 )
 
 
@@ -48,10 +55,9 @@ class ReportInputs:
 
 def build_report(inputs: ReportInputs, output: Path) -> Path:
     """Write report.html, report.json and answers.png into `output`; returns the page's path."""
-    evaluated = {name: inputs.evaluation / name / MEASURES for name in FIGURES}
-    tasks = {
-        name: json.loads(file.read_text()) for name, file in evaluated.items() if file.exists()
-    }
+    own = {file.parent.name for file in inputs.evaluation.glob(f"*/{MEASURES}")} - {*ALL_TASKS}
+    evaluated = {name: inputs.evaluation / name / MEASURES for name in (*ALL_TASKS, *sorted(own))}
+    tasks = {name: read_measures(file) for name, file in evaluated.items() if file.exists()}
     photographs = _photographs(inputs.photographs)
     curves = {name: _record(file) for name, file in inputs.training.items()}
     measures = {
@@ -75,8 +81,15 @@ def build_report(inputs: ReportInputs, output: Path) -> Path:
         *_shortfalls(tasks),
     ]
     file = output / "report.html"
-    atomic_write(file, page(inputs.title, LEAD, sections).encode())
+    atomic_write(file, page(inputs.title, _lead(tasks), sections).encode())
     return file
+
+
+def _lead(tasks: Mapping[str, dict]) -> str:
+    """What was measured: only the built-in scenes come with goals, and hold out combinations."""
+    metrics = [metric for measured in tasks.values() for metric in measured["metrics"].values()]
+    is_scenes = not metrics or any("goal" in metric for metric in metrics)
+    return SCENES_LEAD if is_scenes else LEAD
 
 
 def _record(file: Path) -> list[dict]:
@@ -90,26 +103,26 @@ def _photographs(folder: Path | None) -> list[dict]:
 def _measures_table(tasks: Mapping[str, dict]) -> str:
     rows = []
     for task, measured in tasks.items():
-        for name, figure in measured["figures"].items():
-            goal = f"{figure['goal']:.2f}" if "goal" in figure else ""
+        for name, metric in measured["metrics"].items():
+            goal = f"{metric['goal']:.2f}" if "goal" in metric else ""
             rows.append(
                 (
                     _plain(task),
-                    f"{_plain(name)} ({figure['unit']})",
-                    "more" if figure["higher_is_better"] else "less",
-                    float(figure["model"]),
-                    float(figure["constant"]),
-                    float(figure["ceiling"]),
-                    figure["cases"],
-                    f"{figure['gain_low']:+.3f} … {figure['gain_high']:+.3f}",
-                    figure["better_than_constant"],
+                    f"{_plain(name)} ({metric['unit']})",
+                    "more" if metric["higher_is_better"] else "less",
+                    float(metric["model"]),
+                    float(metric["constant"]),
+                    float(metric["ceiling"]),
+                    metric["cases"],
+                    f"{metric['gain_low']:+.3f} … {metric['gain_high']:+.3f}",
+                    metric["better_than_constant"],
                     goal,
-                    figure["goal_reached"] if "goal" in figure else "",
+                    metric["goal_reached"] if "goal" in metric else "",
                 )
             )
     columns = (
         "task",
-        "figure",
+        "metric",
         "better is",
         "model",
         "best constant answer",
@@ -126,27 +139,27 @@ def _measures_table(tasks: Mapping[str, dict]) -> str:
 def _measures_note(tasks: Mapping[str, dict]) -> str:
     """How many goals were reached; the last section says which were not, and by how much."""
     reached = [
-        figure["goal_reached"]
+        metric["goal_reached"]
         for measured in tasks.values()
-        for figure in measured["figures"].values()
-        if "goal" in figure
+        for metric in measured["metrics"].values()
+        if "goal" in metric
     ]
-    return f"{sum(reached)} of {len(reached)} goals were reached."
+    return f"{sum(reached)} of {len(reached)} goals were reached." if reached else ""
 
 
 def _shortfalls(tasks: Mapping[str, dict]) -> list[Section]:
     """What fell short and by how much, in words; silence would be read as success."""
     missed = [
-        f"{_plain(task)}: {_plain(name)} {figure['model']:.3f}, goal {figure['goal']:.3f}"
+        f"{_plain(task)}: {_plain(name)} {metric['model']:.3f}, goal {metric['goal']:.3f}"
         for task, measured in tasks.items()
-        for name, figure in measured["figures"].items()
-        if not figure.get("goal_reached", True)
+        for name, metric in measured["metrics"].items()
+        if not metric.get("goal_reached", True)
     ]
     missed += [
         f"{_plain(task)}: {_plain(name)} is not clearly better than the best constant answer"
         for task, measured in tasks.items()
-        for name, figure in measured["figures"].items()
-        if not figure["better_than_constant"]
+        for name, metric in measured["metrics"].items()
+        if not metric["better_than_constant"]
     ]
     if not missed:
         return []
@@ -162,13 +175,13 @@ def _galleries(evaluation: Path, tasks: Mapping[str, dict]) -> list[Section]:
     sections = []
     for task, measured in tasks.items():
         folder = evaluation / task
-        entries = json.loads((folder / "gallery.json").read_text())
-        body = cards(gallery_card(entry, folder) for entry in entries)
-        note = ""
+        body = cards(gallery_card(entry, folder) for entry in read_gallery(folder))
+        note = str(measured.get("caveat", ""))
         if (drawn := measured.get("candidates", 1)) > 1:
-            note = (
+            chosen = (
                 f"Of {drawn} pictures drawn, the one from which the model reads the caption best."
             )
+            note = f"{chosen} {note}".strip()
         sections.append(Section(_plain(task).capitalize(), body, note))
     return sections
 

@@ -9,13 +9,14 @@ the rule.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from mgpt.evals.metrics import read_gallery
 
 COLUMNS = 4
 _CELL_PX = (330, 190)
@@ -38,20 +39,20 @@ def answer_sheet(evaluation: Path, tasks: Mapping[str, dict]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for place, (task, measured) in enumerate(tasks.items()):
         corner = (place % COLUMNS * _CELL_PX[0], place // COLUMNS * _CELL_PX[1])
-        entries = json.loads((evaluation / task / "gallery.json").read_text())
+        entries = read_gallery(evaluation / task)
         if entries:
-            _draw_entry(sheet, draw, corner, task, measured["figures"], entries, evaluation / task)
+            _draw_entry(sheet, draw, corner, task, measured["metrics"], entries, evaluation / task)
     return sheet
 
 
-def best_entry(entries: list[dict[str, Any]], figures: Mapping[str, dict]) -> dict[str, Any]:
+def best_entry(entries: list[dict[str, Any]], metrics: Mapping[str, dict]) -> dict[str, Any]:
     """The entry with the best score of the task's metrics; the first of equal ones."""
 
     def badness(entry: dict[str, Any]) -> float:
         total = 0.0
-        for name, value in entry["figures"].items():
-            if name in figures:
-                total += -value if figures[name]["higher_is_better"] else value
+        for name, value in entry["metrics"].items():
+            if name in metrics:
+                total += -value if metrics[name]["higher_is_better"] else value
         return total
 
     return min(entries, key=badness)
@@ -62,11 +63,11 @@ def _draw_entry(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
     task: str,
-    figures: Mapping[str, dict],
+    metrics: Mapping[str, dict],
     entries: list[dict[str, Any]],
     folder: Path,
 ) -> None:
-    entry = best_entry(entries, figures)
+    entry = best_entry(entries, metrics)
     small, bold = ImageFont.load_default(11), ImageFont.load_default(13)
     x, y = corner[0] + _MARGIN_PX, corner[1] + _MARGIN_PX
     draw.text((x, y), task.replace("_", " "), fill=_INK, font=bold)
@@ -84,16 +85,16 @@ def _draw_entry(
         x += scaled.width + 6
     if entry["model"]:
         _draw_lines(draw, (x + 4, y + 4), str(entry["model"]), small, _INK, 5, width=24)
-    words = "; ".join(_metric(name, figure) for name, figure in figures.items())
+    words = "; ".join(_metric(name, metric) for name, metric in metrics.items())
     draw.text(
         (corner[0] + _MARGIN_PX, corner[1] + _CELL_PX[1] - 24), words, fill=_FAINT, font=small
     )
 
 
-def _metric(name: str, figure: Mapping[str, Any]) -> str:
-    value = figure["model"]
-    shown = f"{100 * value:.0f} %" if figure["unit"].startswith("share of") else f"{value:.2f}"
-    if figure["unit"] in ("degrees",):
+def _metric(name: str, metric: Mapping[str, Any]) -> str:
+    value = metric["model"]
+    shown = f"{100 * value:.0f} %" if metric["unit"].startswith("share of") else f"{value:.2f}"
+    if metric["unit"] in ("degrees",):
         shown = f"{value:.1f} degrees"
     return f"{name.replace('_', ' ')}: {shown}"
 

@@ -18,13 +18,11 @@ from pathlib import Path, PurePosixPath
 from mgpt.errors import ConfigError
 from mgpt.files.atomic import TEMPORARY
 from mgpt.files.storage import Location, relative
-from mgpt.tasks.registry import TASKS
 
 _RECORDS = ("DONE", "stage.json", "config.yaml", "metrics.jsonl", "wandb/**")
 _VOCABULARY = ("vocabulary.json", "text.model", "tokenizer.json")
 _MODEL = ("config.json", "SHA256SUMS", "model*.safetensors", "model.safetensors.index.json")
 _PX = "[0-9]*"
-_OF_TASK = ("measures.json", "gallery.json", "*.png")
 
 
 def _in(folder: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -62,7 +60,10 @@ _WRITTEN: dict[str, tuple[str, ...]] = {
     "import": _MODEL_FOLDER,
     "export": (*_MODEL_FOLDER, "tokenizer.json", "tokenizer_config.json"),
     "generate": ("answers.json", "[0-9][0-9][0-9]_[0-9]*.png"),
-    "evaluate": tuple(f"{task}/{name}" for task in TASKS for name in _OF_TASK),
+    "evaluate": (  # a folder a task, of the user's own too
+        *("*/measures.json", "*/gallery.json", "*/[0-9][0-9]*_question_[0-9]*.png"),
+        *("*/[0-9][0-9]*_model_[0-9]*.png", "*/[0-9][0-9]*_truth_[0-9]*.png"),
+    ),
     "roundtrip": ("roundtrip.json", f"{_PX}/*.original.png", f"{_PX}/*.decoded.png"),
     "report": ("report.html", "report.json"),
 }

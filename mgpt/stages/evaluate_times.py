@@ -10,17 +10,18 @@ counted as `_ANSWER_TOKENS` long.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mgpt.data.dataset import TokenisedDataset
-from mgpt.evals.cases import is_measurable
-from mgpt.evals.evaluate import FREE_PICTURE_TASKS, EvaluateConfig
+from mgpt.evals.cases import serving
+from mgpt.evals.evaluate import EvaluateConfig
+from mgpt.evals.metrics import Scorer
 from mgpt.lifecycle.rehearsal import Estimate, shares, timed
-from mgpt.tasks.registry import can_serve
+from mgpt.tasks.registry import task as find_task
+from mgpt.tasks.registry import task_name
 
-TEXT_TASKS = ("caption", "vqa", "multi_image_dialog", "text_dialog")
 _FEW, _MORE = 2, 8
 _ANSWER_TOKENS = 32
 
@@ -30,6 +31,7 @@ Evaluation = Callable[[EvaluateConfig, Path], dict[str, dict]]
 
 def rehearse_evaluation(
     cfg: EvaluateConfig,
+    scorers: Mapping[str, Scorer],
     folder: Path,
     dataset: TokenisedDataset,
     scale: float,
@@ -40,11 +42,12 @@ def rehearse_evaluation(
 
     Args:
         cfg: the real evaluation's tasks, numbers of cases and ways of drawing.
+        scorers: of each of these tasks.
         dataset: the stand-in of the held-out samples, `scale` times fewer than there will be.
         processes: that share the cases.
         evaluation: measures some cases.
     """
-    there = {task: _num_serving(dataset, task) for task in cfg.tasks}
+    there = {task: len(serving(dataset, task, scorer.can_read)) for task, scorer in scorers.items()}
     first = next((task for task in cfg.tasks if there[task]), None)
     if first is not None:  # loads kernels, and decodes pictures that others will look at
         evaluation(_few_cases(cfg, first, samples=1), folder / "warm")
@@ -54,7 +57,7 @@ def rehearse_evaluation(
         if kind not in cost:
             cost[kind] = _cost(cfg, task, folder, evaluation)
         batch_s, case_s, cases_a_sample = cost[kind]
-        samples = min(cfg.samples_of.get(task, cfg.samples), there[task] * scale)
+        samples = min(cfg.samples_of.get(task_name(task), cfg.samples), there[task] * scale)
         cases = samples * cases_a_sample / shares(processes)
         seconds += math.ceil(cases / cfg.batch_cases) * batch_s + cases * case_s
     return Estimate(seconds, starts=1 if processes == 1 else 2)
@@ -70,8 +73,8 @@ def _cost(
         found: list[int] = []
 
         def measure(some: EvaluateConfig = some, found: list[int] = found) -> None:
-            measures = evaluation(some, folder / f"{task}_{some.samples}")
-            found.append(int(measures[task]["cases"]))
+            measures = evaluation(some, folder / f"{task_name(task)}_{some.samples}")
+            found.append(int(measures[task_name(task)]["cases"]))
 
         spent.append((timed(measure), found[0]))
     (few_s, few), (more_s, more) = spent
@@ -90,15 +93,7 @@ def _few_cases(cfg: EvaluateConfig, task: str, samples: int) -> EvaluateConfig:
 
 def _kind(task: str) -> str:
     """Tasks of one kind have answers of one form: words, or a picture with or without guidance."""
-    if task in FREE_PICTURE_TASKS:
-        return task
-    return "text" if task in TEXT_TASKS else "picture"
-
-
-def _num_serving(dataset: TokenisedDataset, task: str) -> int:
-    found = 0
-    for index in range(len(dataset)):
-        shard, number = dataset.locate(index)
-        meta = shard.meta(number)
-        found += can_serve(task, meta, shard.shapes(number)) and is_measurable(task, meta)
-    return found
+    found = find_task(task)
+    if found.answer == "text":
+        return "text"
+    return "picture" if found.shows_pictures else found.name

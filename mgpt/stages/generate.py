@@ -35,7 +35,7 @@ from mgpt.lifecycle.identity import input_identities, vq_input, weights_identity
 from mgpt.lifecycle.rehearsal import Estimate, Scale, timed
 from mgpt.lifecycle.run import run_stage
 from mgpt.stages.build import build_pipeline, pick_device
-from mgpt.tasks.registry import TASKS, SampleView, caption_reading
+from mgpt.tasks.registry import TASKS, caption_reading, is_own, task
 from mgpt.tokens.chat import Conversation, ImageSlot, Turn, split_parts
 from mgpt.tokens.unirep import LATENTS_PER_GRID
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -44,7 +44,6 @@ FREE = "free"
 _LARGEST_DEFAULT_GRIDS = 16  # 512 px with a 16x VQGAN: the first rung of the published model
 _MARK = "<prompt>"
 _REHEARSED_TOKENS = 256  # a model that has learned nothing never ends a text
-_FILLED_IN = "."  # stands in an answer's place while a task builds the question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class Config(SamplingConfig):
     prompt: str | list[str] = ""
     """What to draw, ask or do; a list for several."""
     task: str = "text_to_image"
-    """A task's name, or free for the prompt word for word."""
+    """A task's name, the file of a task of your own, or free for the prompt word for word."""
     image: str | list[str] = field(default_factory=list)
     """Pictures that the question shows, in order."""
     size: str | None = None
@@ -90,8 +89,10 @@ class Config(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.task not in (*TASKS, FREE):
-            raise ValueError(f"task={self.task!r} is none of {', '.join(TASKS)}, {FREE}")
+        if self.task not in (*TASKS, FREE) and not is_own(self.task):
+            raise ValueError(
+                f"task={self.task!r} is none of {', '.join(TASKS)}, {FREE}, or a .py file"
+            )
         if min(self.n, self.views, self.candidates) < 1:
             raise ValueError(
                 f"n={self.n}, views={self.views}, candidates={self.candidates}: at least 1 each"
@@ -120,7 +121,8 @@ class Config(SamplingConfig):
 
 def inputs(cfg: Config) -> dict[str, str]:
     weights = {cfg.ckpt: weights_identity(cfg.ckpt, cfg.averaged)}
-    return {**input_identities(*cfg.images), **weights, **vq_input(cfg.vq)}
+    files = [*cfg.images, *filter(is_own, [cfg.task])]
+    return {**input_identities(*files), **weights, **vq_input(cfg.vq)}
 
 
 def main(cfg: Config) -> None:
@@ -193,7 +195,8 @@ def question(
         conversation, sampling, draws = Conversation((turn,)), cfg.sampling, False
     else:
         drawn = (grids[0] * LATENTS_PER_GRID, grids[1] * LATENTS_PER_GRID)
-        whole = _task_item(cfg.task, prompt, drawn, pipeline.tokenizer.downsample, cfg.views)
+        latent_px = pipeline.tokenizer.downsample
+        whole = task(cfg.task).example(prompt, drawn, latent_px, cfg.views)
         slots = [part for part in whole.turns[0].answer if isinstance(part, ImageSlot)]
         modality: Modality = "image" if slots else "text"
         conversation, draws = whole.ask(0), bool(slots)
@@ -232,33 +235,12 @@ def _answers(
     return best_answers(pipeline, cfg.candidates, *given, readings, sizes)
 
 
-def reads_prompt(task: str) -> bool:
+def reads_prompt(name: str) -> bool:
     """Whether the question of a task holds the prompt; free does, depth and caption do not."""
-    if task == FREE:
+    if name == FREE:
         return True
-    turn = _task_item(task, _MARK, (2, 2), 8, views=2).turns[0]
+    turn = task(name).example(_MARK, (2, 2), latent_px=8).turns[0]
     return any(isinstance(part, str) and _MARK in part for part in turn.question)
-
-
-def _task_item(
-    task: str, prompt: str, drawn: tuple[int, int], latent_px: int, views: int
-) -> Conversation:
-    """The task's whole conversation about a sample that has everything, answers included."""
-    meta: dict[str, Any] = {
-        "caption": prompt or _FILLED_IN,
-        "qa": [[prompt or _FILLED_IN, _FILLED_IN]],
-        "other_qa": [[prompt or _FILLED_IN, _FILLED_IN]],
-        "dialog": [[prompt or _FILLED_IN, _FILLED_IN]],
-        "edits": [prompt or _FILLED_IN],
-        "object": prompt or _FILLED_IN,
-    }
-    fields = ("image", "other", "depth", "normals", "segmentation", "pose", "detection", "edit_1")
-    shapes = dict.fromkeys(fields, drawn)
-    if task == "multi_view":
-        shapes = {f"view_{number:02d}": drawn for number in range(views)}
-    item = TASKS[task].build(SampleView(meta, shapes, latent_px), 0)
-    assert isinstance(item, Conversation), task
-    return item
 
 
 def picture_size(size: str | None, pipeline: Pipeline) -> tuple[int, int]:

@@ -19,8 +19,14 @@ from torch import Tensor
 from mgpt.cli.settings import to_plain
 from mgpt.data.dataset import open_dataset
 from mgpt.data.forecast import foretell
-from mgpt.data.loader import TASK_NAMES, RowLoader, held_out_rows
-from mgpt.data.source import DataConfig, SourceConfig, capped, max_documents_tokens
+from mgpt.data.loader import RowLoader, held_out_rows
+from mgpt.data.source import (
+    DataConfig,
+    SourceConfig,
+    capped,
+    max_documents_tokens,
+    task_names,
+)
 from mgpt.dtypes import DtypeChoice
 from mgpt.errors import DataError, VocabularyError
 from mgpt.files.storage import locate
@@ -373,7 +379,7 @@ def _held_out(
         if dataset.has_pictures:
             check_same_vq(vq_fingerprint, dataset.vq_fingerprint, f"held_out.sources.{name}")
     rows = held_out_rows(data, vocabulary, cfg.seed, cfg.held_out.rows)
-    tally = LossTally(list(data.sources), TASK_NAMES, vocabulary, backend.device)
+    tally = LossTally(list(data.sources), task_names(data), vocabulary, backend.device)
     return HeldOut(rows, cfg.parallel.micro_rows, tally)
 
 

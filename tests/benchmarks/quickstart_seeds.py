@@ -37,8 +37,8 @@ def rows(reports: list[dict]) -> list[dict]:
     """Mean and worst over the runs of each metric, with its constant, ceiling and goal."""
     found = []
     for task, measured in reports[0]["measures"]["tasks"].items():
-        for name, metric in measured["figures"].items():
-            values = [one["measures"]["tasks"][task]["figures"][name]["model"] for one in reports]
+        for name, metric in measured["metrics"].items():
+            values = [one["measures"]["tasks"][task]["metrics"][name]["model"] for one in reports]
             worst = min(values) if metric["higher_is_better"] else max(values)
             found.append(
                 {

@@ -18,7 +18,6 @@ import torch
 from corpora import conditions, show
 from PIL import Image
 
-from data_pipeline.roundtrip import psnr_db
 from data_pipeline.scenes.corpus import CorpusConfig, Sample, iter_samples
 from data_pipeline.scenes.reader import (
     read_box,
@@ -28,9 +27,10 @@ from data_pipeline.scenes.reader import (
     read_scene,
     read_segmentation,
 )
-from data_pipeline.scenes.scorers import box_iou
 from data_pipeline.scenes.vocabulary import SEGMENTATION_COLOURS
+from mgpt.evals.pictures import box_iou
 from mgpt.images.pixels import fit, normalise, to_uint8
+from mgpt.images.psnr import psnr_db
 from mgpt.tokenizers.folder import load_tokenizer
 
 SIDES_PX = (64, 48, 32)

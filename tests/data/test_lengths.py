@@ -47,7 +47,7 @@ def test_another_corpus_or_template_is_counted_anew(corpus, vocab, write, sample
     load_lengths(open_dataset(corpus), vocab, NAMES)
     write(corpus, "00002", [sample("2", 0)])
     assert len(load_lengths(open_dataset(corpus), vocab, NAMES)["caption"]) == 51
-    monkeypatch.setattr("mgpt.data.lengths.tasks_fingerprint", lambda: "changed")
+    monkeypatch.setattr("mgpt.data.lengths.task_fingerprint", lambda name: "changed")
     counted = []
     load_lengths(open_dataset(corpus), vocab, NAMES, lambda done, total: counted.append(total))
     assert counted == [51]

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.roundtrip import MAX_PSNR_DB, psnr_db, roundtrip
 from data_pipeline.roundtrip import Config as RoundtripConfig
+from data_pipeline.roundtrip import roundtrip
 from data_pipeline.tokenize import Config as TokenizeConfig
 from data_pipeline.tokenize import tokenize
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image
+from mgpt.images.psnr import MAX_PSNR_DB, psnr_db
 
 
 @pytest.fixture

@@ -12,19 +12,22 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import start_ranks
 
-from data_pipeline.scenes.scorers import MEASURES
+from data_pipeline.scenes.scorers import SCENE_SCORERS
 from mgpt.data.dataset import open_dataset
 from mgpt.data.shards import ShardWriter, TokenisedSample
-from mgpt.errors import DataError
+from mgpt.errors import ConfigError, DataError
 from mgpt.evals import evaluate as evaluation
 from mgpt.evals.cases import build_cases
 from mgpt.evals.evaluate import EvaluateConfig, evaluate
+from mgpt.evals.metrics import MEASURES
+from mgpt.evals.scorers import SCORERS
 from mgpt.images.pixels import to_uint8
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer
 from mgpt.parallel.dist import World, init_distributed
+from mgpt.stages.evaluate import choose_scorers
 from mgpt.tokenizers.vqgan import Vqgan, VqganConfig
 from mgpt.tokens.text import SentencePieceText, train_sentencepiece
 from mgpt.tokens.vocab import scratch_vocabulary
@@ -92,9 +95,9 @@ def evaluate_here(folder: Path, output: Path, world: World) -> list[str]:
     measure, write = evaluation._measure, evaluation.atomic_write
     with pytest.MonkeyPatch.context() as patch:
 
-        def counted_measure(cfg, cases, *rest):
+        def counted_measure(cfg, scorer, cases, *rest):
             did.append(f"measure {cases[0].task}")
-            return measure(cfg, cases, *rest)
+            return measure(cfg, scorer, cases, *rest)
 
         def counted_write(path, data):
             did.append(f"write {path.parent.name}/{path.name}")
@@ -103,7 +106,7 @@ def evaluate_here(folder: Path, output: Path, world: World) -> list[str]:
         patch.setattr(evaluation, "_measure", counted_measure)
         patch.setattr(evaluation, "atomic_write", counted_write)
         found = evaluate(
-            CFG, dataset, pipeline, output, truth_picture, world,
+            CFG, SCENE_SCORERS, dataset, pipeline, output, truth_picture, world,
             on_task=lambda name, _: did.append(f"on_task {name}"),
         )  # fmt: skip
     (output / f"returned_{world.rank}.json").write_text(json.dumps(found))
@@ -156,12 +159,32 @@ def test_a_finished_task_is_taken_as_it_is(alone: tuple[Path, Path]) -> None:
     assert (output / "returned_0.json").read_text() == whole
 
 
-@pytest.mark.parametrize("task", ["text_to_image", "caption", "depth", "edit"])
-def test_pictures_that_are_no_scenes_are_refused_in_one_sentence(tmp_path: Path, task: str) -> None:
-    """Captions of others would be compared as lists of cubes, and free pictures with nothing."""
+def test_other_samples_are_measured_by_each_task_s_own_scorer(tmp_path: Path) -> None:
     make_held_out(tmp_path, are_scenes=False)
-    with pytest.raises(DataError, match=r"measures rendered scenes only .* none of the 12 samples"):
-        build_cases(open_dataset(tmp_path / "32"), task, 5, 0, lambda index, field: np.zeros(1))
+    dataset = open_dataset(tmp_path / "32")
+    chosen = choose_scorers(EvaluateConfig(), dataset)
+    assert chosen == {
+        "text_to_image": SCORERS["free_picture"],
+        "caption": SCORERS["edit_distance"],
+        "depth": SCORERS["depth_error"],
+        "depth_to_image": SCORERS["picture"],
+    }, "tasks that no sample serves are left out"
+    cfg = EvaluateConfig(tasks=("caption", "edit"), scorers={"caption": "exact_match"})
+    assert choose_scorers(cfg, dataset)["caption"] is SCORERS["exact_match"]
+    with pytest.raises(DataError, match="no held-out sample serves the task 'edit'"):
+        build_cases(dataset, "edit", 5, 0, lambda index, field: np.zeros(1))
+    cases = build_cases(dataset, "caption", 5, 0, lambda index, field: np.zeros((32, 32, 3)))
+    assert len(cases) == 5
+
+
+def test_scenes_are_measured_by_their_own_checker(tmp_path: Path) -> None:
+    make_held_out(tmp_path)
+    dataset = open_dataset(tmp_path / "32")
+    cfg = EvaluateConfig(tasks=TASKS, scorers={"depth": "psnr"})
+    chosen = choose_scorers(cfg, dataset)
+    assert chosen["caption"] is SCENE_SCORERS["caption"] and chosen["depth"] is SCORERS["psnr"]
+    with pytest.raises(ConfigError, match=r"scorers: \['captoin'\] unknown"):
+        EvaluateConfig(scorers={"captoin": "psnr"})
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mgpt.evals.report import ReportInputs, build_report
 
 
-def write_inputs(root: Path) -> ReportInputs:
+def write_inputs(root: Path, metrics: str = "metrics") -> ReportInputs:
     task = root / "evaluate" / "caption"
     task.mkdir(parents=True)
-    figure = {
+    metric = {
         "unit": "share of answers",
         "higher_is_better": True,
         "cases": 4,
@@ -25,12 +26,12 @@ def write_inputs(root: Path) -> ReportInputs:
         "goal": 0.7,
         "goal_reached": False,
     }
-    measures = {"cases": 4, "figures": {"attributes_right": figure}}
+    measures = {"cases": 4, metrics: {"attributes_right": metric}}
     (task / "measures.json").write_text(json.dumps(measures))
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(task / "00_question_0.png")
     images = {"question": ["00_question_0.png"], "model": [], "truth": []}
     entry = {"question": "Describe <b>this</b>", "model": "a", "truth": "b", "images": images}
-    entry["figures"] = {"attributes_right": 0.0}
+    entry[metrics] = {"attributes_right": 0.0}
     (task / "gallery.json").write_text(json.dumps([entry]))
     record = root / "metrics.jsonl"
     rows = [{"step": step, "loss": 5.0 / step, "loss/task/caption": 1.0} for step in range(1, 9)]
@@ -50,9 +51,28 @@ def test_page_names_shortfalls_and_is_self_contained(tmp_path: Path) -> None:
     assert "src='http" not in page and "<script" not in page
 
 
-def test_json_keeps_conditions_apart(tmp_path: Path) -> None:
-    build_report(write_inputs(tmp_path), tmp_path)
+@pytest.mark.parametrize("metrics", ["metrics", "figures"])
+def test_json_keeps_conditions_apart(tmp_path: Path, metrics: str) -> None:
+    """Of an evaluation of an earlier version, too, which called metrics figures."""
+    build_report(write_inputs(tmp_path, metrics), tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["measures"]["training"] == {"pretrain": 5.0 / 8}
-    assert report["measures"]["tasks"]["caption"]["figures"]["attributes_right"]["model"] == 0.5
+    assert report["measures"]["tasks"]["caption"]["metrics"]["attributes_right"]["model"] == 0.5
     assert report["conditions"]["torch"] == "2.13"
+
+
+def test_pages_of_other_samples_say_what_their_metrics_are_worth(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path)
+    scenes = build_report(inputs, tmp_path).read_text()
+    assert "combinations of attributes it has never seen" in scenes
+    for task in ("caption", "counting"):  # one of them a task of the user's own
+        folder = tmp_path / "evaluate" / task
+        folder.mkdir(exist_ok=True)
+        measures = json.loads((tmp_path / "evaluate" / "caption" / "measures.json").read_text())
+        for name in ("goal", "goal_reached"):
+            measures["metrics"]["attributes_right"].pop(name, None)
+        (folder / "measures.json").write_text(json.dumps({**measures, "caveat": "Look at it."}))
+        (folder / "gallery.json").write_text("[]")
+    page = build_report(inputs, tmp_path).read_text()
+    assert "combinations of attributes" not in page and "goals were reached" not in page
+    assert page.count("Look at it.") == 2 and "<h2>Counting</h2>" in page

@@ -63,7 +63,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
             "mgpt.parallel.dist",
         },
         set(),
-        {"skimage"},
+        {"torchmetrics"},
     ),
     "mgpt.plan": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
     "mgpt.launching": ({"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
@@ -192,7 +192,7 @@ for name in {names!r}:
     importlib.import_module(name)
 assert (dict(os.environ), list(logging.getLogger().handlers), threading.active_count()) == before
 optional = ("hydra", "omegaconf", "pydantic", "wandb", "rich", "deepspeed", "sentencepiece",
-            "tokenizers", "skimage", "webdataset")
+            "tokenizers", "skimage", "torchmetrics", "webdataset")
 loaded = [name for name in optional if name in sys.modules]
 assert not loaded, loaded
 """

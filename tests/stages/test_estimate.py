@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mgpt.evals.evaluate import EvaluateConfig
+from mgpt.evals.scorers import SCORERS
 from mgpt.lifecycle.rehearsal import Estimate, Scale
 from mgpt.stages import estimate, evaluate_times, rehearsal
 from mgpt.stages.estimate import PipelineEstimate, estimate_pipeline, in_minutes, is_long
@@ -86,7 +87,7 @@ def test_batches_and_cases_of_an_evaluation_are_told_apart(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(evaluate_times, "_num_serving", lambda dataset, task: 30)
+    monkeypatch.setattr(evaluate_times, "serving", lambda dataset, task, can_read: range(30))
     monkeypatch.setattr(evaluate_times, "shares", lambda processes: processes)
     asked: list[tuple[str, int]] = []
 
@@ -100,7 +101,8 @@ def test_batches_and_cases_of_an_evaluation_are_told_apart(
     cfg = EvaluateConfig(
         tasks=("caption", "vqa", "depth"), samples=100, samples_of={}, batch_cases=64
     )
-    found = rehearse_evaluation(cfg, tmp_path, None, 4.0, 2, evaluation)  # type: ignore[arg-type]
+    scorers = dict.fromkeys(cfg.tasks, SCORERS["exact_match"])
+    found = rehearse_evaluation(cfg, scorers, tmp_path, None, 4.0, 2, evaluation)  # type: ignore[arg-type]
     assert {task for task, _ in asked} == {"caption", "depth"}, "vqa has answers like caption"
     words = 2 * 5.0 + 100 * 0.5  # 200 cases, 100 a process, in two batches
     pictures = 5.0 + 50 * 0.5
