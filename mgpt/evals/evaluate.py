@@ -29,7 +29,7 @@ from mgpt.data.dataset import TokenisedDataset
 from mgpt.errors import ConfigError
 from mgpt.evals.cases import Case, Reply, TruthPicture, build_cases
 from mgpt.evals.constants import best_constant_replies
-from mgpt.evals.metrics import MEASURES, Metric, Scorer, read_measures
+from mgpt.evals.metrics import ALL_TASKS, MEASURES, Metric, Scorer, read_measures
 from mgpt.files.atomic import atomic_write
 from mgpt.images.png import png_bytes
 from mgpt.infer.pipeline import Pipeline
@@ -39,9 +39,6 @@ from mgpt.parallel.dist import World
 from mgpt.tasks.registry import TASKS, caption_reading, is_own, task, task_name
 
 NUM_RESAMPLES = 1000
-_SHOWN_FIRST = ("text_to_image", "caption", "vqa")
-ALL_TASKS = (*_SHOWN_FIRST, *(name for name in TASKS if name not in _SHOWN_FIRST))
-"""The sixteen in the order in which tables show them."""
 GUIDANCE = Guidance(scale=3.0)  # of the official text-to-image demo
 
 

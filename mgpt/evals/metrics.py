@@ -19,10 +19,14 @@ from typing import Any
 import numpy as np
 
 from mgpt.evals.cases import Case, Reply
+from mgpt.tasks.registry import TASKS
 
 MEASURES = "measures.json"
 """A task's metrics, written last into its folder."""
 RIGHT = "share of answers"
+_SHOWN_FIRST = ("text_to_image", "caption", "vqa")
+ALL_TASKS = (*_SHOWN_FIRST, *(name for name in TASKS if name not in _SHOWN_FIRST))
+"""The sixteen in the order in which tables show them."""
 _OLD_KEY = "figures"  # what `metrics` was called in files of earlier versions
 
 

@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt.evals.evaluate import ALL_TASKS
-from mgpt.evals.metrics import MEASURES, read_gallery, read_measures
+from mgpt.evals.metrics import ALL_TASKS, MEASURES, read_gallery, read_measures
 from mgpt.evals.page import Section, cards, curve, gallery_card, page, picture, table
 from mgpt.evals.sheet import answer_sheet
 from mgpt.files.atomic import atomic_write

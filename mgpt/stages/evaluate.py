@@ -29,8 +29,8 @@ from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.dtypes import Dtype, choose_dtype
 from mgpt.errors import ConfigError, DataError
 from mgpt.evals.cases import serving
-from mgpt.evals.evaluate import ALL_TASKS, EvaluateConfig, evaluate
-from mgpt.evals.metrics import MEASURES, Scorer
+from mgpt.evals.evaluate import EvaluateConfig, evaluate
+from mgpt.evals.metrics import ALL_TASKS, MEASURES, Scorer
 from mgpt.evals.scorers import find_scorer
 from mgpt.launching.processes import num_processes
 from mgpt.lifecycle.comparison import Changeable

@@ -1,9 +1,11 @@
 """Captioned photographs of one's own with a task of one's own: packed, trained, asked, evaluated.
 
-Nothing in the package knows the task, its text field `count` or its picture field `own_sketch`.
+Nothing in the package knows the task, which is the one that the README shows, its text field
+`count` or its picture field `own_sketch`.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,8 @@ from PIL import Image
 
 from mgpt.cli import command
 
+ROOT = Path(__file__).parents[2]
 NUMBERS = ("one", "two", "three")
-COUNTING = """
-from mgpt.tasks.fields import TextField
-from mgpt.tasks.registry import one_turn
-
-TASK = one_turn(
-    "counting",
-    "How many circles does the sketch show?<|image|>",
-    "Count the circles. <|image|>",
-    shows=("own_sketch",),
-    answer=TextField("count"),
-    scorer="my_scorer.py:FIRST_LETTER",
-)
-"""
 SCORER = """
 from mgpt.evals.metrics import Metric, Scorer
 
@@ -81,7 +71,11 @@ def test_a_task_from_outside_trains_generates_and_is_evaluated(
 ) -> None:
     pytest.importorskip("torchmetrics", reason="pip install -e .[metrics]")
     write_photographs(tmp_path / "mine")
-    (tmp_path / "counting.py").write_text(COUNTING)
+    (counting,) = re.findall(
+        r"```python\n(\"\"\"counting.py.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    counting = counting.replace("exact_match", "my_scorer.py:FIRST_LETTER")
+    (tmp_path / "counting.py").write_text(counting)
     (tmp_path / "my_scorer.py").write_text(SCORER)
     mgpt("pack", "source=folder", "input=mine", "output=raw", "tracking=disabled")
     mgpt("tokenize", "input=raw", "output=tokens", f"vq={vq}", "resolution=[32]",
@@ -95,9 +89,10 @@ def test_a_task_from_outside_trains_generates_and_is_evaluated(
         *("held_out.sources.mine.path=tokens", "held_out.rows=1", "validate_every=1"),
         "held_out.sources.mine.tasks={counting.py: 1}",
     )
-    mgpt(*train, "steps=1")
+    mgpt(*train, "steps=3")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    assert any("loss/task/counting" in row for row in rows), sorted(rows[-1])
+    seen = {name for row in rows for name in row}
+    assert {"loss/task/counting", "loss/task/caption"} <= seen, sorted(seen)
 
     mgpt("generate", "ckpt=run", f"vq={vq}", "task=counting.py", "image=mine/0_sketch.png",
          "size=32x32", "max_new_tokens=4", "output=asked", "tracking=disabled")  # fmt: skip
@@ -132,7 +127,7 @@ def test_a_task_from_outside_trains_generates_and_is_evaluated(
     assert "Counting" in (tmp_path / "page" / "report.html").read_text()
 
     # What makes rows from text is part of their order.
-    text = COUNTING.replace("How many circles", "How many rings")
+    text = counting.replace("How many circles", "How many rings")
     (tmp_path / "counting.py").write_text(text)
-    refused = mgpt(*train, "steps=2", status=1)
+    refused = mgpt(*train, "steps=4", status=2)
     assert "sources.mine.task_file.counting was" in refused, refused
