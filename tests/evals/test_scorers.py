@@ -98,9 +98,10 @@ def test_ssim_is_that_of_scikit_image() -> None:
 def test_mask_iou_finds_the_colours_of_the_truth() -> None:
     truth = plain(TEAL)
     truth[:, :16] = CRIMSON
-    assert sorted(map(tuple, class_colours(noisy(truth)).astype(int) // 40)) == sorted(
-        tuple(np.array(colour) // 40) for colour in (CRIMSON, TEAL)
-    )
+    found = class_colours(noisy(truth))
+    assert len(found) == 2
+    for colour in (CRIMSON, TEAL):
+        assert np.abs(found - colour).max(1).min() < 30
     assert mean_iou(truth, noisy(truth)) == 1.0
     moved = plain(TEAL)
     moved[:, :8] = CRIMSON
