@@ -158,8 +158,8 @@ def choose_scorers(cfg: EvaluateConfig, dataset: TokenisedDataset) -> dict[str, 
         else:
             if not wanted.scorer:
                 raise ConfigError(
-                    f"task {reference} names no scorer; give its Task one, or set "
-                    f"scorers.{wanted.name}="
+                    f"task {reference} names no scorer; give its Task one, or name one for "
+                    f"{wanted.name} in scorers"
                 )
             scorer = find_scorer(wanted.scorer, f"task {reference}")
         if cfg.tasks != ALL_TASKS or serving(dataset, reference, scorer.can_read):
