@@ -151,6 +151,14 @@ class MicroBatch(NamedTuple):
     positions_BT: Tensor
     """Position within its document; 0 starts a document."""
 
+    @classmethod
+    def from_rows(cls, rows: Any, device: torch.device) -> "MicroBatch":
+        """Packed rows (`mgpt.data.rows.Rows`) on a device."""
+        arrays = (rows.ids, rows.labels, rows.positions)
+        return cls(
+            *(torch.from_numpy(a).to(device, torch.int64, non_blocking=True) for a in arrays)
+        )
+
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 

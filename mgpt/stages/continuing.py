@@ -24,7 +24,7 @@ from mgpt.lifecycle.weights import NO_PICTURES, Weights
 from mgpt.optim.schedule import ScheduleConfig, learning_rate
 from mgpt.parallel.dist import World
 from mgpt.tracking.tracker import Tracker
-from mgpt.train.resume import Change
+from mgpt.train.run_state import Change
 from mgpt.train.step_folder import StepFolder, newest_complete, step_name
 
 

@@ -264,17 +264,7 @@ class CheckpointStore:
         return self._folder
 
     def _on_main(self, world: World, action: Callable[[], T]) -> T:
-        """Runs on rank 0; what it returns is returned on all ranks, what it raises is raised."""
-        error: MgptError | None = None
-        result: T | None = None
-        if world.is_main:
-            try:
-                with disk_errors(self.run_folder):
-                    result = action()
-            except MgptError as cause:
-                error = cause
-        world.raise_together(error)
-        return world.broadcast_object(result)
+        return world.on_main(disk_errors(self.run_folder)(action))
 
 
 def _write_texts(work: Path, texts: Mapping[str, str], vocab: VocabularyLike) -> dict[str, FileSum]:

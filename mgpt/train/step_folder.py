@@ -70,14 +70,7 @@ class StepFolder:
 
         Raises CheckpointError that lists all files that are missing or altered.
         """
-        error, listed = None, {}
-        try:
-            if world.is_main:
-                listed = self._sealed()["files"]
-        except CheckpointError as cause:
-            error = cause
-        world.raise_together(error)
-        listed = world.broadcast_object(listed)
+        listed = world.on_main(lambda: self._sealed()["files"])
         mine = sorted(listed)[world.rank :: world.size]
         found = world.gather_objects([name for name in mine if not self._is_whole(name, listed)])
         wrong = sorted(name for names in found for name in names)
