@@ -17,6 +17,7 @@ import numpy as np
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.lengths import TOKENS, TaskLengths, load_lengths
 from mgpt.errors import DataError, VocabularyError
+from mgpt.files.storage import locate
 from mgpt.tokens.vocab import Vocabulary
 
 
@@ -123,6 +124,27 @@ class DataConfig:
                 if weight > 0:
                     found.setdefault(name, 0.0)
         return dict(sorted(found.items()))
+
+
+def at_resolution(
+    sources: dict[str, SourceConfig], resolution_px: int | None
+) -> dict[str, SourceConfig]:
+    """The sources with each path at that resolution's folder; unchanged without a resolution.
+
+    Raises DataError if a source was not tokenized at it.
+    """
+    if resolution_px is None:
+        return sources
+    found = {}
+    for name, source in sources.items():
+        folder = locate(source.path) / str(resolution_px)
+        if not folder.is_dir():
+            raise DataError(
+                f"source {name}: path={source.path} holds no {resolution_px}/; tokenize it "
+                f"with resolution=[…,{resolution_px}], or set another resolution"
+            )
+        found[name] = replace(source, path=str(folder))
+    return found
 
 
 def capped(config: DataConfig, epochs: float) -> DataConfig:
