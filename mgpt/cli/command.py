@@ -15,8 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
 from mgpt.errors import ConfigError, MgptError, is_told
@@ -114,7 +113,7 @@ def _run(arguments: list[str]) -> None:
     module.main(configure(module, composed))
 
 
-def _compose_again(name: str, module: ModuleType, file: Path, rest: list[str]) -> Composed:
+def _compose_again(name: str, module: Any, file: Path, rest: list[str]) -> Composed:
     """A stage's resolved configuration from a file, with the overrides in it.
 
     Without overrides, as ranks and a pipeline's stages are started, nothing is left to compose.

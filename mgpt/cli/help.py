@@ -11,7 +11,6 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 from mgpt.cli.compose import compose, group_choices, schema_of
@@ -19,7 +18,7 @@ from mgpt.cli.settings import MISSING, Setting, settings_of
 from mgpt.cli.stage_table import Stage
 
 
-def stage_help(name: str, stage: Stage, module: ModuleType) -> str:
+def stage_help(name: str, stage: Stage, module: Any) -> str:
     """What it does, what it reads and writes, its groups, its fields with defaults, an example."""
     lines = [
         f"mgpt {name}: {stage.what}",

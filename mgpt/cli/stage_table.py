@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mgpt.errors import MachineError
@@ -77,6 +76,7 @@ class Stage:
         return lines[begin : min((n for n in begins if n > begin), default=len(lines))]
 
 
+_TRAIN = "mgpt.stages.train"
 _MODULES = {
     "pipeline": "mgpt.stages.pipeline",
     "pack": "data_pipeline.pack",
@@ -96,9 +96,9 @@ _MODULES = {
     "submit": "mgpt.stages.submit",
     "status": "mgpt.stages.status",
     "cancel": "mgpt.stages.cancel",
-    "pretrain": "mgpt.stages.pretrain",
-    "fp_sft": "mgpt.stages.fp_sft",
-    "omni_sft": "mgpt.stages.omni_sft",
+    "pretrain": _TRAIN,
+    "fp_sft": _TRAIN,
+    "omni_sft": _TRAIN,
     "export": "mgpt.stages.export_weights",
     "generate": "mgpt.stages.generate",
     "evaluate": "mgpt.stages.evaluate",
@@ -106,13 +106,19 @@ _MODULES = {
 }
 STAGES = {name: Stage(name, module) for name, module in _MODULES.items()}
 
+TRAINING = tuple(name for name, module in _MODULES.items() if module == _TRAIN)
+
 PIP_NAMES = {"PIL": "Pillow", "yaml": "PyYAML", "skimage": "scikit-image", "hydra": "hydra-core"}
 
 
-def load_stage(name: str) -> ModuleType:
-    """The stage's module; a dependency that is not installed is named with its pip command."""
+def load_stage(name: str) -> Any:
+    """The stage's module, or what a module of several stages has for this one (`as_stage`).
+
+    Raises MachineError naming the pip command of a dependency that is not installed.
+    """
     try:
-        return importlib.import_module(STAGES[name].module)
+        module = importlib.import_module(STAGES[name].module)
+        return module.as_stage(name) if hasattr(module, "as_stage") else module
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("mgpt", "data_pipeline"):
             raise
@@ -122,7 +128,7 @@ def load_stage(name: str) -> ModuleType:
         ) from error
 
 
-def compose_stage(name: str, module: ModuleType, overrides: Sequence[str]) -> Composed:
+def compose_stage(name: str, module: Any, overrides: Sequence[str]) -> Composed:
     """The stage's composed configuration; a pipeline composes its own from its recipe."""
     from mgpt.cli.compose import compose, schema_of
 
@@ -131,7 +137,7 @@ def compose_stage(name: str, module: ModuleType, overrides: Sequence[str]) -> Co
     return compose(name, schema_of(module.Config), overrides)
 
 
-def configure(module: ModuleType, composed: Composed) -> Any:
+def configure(module: Any, composed: Composed) -> Any:
     """The stage's dataclass from its composed configuration.
 
     Raises ConfigError with every mistake in it, or for an output that cannot be meant.

@@ -17,6 +17,7 @@ import numpy as np
 from mgpt.data.dataset import TokenisedDataset, open_dataset
 from mgpt.data.lengths import TOKENS, TaskLengths, load_lengths
 from mgpt.errors import ConfigError, DataError, VocabularyError
+from mgpt.files.storage import locate
 from mgpt.tasks.registry import READINGS, is_own, task_fingerprint, task_name
 from mgpt.tokens.vocab import Vocabulary
 
@@ -142,6 +143,27 @@ def task_names(config: DataConfig) -> list[str]:
                     f"{task_name(reference)!r}; rename one"
                 )
     return [*READINGS, *sorted(files)]
+
+
+def at_resolution(
+    sources: dict[str, SourceConfig], resolution_px: int | None
+) -> dict[str, SourceConfig]:
+    """The sources with each path at that resolution's folder; unchanged without a resolution.
+
+    Raises DataError if a source was not tokenized at it.
+    """
+    if resolution_px is None:
+        return sources
+    found = {}
+    for name, source in sources.items():
+        folder = locate(source.path) / str(resolution_px)
+        if not folder.is_dir():
+            raise DataError(
+                f"source {name}: path={source.path} holds no {resolution_px}/; tokenize it "
+                f"with resolution=[…,{resolution_px}], or set another resolution"
+            )
+        found[name] = replace(source, path=str(folder))
+    return found
 
 
 def capped(config: DataConfig, epochs: float) -> DataConfig:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mgpt.models.kv_cache import KvCache
-from mgpt.models.transformer import Transformer
+from mgpt.models.table import DecoderModel
 
 __all__ = ["Branch", "BranchTable"]
 
@@ -41,7 +41,7 @@ class Branch:
 class BranchTable:
     """Up to `max_rows` branches over one cache."""
 
-    def __init__(self, model: Transformer, max_rows: int):
+    def __init__(self, model: DecoderModel, max_rows: int):
         weight = model.embed.weight
         self._model = model
         self._device = weight.device

@@ -30,7 +30,7 @@ from mgpt.infer.grammar import AnswerGrammar, Choice
 from mgpt.infer.noise import draw_keys, gumbel_noise
 from mgpt.infer.sampling import SamplingConfig, draw, guided
 from mgpt.models.head_loss import IGNORED
-from mgpt.models.transformer import Transformer
+from mgpt.models.table import DecoderModel
 from mgpt.tokens.chat import Tokens
 from mgpt.tokens.unirep import Allowed, allowed_mask
 from mgpt.tokens.vocab import Vocabulary
@@ -73,7 +73,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: DecoderModel,
         vocab: Vocabulary,
         max_rows: int = 128,
         cache_bytes: int = 8 << 30,

@@ -30,7 +30,7 @@ _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Gloo's collectives cost a small model more than a third rank computes (two ranks took 200 to 240
 # ms a step where one process with two threads took 140). Evaluation shares cases without any; each
 # of its processes holds the model and torch.
-_MOST_ON_CPU = {"fsdp2": 2, "zero3": 2, "evaluate": 8}
+_MOST_ON_CPU = {"training": 2, "evaluate": 8}
 
 
 def is_worker() -> bool:
@@ -39,15 +39,13 @@ def is_worker() -> bool:
 
 
 def num_processes(work: str, procs: int | str, threads: int = 1) -> int:
-    """`procs`, where auto is 1 for `single`, else one a GPU, else what is fastest on this CPU.
+    """`procs`, where auto is one a GPU, else what is fastest on this CPU.
 
-    On a CPU that is as many as its cores hold at `threads` each, up to `_MOST_ON_CPU`: more ranks
-    than cores wait for one another in every collective.
+    On a CPU that is as many as its cores hold at `threads` each, up to `_MOST_ON_CPU` of `work`:
+    more ranks than cores wait for one another in every collective.
     """
     if procs != "auto":
         return int(procs)
-    if work == "single":
-        return 1
     import torch
 
     gpus = torch.cuda.device_count()

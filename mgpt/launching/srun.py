@@ -38,20 +38,24 @@ def num_tasks(variables: Mapping[str, str] = os.environ) -> int:
     return int(count) if count.isdigit() else 1
 
 
-def join_step(backend: str, procs: int | str) -> None:
+def join_step(procs: int | str, alone: str = "") -> None:
     """Makes this process a rank of one run if it is one of several tasks of an srun step.
 
-    Raises ConfigError where `parallel.name` and `parallel.procs` say otherwise.
+    Args:
+        procs: `parallel.procs`.
+        alone: the backend's name if it runs in one process.
+
+    Raises ConfigError if these say otherwise.
     """
     tasks = num_tasks()
     if tasks == 1:
         return
     variables = rank_variables(os.environ)
     local = int(variables["LOCAL_WORLD_SIZE"])
-    if backend == "single":
+    if alone:
         raise _of_every_task(
-            f"srun started {tasks} tasks and parallel=single is one process: set parallel=fsdp2 "
-            "or start srun --ntasks=1"
+            f"srun started {tasks} tasks and parallel={alone} is one process: set parallel= to a "
+            "backend of several, or start srun --ntasks=1"
         )
     if procs not in ("auto", 1, local):
         raise _of_every_task(

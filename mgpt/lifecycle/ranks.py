@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from mgpt.cli.settings import to_plain
-from mgpt.errors import ConfigError, MgptError
+from mgpt.errors import ConfigError
 from mgpt.launching.processes import is_worker, num_processes, run_workers
 from mgpt.launching.srun import join_step
 from mgpt.lifecycle.folder import CONFIG, StageFolder
@@ -33,27 +33,29 @@ def run_on_ranks(
     cfg: Config,
     inputs: Callable[[Config], Mapping[str, str]],
     work: Callable[[Config, World, Tracker], Mapping[str, Any]],
-    backend: str,
+    kind: str,
     procs: int | str,
     threads: int,
     timeout_s: float = 1800.0,
     record: bool = True,
+    alone: str = "",
 ) -> None:
     """Does the work of a stage whose output is not complete yet, on ranks; marks it complete.
 
     Args:
         inputs: of `cfg`, as for `run_stage`.
         work: called on every rank; returns, on rank 0, the figures that DONE keeps.
-        backend: single, fsdp2, zero3 or evaluate; decides how many processes `auto` is.
+        kind: training or evaluate; decides how many processes `auto` is.
         threads: torch's threads of a process on a CPU.
         timeout_s: longest wait in one collective.
         record: whether the tracker writes metrics.jsonl.
+        alone: the backend's name if it runs in one process.
 
     Raises:
         ConfigError, MachineError: see `StageFolder.open`; on every rank.
         TrainingError, Interrupted: how the ranks that this process started ended.
     """
-    join_step(backend, procs)
+    join_step(procs, alone)
 
     def open_folder() -> StageFolder:
         return StageFolder.open(stage, cfg, inputs(cfg))
@@ -62,7 +64,7 @@ def run_on_ranks(
     if folder is not None:
         if folder.is_complete:
             return
-        count = num_processes(backend, procs, threads)
+        count = num_processes(kind, procs, threads)
         if count > 1:
             run_workers([stage, "--config", str(folder.path / CONFIG)], count, threads)
             return
@@ -94,14 +96,9 @@ def open_on_ranks(world: World, cfg: Any, open_folder: Callable[[], StageFolder]
                 f"{asked[0][0]}); the processes of one torchrun or srun are the ranks of one run: "
                 "start another run with a torchrun or srun of its own"
             )
-    error, folder = None, None
-    if world.is_main:
-        try:
-            folder = open_folder()
-        except MgptError as cause:
-            error = cause
-    world.raise_together(error)
-    return folder or open_folder()
+    opened: list[StageFolder] = []
+    world.on_main(lambda: opened.append(open_folder()))
+    return opened[0] if opened else open_folder()
 
 
 def _fingerprint(cfg: Any) -> str:

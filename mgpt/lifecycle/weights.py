@@ -11,23 +11,24 @@ complete checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from mgpt.errors import CheckpointError, VocabularyError
 from mgpt.models.folder import (
     load_model_config,
     model_tensors,
+    model_with,
     vocabulary_fingerprint,
     vq_fingerprint,
 )
+from mgpt.models.table import DecoderModel, config_from
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.transformer import Transformer, TransformerConfig
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.train.step_folder import has_averages, newest_complete, stored_weights
@@ -140,33 +141,23 @@ class Weights:
             "that tokenized their training data, or shards made with it"
         )
 
-    def config(self) -> TransformerConfig:
-        """The transformer's shape, without its dropout."""
+    def config(self) -> Any:
+        """The decoder's configuration, without its dropout."""
         if not self.is_checkpoint:
             return load_model_config(self.folder)
         stored = yaml.safe_load((self.folder / "config.yaml").read_text())
-        return TransformerConfig(**stored["transformer"])
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight by name, in float32 on the CPU."""
-        for tensor in self.stored():
-            yield tensor.name, tensor.read().float()
+        return config_from(stored["transformer"])
 
     def stored(self, verify: bool = True) -> list[LazyTensor]:
         """Every weight as it is stored, not read yet. Files are held against their hashes here; not
         a checkpoint's where verify=False says that it was done just now."""
         if not self.is_checkpoint:
             return list(model_tensors(self.folder).values())
-        return [
-            LazyTensor(name, tuple(weight.shape), weight.dtype, weight.read)
-            for name, weight in stored_weights(self.folder, verify, self.is_averaged).items()
-        ]
+        return list(stored_weights(self.folder, verify, self.is_averaged).values())
 
-    def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Transformer:
+    def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> DecoderModel:
         """The model, for inference."""
-        model = Transformer(self.config())
-        model.load_state_dict(dict(self.tensors()), strict=True)
-        return model.to(device=device, dtype=dtype).eval()
+        return model_with(self.config(), self.stored(), self.folder, dtype, device)
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:

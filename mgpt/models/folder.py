@@ -13,25 +13,24 @@ nothing of checkpoints' moments.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mgpt.errors import CheckpointError, MgptError
+from mgpt.errors import CheckpointError
 from mgpt.files.atomic import atomic_write, disk_errors, remove_leftovers
 from mgpt.files.file_sums import SUMS, check_sums, write_sums
+from mgpt.models.table import DecoderModel, config_from, decoder_of, to_record
 from mgpt.models.tensor_files import LazyTensor, lazy, read_headers, write_tensors
-from mgpt.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "load_model",
     "load_model_config",
     "model_tensors",
-    "read_weights",
+    "model_with",
     "save_model",
     "split_by_size",
     "vocabulary_fingerprint",
@@ -44,15 +43,13 @@ _CONFIG = "config.json"
 _VOCABULARY, _VQ = "vocabulary", "vq_fingerprint"
 _INDEX = "model.safetensors.index.json"
 _MODEL_TYPE = "mgpt"
-# Fields that config.json of earlier versions lacks; each has the default that they meant.
-_ADDED = {"axial_rope_dims", "begin_image_id", "end_line_id", "end_image_id"}
 _MAX_FILE_BYTES = 4 << 30
 _SHOWN_PROBLEMS = 8
 
 
 def save_model(
     folder: str | Path,
-    cfg: TransformerConfig,
+    cfg: Any,
     state_dict: Mapping[str, Tensor],
     vocabulary: str | None = None,
 ) -> None:
@@ -67,7 +64,7 @@ def save_model(
 
 def write_model(
     folder: Path,
-    cfg: TransformerConfig,
+    cfg: Any,
     tensors: Sequence[LazyTensor],
     vocabulary: str | None = None,
     vq: str | None = None,
@@ -78,7 +75,7 @@ def write_model(
     that is not known.
     """
     head = {"model_type": _MODEL_TYPE, _VOCABULARY: vocabulary, **({_VQ: vq} if vq else {})}
-    write_sharded(folder, tensors, {**head, **asdict(cfg)})
+    write_sharded(folder, tensors, {**head, **to_record(cfg)})
 
 
 def write_sharded(folder: Path, tensors: Sequence[LazyTensor], config: Mapping[str, Any]) -> None:
@@ -133,22 +130,15 @@ def split_by_size(tensors: Sequence[LazyTensor]) -> dict[str, list[LazyTensor]]:
     }
 
 
-def load_model_config(folder: str | Path) -> TransformerConfig:
-    """The sizes of the model in `folder`; CheckpointError where there is none."""
+def load_model_config(folder: str | Path) -> Any:
+    """The decoder's configuration in `folder`; CheckpointError if there is none."""
     path = Path(folder) / _CONFIG
     stored = _read_config(path)
     for name in (_VOCABULARY, _VQ):
         stored.pop(name, None)
-    known = {field.name for field in fields(TransformerConfig)}
-    missing, unknown = known - stored.keys() - _ADDED, stored.keys() - known
-    if missing or unknown:
-        raise CheckpointError(
-            f"{path}: fields missing {sorted(missing)}, unknown {sorted(unknown)}; it was written "
-            "by another version of mgpt"
-        )
     try:
-        return TransformerConfig(**stored)
-    except (MgptError, TypeError) as error:
+        return config_from(stored)
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -203,44 +193,48 @@ def model_tensors(folder: str | Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) in the folder's safetensors, one tensor in memory at a time.
-
-    Raises CheckpointError as `model_tensors` does.
-    """
-    for tensor in model_tensors(folder).values():
-        yield tensor.name, tensor.read()
-
-
 def load_model(
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> Transformer:
-    """The model in `folder`, in evaluation mode, weights cast to `dtype` on `device`.
+) -> DecoderModel:
+    """The decoder in a model folder; see `model_with`."""
+    cfg = load_model_config(folder)
+    return model_with(cfg, model_tensors(folder).values(), folder, dtype, device)
+
+
+def model_with(
+    cfg: Any,
+    tensors: Iterable[LazyTensor],
+    where: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> DecoderModel:
+    """The decoder of a configuration with these weights, in evaluation mode, one tensor at a time.
+
+    Args:
+        where: what the weights are of, for messages.
 
     Raises CheckpointError naming every missing, unknown or wrongly shaped tensor.
     """
-    cfg = load_model_config(folder)
     with torch.device("meta"):
-        model = Transformer(cfg)
+        model = decoder_of(cfg).model(cfg)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights: dict[str, Tensor] = {}
     problems = []
-    for name, tensor in read_weights(folder):
-        if name not in wanted:
-            problems.append(f"{name} is unknown to this configuration")
-        elif tuple(tensor.shape) != wanted[name]:
-            problems.append(f"{name} is {tuple(tensor.shape)}, expected {wanted[name]}")
+    for tensor in tensors:
+        shape = wanted.pop(tensor.name, None)
+        if shape is None:
+            problems.append(f"{tensor.name} is unknown to this configuration")
+        elif tensor.shape != shape:
+            problems.append(f"{tensor.name} is {tensor.shape}, expected {shape}")
         else:
-            weights[name] = tensor.to(device=device, dtype=dtype)
-            continue
-        wanted.pop(name, None)
-    problems += [f"{name} is missing" for name in wanted if name not in weights]
+            weights[tensor.name] = tensor.read().to(device=device, dtype=dtype)
+    problems += [f"{name} is missing" for name in wanted]
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         listed = "; ".join(problems[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        raise CheckpointError(f"{folder}: the weights do not fit {_CONFIG}: {listed}")
+        raise CheckpointError(f"{where}: the weights do not fit {_CONFIG}: {listed}")
     model.load_state_dict(weights, assign=True)
     return model.eval()
 

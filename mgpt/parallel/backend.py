@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from mgpt.errors import CheckpointError, ConfigError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.table import OPTIMIZERS
 from mgpt.parallel.dist import World
+from mgpt.parallel.footprint import Part, RankShare
 from mgpt.parallel.meta import on_meta
 from mgpt.parallel.own_time import OwnTime
 from mgpt.parallel.snapshot import Snapshot
@@ -45,6 +46,8 @@ __all__ = [
     "ParallelConfig",
     "TrainableModel",
     "TrainingModule",
+    "backend_class",
+    "backends_on_many",
     "build_backend",
     "check_weights",
     "detached_sums",
@@ -56,7 +59,7 @@ __all__ = [
 class ParallelConfig:
     """How one model is spread over processes."""
 
-    name: Literal["single", "fsdp2", "zero3"] = "single"
+    name: str = "single"
     """single: one process; fsdp2: PyTorch's fully_shard; zero3: DeepSpeed's ZeRO."""
     procs: int | Literal["auto"] = "auto"
     """Processes on this machine; auto: 1 for single, else one a GPU; on a CPU as many as its cores
@@ -107,39 +110,36 @@ class ParallelConfig:
                 raise ValueError(f"{field}={getattr(self, field)} must be above 0")
         if self.procs != "auto" and self.procs < 1:
             raise ValueError(f"procs={self.procs} must be at least 1, or auto")
-        if self.name == "single" and self.procs not in ("auto", 1):
-            raise ValueError(f"procs={self.procs}: single runs in 1 process; take fsdp2 or zero3")
+        if self.name not in BACKENDS:
+            raise ValueError(f"name={self.name!r} is none of {', '.join(BACKENDS)}")
+        if not self.on_many and self.procs not in ("auto", 1):
+            raise ValueError(
+                f"procs={self.procs}: {self.name} runs in 1 process; take "
+                f"{' or '.join(backends_on_many())}"
+            )
         for field in ("shard_ranks", "reshard"):
             value = getattr(self, field)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{field}={value} must be at least 1")
         if self.prefetch < 0:
             raise ValueError(f"prefetch={self.prefetch} must not be negative")
-        self._check_offload()
-        if self.name == "zero3" and self.recompute == "selective":
-            raise ValueError("recompute=selective: zero3 takes none or full; or take fsdp2")
-        if self.name == "zero3" and self.compile:
-            raise ValueError("compile=true: zero3 does not compile blocks; take fsdp2")
+        if self.offload == "none" and self.offload_folder is not None:
+            raise ValueError(
+                f"offload_folder={self.offload_folder} needs offload=optimizer or offload=all"
+            )
+        problem = backend_class(self.name).problem(self)
+        if problem:
+            raise ValueError(problem)
 
-    def _check_offload(self) -> None:
-        if self.offload == "none":
-            if self.offload_folder is not None:
-                raise ValueError(
-                    f"offload_folder={self.offload_folder} needs offload=optimizer or offload=all"
-                )
-            return
-        if self.name == "single":
-            raise ValueError(f"offload={self.offload}: single offloads nothing; take fsdp2")
-        if self.name == "fsdp2" and (self.offload != "all" or self.offload_folder is not None):
-            raise ValueError(
-                f"offload={self.offload} offload_folder={self.offload_folder}: fsdp2 takes "
-                "offload=all and main memory alone; or take zero3"
-            )
-        if self.name == "zero3" and self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(
-                f"offload=all zero_stage={self.zero_stage}: weights that are whole on every rank "
-                "cannot be offloaded; take offload=optimizer or zero_stage=3"
-            )
+    @property
+    def on_many(self) -> bool:
+        """Whether the backend runs on several processes."""
+        return backend_class(self.name).on_many
+
+    @property
+    def asked_procs(self) -> int | Literal["auto"]:
+        """`procs`; 1 instead of auto for a backend of one process."""
+        return 1 if self.procs == "auto" and not self.on_many else self.procs
 
 
 class MicroBatch(NamedTuple):
@@ -150,6 +150,14 @@ class MicroBatch(NamedTuple):
     """The target of each position, -100 where none is trained."""
     positions_BT: Tensor
     """Position within its document; 0 starts a document."""
+
+    @classmethod
+    def from_rows(cls, rows: Any, device: torch.device) -> "MicroBatch":
+        """Packed rows (`mgpt.data.rows.Rows`) on a device."""
+        arrays = (rows.ids, rows.labels, rows.positions)
+        return cls(
+            *(torch.from_numpy(a).to(device, torch.int64, non_blocking=True) for a in arrays)
+        )
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
@@ -217,8 +225,60 @@ class TrainingModule(nn.Module):
 
 
 class Backend(Protocol):
-    """One model on the ranks of a world. All methods are collective: every rank calls them, in the
-    same order and as often."""
+    """One model on the ranks of a world, and what a backend's class declares about itself.
+
+    All methods of an instance are collective: every rank calls them, in the same order and as
+    often. A backend's own settings are fields of ParallelConfig.
+    """
+
+    on_many: ClassVar[bool]
+    """Whether it runs on several processes."""
+    splits_flat: ClassVar[bool]
+    """Whether parameters are split by elements over the ranks, not by rows, so that no rank has a
+    whole matrix to update."""
+    gathers_in_blocks: ClassVar[bool]
+    """Whether weights are gathered inside the blocks, whose time is then not a rank's own."""
+
+    @classmethod
+    def problem(cls, cfg: ParallelConfig) -> str | None:
+        """Why this backend cannot run with these settings; None if it can."""
+        ...
+
+    @classmethod
+    def sharing(cls, cfg: ParallelConfig, ranks: int, of_a_node: int) -> int:
+        """Ranks that share one copy of the model; ConfigError if they cannot be divided so."""
+        ...
+
+    @classmethod
+    def held(cls, share: RankShare, left: int) -> list[Part]:
+        """Memory of one rank beside activations and loss.
+
+        `left` counts the blocks whose backward pass is not done, the one at work among them;
+        layers + 1: the head is at work; 0: the embedding.
+        """
+        ...
+
+    @classmethod
+    def savings(cls, cfg: ParallelConfig, accumulates: bool) -> Iterator[dict[str, Any]]:
+        """Changes of this backend's own settings that save memory, those that cost least first."""
+        ...
+
+    def __init__(
+        self,
+        cfg: ParallelConfig,
+        module: TrainingModule,
+        optim_cfg: OptimConfig,
+        world: World,
+        plan: Sequence[str],
+        seed: int,
+    ) -> None:
+        """`module` comes on the meta device; `plan` names what is sharded each on its own.
+
+        Raises:
+            ConfigError: it cannot run on that many processes, or cannot be divided as asked.
+            MachineError: a library that it needs is not installed.
+        """
+        ...
 
     dp_rank: int
     """Which share of the rows is this rank's."""
@@ -289,6 +349,17 @@ BACKENDS: dict[str, str] = {
 }
 
 
+def backend_class(name: str) -> type[Backend]:
+    """The class of a backend, imported when it is asked for."""
+    module_name, class_name = BACKENDS[name].split(":")
+    return getattr(importlib.import_module(module_name), class_name)
+
+
+def backends_on_many() -> list[str]:
+    """Names of the backends that run on several processes."""
+    return [name for name in BACKENDS if backend_class(name).on_many]
+
+
 def build_backend(
     cfg: ParallelConfig,
     model_fn: Callable[[], Any],
@@ -298,7 +369,7 @@ def build_backend(
     seed: int,
     sharding_plan: Callable[[Any], Sequence[str]],
 ) -> Backend:
-    """A freshly initialised model on this world's ranks, ready to train.
+    """A freshly initialized model on this world's ranks, ready to train.
 
     Args:
         model_fn: makes the model. It is called with the meta device as the default, so that a
@@ -306,11 +377,9 @@ def build_backend(
         sharding_plan: names the submodules that are sharded, and recomputed, each on its own.
 
     Raises:
-        ConfigError: an unknown name, or a single process asked of several.
+        ConfigError: a single process asked of several, or an optimizer that cannot be.
         MachineError: DeepSpeed is asked for and is not installed.
     """
-    if cfg.name not in BACKENDS:
-        raise ConfigError(f"parallel={cfg.name}: unknown; it is one of {', '.join(BACKENDS)}")
     problem = optimizer_problem(cfg, optim_cfg)
     if problem:
         raise ConfigError(problem)
@@ -319,24 +388,24 @@ def build_backend(
     dtype = choose_dtype(cfg.dtype, world.device, gather=world.gather_objects)
     cfg = replace(cfg, dtype=dtype.name)
     model: TrainableModel = on_meta(model_fn)
-    module_name, class_name = BACKENDS[cfg.name].split(":")
-    backend_class = getattr(importlib.import_module(module_name), class_name)
+    chosen = backend_class(cfg.name)
     plan, own_time = list(sharding_plan(model)), OwnTime(world.device)
-    if cfg.name != "zero3":  # which gathers weights inside the blocks
+    if not chosen.gathers_in_blocks:
         own_time.watch(model.get_submodule(name) for name in plan)
-    backend = backend_class(cfg, TrainingModule(model, z_loss), optim_cfg, world, plan, seed)
+    backend = chosen(cfg, TrainingModule(model, z_loss), optim_cfg, world, plan, seed)
     backend.own_time, backend.dtype = own_time, dtype
     return backend
 
 
 def optimizer_problem(cfg: ParallelConfig, optim_cfg: OptimConfig) -> str | None:
     """Why the backend cannot update with the optimizer; None if it can."""
-    if cfg.name == "zero3" and OPTIMIZERS[optim_cfg.kind].by == "matrix":
-        return (
-            f"optim.kind={optim_cfg.kind} updates whole matrices, which parallel=zero3 splits flat "
-            "over the ranks; take parallel=fsdp2 or optim.kind=adamw"
-        )
-    return None
+    if not backend_class(cfg.name).splits_flat or OPTIMIZERS[optim_cfg.kind].by != "matrix":
+        return None
+    able = [name for name in backends_on_many() if not backend_class(name).splits_flat]
+    return (
+        f"optim.kind={optim_cfg.kind} updates whole matrices, which parallel={cfg.name} splits "
+        f"flat over the ranks; take parallel={' or '.join(able)} or optim.kind=adamw"
+    )
 
 
 def check_weights(

@@ -2,8 +2,8 @@
 
 A `World` is a value: rank, size, device. Without a launcher it is one process and every collective
 returns at once, so the code above is written once. Objects travel between ranks as JSON, never as
-pickle. Errors travel too: `raise_together` ends all ranks with the message of the one that failed,
-where a lone `raise` would leave the others waiting for it in their next collective.
+pickle. Errors travel too: `on_main` and `raise_together` end all ranks with the message of the one
+that failed, where a lone `raise` would leave the others waiting for it in their next collective.
 
 This module knows nothing of models or training.
 
@@ -17,10 +17,10 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,8 @@ from mgpt.parallel.failures import FailureWatch, share
 __all__ = ["World", "init_distributed"]
 
 _SETTLING_ROUNDS = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,19 @@ class World:
                 if rank == self.rank:
                     raise share(error)
                 raise told(_error_kind(kind)(f"{message} (on rank {rank})"))
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Runs `action` on rank 0 alone; every rank returns its JSON-able result, or raises its
+        MgptError. Collective."""
+        error: MgptError | None = None
+        result: T | None = None
+        if self.is_main:
+            try:
+                result = action()
+            except MgptError as cause:
+                error = cause
+        self.raise_together(error)
+        return self.broadcast_object(result)
 
     def require_process_group(self) -> None:
         """A process group exists afterwards; a lone process gets one of its own, without ports."""

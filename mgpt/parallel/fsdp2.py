@@ -20,8 +20,8 @@ waiting in their all-gather.
     ...                        init_distributed(), sharding_plan(model), seed=0)
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,7 @@ from mgpt.parallel.backend import (
     TrainingModule,
 )
 from mgpt.parallel.dist import World
+from mgpt.parallel.footprint import FP32_BYTES, Part, RankShare
 from mgpt.parallel.sharded_matrices import ShardedMatrices
 from mgpt.parallel.single import SingleBackend
 
@@ -70,6 +71,61 @@ def shard_ranks(cfg: ParallelConfig, ranks: int, of_a_node: int) -> int:
 
 class Fsdp2Backend(SingleBackend):
     """One model sharded over all ranks; see `mgpt.parallel.backend.Backend` for the contract."""
+
+    on_many: ClassVar[bool] = True
+
+    @classmethod
+    def problem(cls, cfg: ParallelConfig) -> str | None:
+        is_able = cfg.offload in ("none", "all") and cfg.offload_folder is None
+        if is_able:
+            return None
+        return (
+            f"offload={cfg.offload} offload_folder={cfg.offload_folder}: fsdp2 takes "
+            "offload=all and main memory alone; or take zero3"
+        )
+
+    @classmethod
+    def sharing(cls, cfg: ParallelConfig, ranks: int, of_a_node: int) -> int:
+        return shard_ranks(cfg, ranks, of_a_node)
+
+    @classmethod
+    def held(cls, share: RankShare, left: int) -> list[Part]:
+        cfg, groups, size, trained = share.cfg, share.groups, share.itemsize, share.trained
+        shard = groups.head_shard if share.head_only else groups.shard
+        if cfg.gather == "block":
+            loss, backward = _gathered(share, left)
+            gathered = size * loss, size * backward
+            sent = _sent_bytes(share, left)
+        else:
+            gathered = 2 * size * groups.whole, size * groups.whole
+            sent = (size + FP32_BYTES) * trained
+        adds_whole = share.accumulates and not cfg.reduce_each_micro_batch
+        gone = share.back_numel(left) if left <= share.layers else 0
+        made = groups.head_shard + share.blocks_back(left) * groups.block // share.ranks
+        return [
+            Part.always("weights, float32", FP32_BYTES * groups.shard),
+            share.gradients(shard, share.accumulates and not adds_whole, made if left else shard),
+            Part.always("optimizer state", FP32_BYTES * groups.state),
+            *share.update(),
+            Part("gathered weights", *gathered),
+            Part("gradients on their way", 0, sent),
+            Part(
+                "whole gradient, accumulating",
+                FP32_BYTES * trained if adds_whole else 0,
+                FP32_BYTES * max(0, trained - gone) if adds_whole and left else 0,
+            ),
+        ]
+
+    @classmethod
+    def savings(cls, cfg: ParallelConfig, accumulates: bool) -> Iterator[dict[str, Any]]:
+        if cfg.gather == "model":
+            yield {"gather": "block"}
+        if cfg.reshard != "always":
+            yield {"reshard": "always"}
+        if cfg.shard_ranks != "all":
+            yield {"shard_ranks": "all"}
+        if accumulates and not cfg.reduce_each_micro_batch:
+            yield {"reduce_each_micro_batch": True}
 
     def _place(
         self, cfg: ParallelConfig, module: TrainingModule, plan: Sequence[str]
@@ -138,6 +194,39 @@ class Fsdp2Backend(SingleBackend):
         for group in self._groups:
             group.reshard()
         return sums
+
+
+def _gathered(share: RankShare, left: int) -> tuple[int, int]:
+    """Elements gathered block by block, at the loss and in the backward pass: the block at work
+    and those that are prefetched. With `reshard=never` all blocks from their forward pass on, with
+    a number its part of each."""
+    cfg, groups, layers = share.cfg, share.groups, share.layers
+    loss = groups.root + 2 * groups.head
+    if cfg.reshard == "never":
+        # Between micro-batches all of it stays, the head too.
+        kept = (
+            groups.head + groups.blocks if share.accumulates else min(left, layers) * groups.block
+        )
+        return loss + groups.blocks, groups.root + kept
+    parts = 0 if cfg.reshard == "always" else groups.blocks // cfg.reshard
+    if not left:
+        return loss + parts, 0
+    at_work = 1 if left <= layers else 0
+    coming = min(max(1, cfg.prefetch), left - 1)
+    back = groups.root + (at_work + coming) * groups.block + parts * min(left, layers) // layers
+    return loss + parts, back
+
+
+def _sent_bytes(share: RankShare, left: int) -> int:
+    """Bytes of gradients that are being made and reduced."""
+    groups, size = share.groups, share.itemsize
+    if 0 < left <= share.layers:
+        # Those of the group before, which stay until the next are sent.
+        return FP32_BYTES * (groups.block if share.blocks_back(left) else groups.head)
+    # gloo makes a copy; on a GPU what they are made from is still there.
+    numel = groups.head if left else groups.root
+    at_head = size * numel if left else 0
+    return FP32_BYTES * numel + (at_head + FP32_BYTES * numel if share.on_cpu else size * numel)
 
 
 def _mesh(cfg: ParallelConfig, world: World) -> DeviceMesh:

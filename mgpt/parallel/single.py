@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from mgpt.parallel.backend import (
     detached_sums,
 )
 from mgpt.parallel.dist import World
+from mgpt.parallel.footprint import FP32_BYTES, Part, RankShare
 from mgpt.parallel.own_time import OwnTime
 from mgpt.parallel.recompute import compile_blocks, recompute_blocks
 from mgpt.parallel.snapshot import Snapshot
@@ -66,8 +68,38 @@ class _Pass(nn.Module):
 class SingleBackend:
     """One model in one process; see `mgpt.parallel.backend.Backend` for the contract."""
 
+    on_many: ClassVar[bool] = False
+    splits_flat: ClassVar[bool] = False
+    gathers_in_blocks: ClassVar[bool] = False
     own_time: OwnTime
     dtype: DtypeChoice
+
+    @classmethod
+    def problem(cls, cfg: ParallelConfig) -> str | None:
+        if cfg.offload != "none":
+            return f"offload={cfg.offload}: {cfg.name} offloads nothing; take fsdp2"
+        return None
+
+    @classmethod
+    def sharing(cls, cfg: ParallelConfig, ranks: int, of_a_node: int) -> int:
+        return 1
+
+    @classmethod
+    def held(cls, share: RankShare, left: int) -> list[Part]:
+        groups, is_float32 = share.groups, share.itemsize == FP32_BYTES
+        copies = 0 if is_float32 else share.itemsize * groups.whole
+        made = share.back_numel(left) if left else groups.whole
+        return [
+            Part.always("weights, float32", FP32_BYTES * groups.whole),
+            share.gradients(share.trained, share.accumulates, made),
+            Part.always("optimizer state", FP32_BYTES * groups.state),
+            Part("weights in the pass's type", copies, copies),
+            *share.update(),
+        ]
+
+    @classmethod
+    def savings(cls, cfg: ParallelConfig, accumulates: bool) -> Iterator[dict[str, Any]]:
+        return iter(())
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ plain tensor is the whole. Reading asks for whatever split the reader has.
     >>> target = {"model.norm.weight": torch.empty(8)}
     >>> read_state(folder, target, World())
     SavedState(num_updates=3, has_averages=True)
-    >>> dict(read_weights(folder))
-    {'norm.weight': tensor([1., 1., ...])}
+    >>> [(name, read()) for name, _, _, read in stored_weights(folder)]
+    [('norm.weight', tensor([1., 1., ...]))]
 """
 
 import functools
@@ -42,7 +42,6 @@ from mgpt.parallel.snapshot import UPDATES_FILE
 
 __all__ = [
     "SavedState",
-    "StoredWeight",
     "checkpoint_bytes",
     "full_tensor",
     "has_averages",
@@ -50,7 +49,6 @@ __all__ = [
     "local_part",
     "local_rows",
     "read_state",
-    "read_weights",
     "stored_weights",
     "training_state",
     "weights_checksum",
@@ -122,29 +120,20 @@ def read_state(folder: Path, targets: Mapping[str, Tensor], world: World) -> Sav
     return SavedState(count, has_averages)
 
 
-class StoredWeight(NamedTuple):
-    """A whole weight in a state folder, not read yet."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-
-def stored_weights(folder: Path, averaged: bool = False) -> dict[str, StoredWeight]:
-    """The full weights of a state folder by name, in one process without a group.
+def stored_weights(
+    folder: Path, averaged: bool = False
+) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, Callable[[], Tensor]]]:
+    """Name, shape, type and reader of each whole weight, in one process without a group.
 
     Args:
-        averaged: takes the averaged weights, which must be there (`has_averages`).
+        averaged: the averaged weights, which must be there (`has_averages`).
     """
     metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
     kind = AVERAGE if averaged else WEIGHTS
-    return {
-        name.removeprefix(f"{kind}."): StoredWeight(
-            entry.size, entry.properties.dtype, functools.partial(_whole, metadata, name, entry)
-        )
-        for name, entry in _tensors(metadata).items()
-        if name.startswith(f"{kind}.")
-    }
+    for name, entry in _tensors(metadata).items():
+        if name.startswith(f"{kind}."):
+            read = functools.partial(_whole, metadata, name, entry)
+            yield name.removeprefix(f"{kind}."), tuple(entry.size), entry.properties.dtype, read
 
 
 def has_averages(folder: Path) -> bool:
@@ -155,12 +144,6 @@ def has_averages(folder: Path) -> bool:
     except Exception:  # safetensors raises its own kinds for a damaged header
         return False
     return any(map(_is_average, _tensors(metadata)))
-
-
-def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The full weights of a state folder one by one, in float32, in one process without a group."""
-    for name, stored in stored_weights(folder).items():
-        yield name, stored.read()
 
 
 def _is_average(name: str) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,7 @@ from mgpt.parallel.backend import (
     detached_sums,
 )
 from mgpt.parallel.dist import World
+from mgpt.parallel.footprint import FP32_BYTES, Part, RankShare
 from mgpt.parallel.own_time import OwnTime
 from mgpt.parallel.recompute import recompute_blocks
 from mgpt.parallel.snapshot import Snapshot
@@ -56,13 +58,67 @@ __all__ = ["REDUCE_BUCKET_NUMEL", "Zero3Backend", "engine_config"]
 
 REDUCE_BUCKET_NUMEL = 5 * 10**8
 """Elements of gradients that go to the other ranks together, as DeepSpeed has it."""
+_LIVE_NUMEL, _PREFETCH_NUMEL = 10**9, 5 * 10**7  # DeepSpeed's defaults of gathered elements
 
 
 class Zero3Backend:
     """One model under ZeRO; see `mgpt.parallel.backend.Backend` for the contract."""
 
+    on_many: ClassVar[bool] = True
+    splits_flat: ClassVar[bool] = True
+    gathers_in_blocks: ClassVar[bool] = True
     own_time: OwnTime
     dtype: DtypeChoice
+
+    @classmethod
+    def problem(cls, cfg: ParallelConfig) -> str | None:
+        if cfg.offload == "all" and cfg.zero_stage != 3:
+            return (
+                f"offload=all zero_stage={cfg.zero_stage}: weights that are whole on every rank "
+                "cannot be offloaded; take offload=optimizer or zero_stage=3"
+            )
+        if cfg.recompute == "selective":
+            return "recompute=selective: zero3 takes none or full; or take fsdp2"
+        if cfg.compile:
+            return "compile=true: zero3 does not compile blocks; take fsdp2"
+        return None
+
+    @classmethod
+    def sharing(cls, cfg: ParallelConfig, ranks: int, of_a_node: int) -> int:
+        return ranks
+
+    @classmethod
+    def held(cls, share: RankShare, left: int) -> list[Part]:
+        groups, stage, size = share.groups, share.cfg.zero_stage, share.itemsize
+        live = size * min(groups.whole, _LIVE_NUMEL + _PREFETCH_NUMEL) if stage == 3 else 0
+        bucket = min(groups.whole, REDUCE_BUCKET_NUMEL)
+        made = share.back_numel(left) // share.ranks if left else groups.shard
+        gradients = {
+            1: Part.always("gradients, float32", FP32_BYTES * groups.whole),
+            2: share.gradients(groups.shard, share.accumulates, made),
+            3: Part.always("gradients, float32", FP32_BYTES * groups.shard),
+        }[stage]
+        # Gradients, and in float32 as they are sent. Stage 2 joins them first; stage 3 does so
+        # too, in float32 from the start, in a bucket that is always there, and gloo makes a copy.
+        sent = {
+            1: (0, (size + FP32_BYTES) * bucket),
+            2: (0, (2 * size + FP32_BYTES) * bucket),
+            3: (FP32_BYTES * bucket, (3 if share.on_cpu else 2) * FP32_BYTES * bucket),
+        }[stage]
+        weights = size * (groups.shard if stage == 3 else groups.whole)
+        return [
+            Part.always("weights in the pass's type", weights),
+            Part.always("master weights, float32", FP32_BYTES * groups.shard),
+            gradients,
+            Part.always("optimizer state", FP32_BYTES * groups.state),
+            Part("gathered weights", live, live),
+            Part("gradients on their way", *sent, sent[0]),
+        ]
+
+    @classmethod
+    def savings(cls, cfg: ParallelConfig, accumulates: bool) -> Iterator[dict[str, Any]]:
+        if cfg.zero_stage < 3:
+            yield {"zero_stage": cfg.zero_stage + 1}
 
     def __init__(
         self,

@@ -11,14 +11,13 @@ what is kept away, which is not counted on.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mgpt.models.rotary import rotary_angles
-from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
+from mgpt.models.table import DecoderConfig, DecoderModel, decoder_of
 from mgpt.parallel.meta import on_meta
 from mgpt.parallel.recompute import recompute_blocks
 from mgpt.plan.live_bytes import LiveBytes
@@ -39,14 +38,14 @@ class Activations:
     gradients of its weights, and its activations where they are recomputed."""
 
 
-def meta_model(cfg: TransformerConfig) -> Transformer:
+def meta_model(cfg: DecoderConfig) -> DecoderModel:
     """The model without memory: names and shapes."""
-    return on_meta(lambda: Transformer(cfg))
+    return on_meta(lambda: decoder_of(cfg).model(cfg))
 
 
 @functools.cache
 def trace(
-    cfg: TransformerConfig,
+    cfg: DecoderConfig,
     rows: int,
     row_tokens: int,
     dtype: torch.dtype,
@@ -60,31 +59,24 @@ def trace(
         head_only: only the head trains, and nothing is kept for the blocks.
         device: whose attention and dropout.
     """
-    model = meta_model(replace(cfg, layers=2, dropout=0.0)).to(dtype)
-    recompute_blocks(model, sharding_plan(model), recompute)  # type: ignore[arg-type]
+    decoder = decoder_of(cfg)
+    model = meta_model(decoder.traced(cfg)).to(dtype)
+    recompute_blocks(model, decoder.sharding_plan(model), recompute)
     # Sharding takes gradients away, and counts them: those of a block when it is done.
-    for parameter in (
-        *model.head.parameters(),
-        *model.norm.parameters(),
-        *model.embed.parameters(),
-    ):
-        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    of_blocks = {id(parameter) for parameter in model.blocks.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in of_blocks:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     with torch.device("meta"):
         ids_BT = torch.empty(rows, row_tokens, dtype=torch.int64)
     peaks: list[int] = []
     with LiveBytes([*model.parameters(), ids_BT]) as counter:
+        kept: list[int] = []
+        for block in model.blocks:
+            block.register_forward_pre_hook(_drop_gradients_after_backward)
+            block.register_forward_hook(lambda *_: kept.append(counter.live))
         with torch.set_grad_enabled(not head_only):
-            x_BTD = model.embed(ids_BT)
-            # Angles by line and column have the same size, and need ids that are not meta.
-            by_position = replace(cfg, axial_rope_dims=0)
-            rotary = rotary_angles(by_position, ids_BT, ids_BT, x_BTD.dtype)
-            kept = []
-            for block in model.blocks:
-                if not head_only:
-                    x_BTD.register_hook(lambda _, block=block: block.zero_grad())
-                x_BTD = block(x_BTD, rotary, _FusedAttention(device == "cpu"))
-                kept.append(counter.live)
-            x_BTD = model.norm(x_BTD)
+            x_BTD = model(ids_BT, ids_BT, _FusedAttention(device == "cpu"))
         last = counter.live
         counter.restart_peak()
         if not head_only:
@@ -107,9 +99,15 @@ def trace(
     )
 
 
-def _attention_bytes(cfg: TransformerConfig, tokens: int, dtype: torch.dtype) -> int:
+def _attention_bytes(cfg: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:
     """What an attention kernel gives: its output, and one float32 a head and token."""
     return tokens * cfg.heads * (cfg.head_dim * dtype.itemsize + 4)
+
+
+def _drop_gradients_after_backward(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """As `zero_grad` once the gradient of a block's input is there, and it is done."""
+    if inputs[0].requires_grad:
+        inputs[0].register_hook(lambda _: block.zero_grad())
 
 
 def _end_of_head(counter: LiveBytes, peaks: list[int]) -> None:
@@ -118,7 +116,7 @@ def _end_of_head(counter: LiveBytes, peaks: list[int]) -> None:
     counter.restart_peak()
 
 
-def _mask_bytes(cfg: TransformerConfig, dtype: torch.dtype, device: str) -> int:
+def _mask_bytes(cfg: DecoderConfig, dtype: torch.dtype, device: str) -> int:
     """Of an element of a dropout mask: a truth value on a GPU, a factor on a CPU."""
     if cfg.dropout == 0.0:
         return 0
@@ -134,6 +132,12 @@ class _FusedAttention:
 
     def __init__(self, joined: bool) -> None:
         self._joined = joined
+
+    def gather(self, values_BT: Tensor) -> Tensor:
+        return values_BT
+
+    def scatter(self, values: Tensor, shape_BT: tuple[int, int]) -> Tensor:
+        return values
 
     def attend(self, q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
         out_BTHK = _Kernel.apply(q_BTHK, k_BTJK, v_BTJK)

@@ -15,16 +15,25 @@ not fit, the changes that would make it fit are tried one by one, and named with
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mgpt.models.transformer import TransformerConfig
+from mgpt.models.table import DecoderConfig, ForwardFlops, decoder_of
 from mgpt.optim.config import OptimConfig
-from mgpt.parallel.backend import ParallelConfig, optimizer_problem
+from mgpt.parallel.backend import (
+    ParallelConfig,
+    backend_class,
+    backends_on_many,
+    optimizer_problem,
+)
+from mgpt.parallel.footprint import Groups
+from mgpt.plan.activations import meta_model
 from mgpt.plan.devices import DEVICES
-from mgpt.plan.memory import Groups, Memory, RankWork, parameter_groups, plan_memory
+from mgpt.plan.memory import Memory, RankWork, parameter_groups, plan_memory
 
 __all__ = ["Machine", "Plan", "RunSize", "flops_per_token", "plan_run"]
 
 _FP32 = 4
 _MOST_RANKS = 4096
+_RECOMPUTE, _OFFLOAD = ("none", "selective", "full"), ("none", "optimizer", "all")
+"""Values in the order of the memory that they save."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class RunSize:
     optim: the optimizer, which declares its state.
     """
 
-    transformer: TransformerConfig
+    transformer: DecoderConfig
     parallel: ParallelConfig
     steps: int
     step_rows: int
@@ -119,16 +128,17 @@ class Plan:
         return self.hours * self.machine.ranks
 
 
-def flops_per_token(cfg: TransformerConfig, document_tokens: float, head_only: bool) -> float:
+def flops_per_token(cfg: DecoderConfig, document_tokens: float, head_only: bool) -> float:
     """Operations of training on one token, without recomputation.
 
-    6 x parameters without the input embedding + 6 x layers x hidden x document length (causal).
-    Where only the head trains, the blocks go forward alone, a third of it.
+    A backward pass takes two forward passes. If only the head trains, the blocks run forward alone.
     """
-    head = cfg.vocab_size * cfg.hidden
-    blocks = parameter_groups(cfg, 1).whole - 2 * head
-    passed = 2 if head_only else 6
-    return passed * (blocks + cfg.layers * cfg.hidden * document_tokens) + 6 * head
+    flops = _forward_flops(cfg, document_tokens)
+    return (1 if head_only else 3) * flops.blocks + 3 * flops.head
+
+
+def _forward_flops(cfg: DecoderConfig, document_tokens: float) -> ForwardFlops:
+    return decoder_of(cfg).forward_flops(meta_model(cfg), document_tokens)
 
 
 def plan_run(run: RunSize, machine: Machine) -> Plan:
@@ -140,7 +150,7 @@ def plan_run(run: RunSize, machine: Machine) -> Plan:
     whole = parameter_groups(cfg, 1, optim=run.optim)
     per_token = flops_per_token(cfg, run.document_tokens, run.head_only)
     rank_tokens = micro_batches * run.parallel.micro_rows * run.row_tokens
-    executed = per_token + _recomputed_flops(run, groups.whole)
+    executed = per_token + _recomputed_flops(run)
     plan = Plan(
         run=run,
         machine=machine,
@@ -179,13 +189,11 @@ def _rank_work(run: RunSize, machine: Machine) -> RankWork:
     )
 
 
-def _recomputed_flops(run: RunSize, num_parameters: int) -> float:
+def _recomputed_flops(run: RunSize) -> float:
     """Operations a token of the blocks' second forward pass; *selective* repeats no product."""
-    cfg = run.transformer
     if run.parallel.recompute != "full" or run.head_only:
         return 0.0
-    blocks = num_parameters - 2 * cfg.vocab_size * cfg.hidden
-    return 2 * (blocks + cfg.layers * cfg.hidden * run.document_tokens)
+    return _forward_flops(run.transformer, run.document_tokens).blocks
 
 
 def _host_bytes(run: RunSize, machine: Machine, groups: Groups, memory: Memory) -> dict[str, int]:
@@ -228,10 +236,10 @@ def _problems(plan: Plan) -> list[str]:
             f"row_tokens={run.row_tokens} is shorter than the longest document, "
             f"{run.longest_tokens} tokens; raise it to that or more"
         )
-    if run.parallel.name == "single" and machine.ranks > 1:
+    if not run.parallel.on_many and machine.ranks > 1:
         problems.append(
-            f"parallel=single runs in 1 process, and {machine.ranks} are planned; take "
-            "parallel=fsdp2, or nodes=1 procs=1"
+            f"parallel={run.parallel.name} runs in 1 process, and {machine.ranks} are planned; "
+            f"take parallel={backends_on_many()[0]}, or nodes=1 procs=1"
         )
     need = plan.memory.peak_bytes / 1e9
     if need > machine.memory_gb:
@@ -272,55 +280,54 @@ def _remedy(run: RunSize, machine: Machine) -> str:
 
 def _changes(run: RunSize, machine: Machine) -> Iterator[tuple[str, RunSize, Machine]]:
     """(words, run, machine) of each single change that saves memory, the cheapest in time first."""
-    now = run.parallel
+    now, backend = run.parallel, backend_class(run.parallel.name)
 
-    def changed(fields: dict[str, object]) -> tuple[str, RunSize, Machine]:
-        words = " ".join(f"parallel.{name}={_word(value)}" for name, value in fields.items())
-        parallel = replace(now, **fields)  # type: ignore[arg-type]
-        return words, replace(run, parallel=parallel), machine
+    def changed(fields: dict[str, object]) -> Iterator[tuple[str, RunSize, Machine]]:
+        parallel = _replaced(now, fields)
+        if parallel is not None:
+            yield _settings_text(fields), replace(run, parallel=parallel), machine
 
-    if now.name == "single":
-        sharded = replace(run, parallel=replace(now, name="fsdp2", procs=8))
-        yield "parallel=fsdp2 procs=8", sharded, replace(machine, procs=8)
+    if not now.on_many:
+        other = backends_on_many()[0]
+        sharded = replace(run, parallel=replace(now, name=other, procs=8))
+        yield f"parallel={other} procs=8", sharded, replace(machine, procs=8)
     accumulates = _micro_batches(run, machine.ranks) > 1
-    yield from map(changed, _settings_that_save(now, accumulates))
+    if now.dtype == "float32":
+        yield from changed({"dtype": "bfloat16"})
+    for fields in backend.savings(now, accumulates):
+        yield from changed(fields)
+    if now.micro_rows > 1:
+        yield from changed({"micro_rows": now.micro_rows // 2})
+    for value in _RECOMPUTE[_RECOMPUTE.index(now.recompute) + 1 :]:
+        yield from changed({"recompute": value})
     shorter = run.row_tokens // 2
     if shorter >= max(run.longest_tokens, 1024):
         words = f"data.row_tokens={shorter} data.step_rows={run.step_rows * 2}"
         halved = replace(run, row_tokens=shorter, step_rows=run.step_rows * 2)
-        if now.name == "fsdp2" and not now.reduce_each_micro_batch:
-            words += " parallel.reduce_each_micro_batch=true"
-            halved = replace(halved, parallel=replace(now, reduce_each_micro_batch=True))
+        # Twice the rows accumulate, whether or not these did.
+        before = list(backend.savings(now, accumulates=False))
+        for fields in backend.savings(now, accumulates=True):
+            if fields not in before:
+                words += f" {_settings_text(fields)}"
+                halved = replace(halved, parallel=replace(halved.parallel, **fields))
         yield words, halved, machine
-    if now.name == "zero3" and now.offload == "none":
-        yield changed({"offload": "optimizer"})
-    if now.offload != "all" and (now.name == "fsdp2" or (now.name, now.zero_stage) == ("zero3", 3)):
-        yield changed({"offload": "all"})
-    if now.name != "single" and machine.ranks < _MOST_RANKS:
+    for value in _OFFLOAD[_OFFLOAD.index(now.offload) + 1 :]:
+        yield from changed({"offload": value})
+    if now.on_many and machine.ranks < _MOST_RANKS:
         nodes = machine.nodes * 2
         yield f"nodes={nodes}", run, replace(machine, nodes=nodes)
 
 
-def _settings_that_save(now: ParallelConfig, accumulates: bool) -> Iterator[dict[str, object]]:
-    if now.dtype == "float32":
-        yield {"dtype": "bfloat16"}
-    if now.name == "fsdp2":
-        if now.gather == "model":
-            yield {"gather": "block"}
-        if now.reshard != "always":
-            yield {"reshard": "always"}
-        if now.shard_ranks != "all":
-            yield {"shard_ranks": "all"}
-        if accumulates and not now.reduce_each_micro_batch:
-            yield {"reduce_each_micro_batch": True}
-    if now.name == "zero3" and now.zero_stage < 3:
-        yield {"zero_stage": now.zero_stage + 1}
-    if now.micro_rows > 1:
-        yield {"micro_rows": now.micro_rows // 2}
-    if now.recompute == "none" and now.name != "zero3":
-        yield {"recompute": "selective"}
-    if now.recompute != "full":
-        yield {"recompute": "full"}
+def _replaced(now: ParallelConfig, fields: dict[str, object]) -> ParallelConfig | None:
+    """The settings with some changed; None if the backend does not take them."""
+    try:
+        return replace(now, **fields)  # type: ignore[arg-type]
+    except ValueError:
+        return None
+
+
+def _settings_text(fields: dict[str, object]) -> str:
+    return " ".join(f"parallel.{name}={_word(value)}" for name, value in fields.items())
 
 
 def _word(value: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,33 +18,30 @@ from mgpt.files.file_sums import SUMS
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.lifecycle.weights import VOCABULARY, Weights
-from mgpt.models.folder import (
-    write_model,
-)
-from mgpt.models.sizes import SIZES
+from mgpt.models.folder import write_model
+from mgpt.models.table import DecoderConfig, decoder_of, sizes
 from mgpt.models.tensor_files import LazyTensor
-from mgpt.models.transformer import TransformerConfig
 from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokens.vocab import Vocabulary
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which transformer. A model taken from `init_from` keeps its own size."""
+    """Which decoder. A model from `init_from` keeps its own size."""
 
     size: str = "quickstart"
-    """A name of mgpt.models.sizes: debug, quickstart, 1b, 7b, 34b."""
+    """A size of mgpt.models.table: debug, quickstart, 1b, 7b, 34b."""
     max_positions: int | None = None
     """Longest document the rotary embedding is made for, in tokens; null: the size's own."""
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise ValueError(f"size={self.size!r} is none of {', '.join(SIZES)}")
+        if self.size not in sizes():
+            raise ValueError(f"size={self.size!r} is none of {', '.join(sizes())}")
 
-    def check_same(self, found: TransformerConfig, origin: str) -> None:
+    def check_same(self, found: DecoderConfig, origin: str) -> None:
         """Raises ConfigError where another size than that of given weights was asked for. The
         default size asks for none."""
-        asked = SIZES[self.size]
+        asked = sizes()[self.size]
         pairs = []
         if self.size != ModelConfig.size:
             pairs = [(n, getattr(asked, n), getattr(found, n)) for n in ("layers", "hidden")]
@@ -57,16 +55,10 @@ class ModelConfig:
                 "start without init_from"
             )
 
-    def transformer(self, vocabulary: Vocabulary) -> TransformerConfig:
+    def decoder(self, vocabulary: Vocabulary) -> Any:
         """The size with this vocabulary."""
-        chosen = replace(SIZES[self.size], vocab_size=vocabulary.size)
-        if chosen.axial_rope_dims:
-            chosen = replace(
-                chosen,
-                begin_image_id=vocabulary.begin_image,
-                end_line_id=vocabulary.end_line,
-                end_image_id=vocabulary.end_image,
-            )
+        chosen = sizes()[self.size]
+        chosen = decoder_of(chosen).for_vocabulary(chosen, vocabulary)
         if self.max_positions is not None:
             chosen = replace(chosen, max_positions=self.max_positions)
         return chosen
@@ -74,7 +66,7 @@ class ModelConfig:
 
 def write_model_folder(
     folder: Path,
-    cfg: TransformerConfig,
+    cfg: Any,
     tensors: Sequence[LazyTensor],
     vocabulary: Vocabulary,
     vq: str | None = None,

@@ -25,22 +25,22 @@ from mgpt.cli.compose import compose as compose_fields
 from mgpt.cli.compose import schema_of
 from mgpt.cli.config import Composed, validate
 from mgpt.cli.settings import DERIVED
-from mgpt.cli.stage_table import compose_stage, load_stage
+from mgpt.cli.stage_table import TRAINING, compose_stage, load_stage
 from mgpt.cli.stage_table import configure as configure_stage
-from mgpt.data.source import capped
+from mgpt.data.source import at_resolution, capped
 from mgpt.errors import ConfigError, DataError, MgptError
 from mgpt.files.storage import locate
 from mgpt.images.buckets import bucket_sizes
 from mgpt.lifecycle.weights import Weights, load_vocabulary
-from mgpt.models.sizes import SIZES
-from mgpt.models.transformer import TransformerConfig
+from mgpt.models.table import sizes
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.plan.devices import DEVICES
 from mgpt.plan.documents import DocumentLengths, assumed_lengths, count_lengths
 from mgpt.plan.run import Machine, Plan, RunSize, plan_run
-from mgpt.stages.recipe import TRAINING, read_recipe
+from mgpt.stages.recipe import read_recipe
 from mgpt.stages.released import is_released, plan_model
-from mgpt.stages.training import TrainingConfig, at_resolution, warnings_of
+from mgpt.stages.train import Config as TrainingConfig
+from mgpt.stages.train import warnings_of
 from mgpt.tokens.vocab import Vocabulary
 from mgpt.tracking.tracker import Tracker, console_tracker
 
@@ -148,7 +148,7 @@ def plan_stage(cfg: Config, run: TrainingConfig) -> tuple[Plan, DocumentLengths]
         optim=run.optim,
     )
     given = run.parallel.procs
-    usual = 1 if run.parallel.name == "single" else 8
+    usual = 8 if run.parallel.on_many else 1
     machine = Machine(
         device=cfg.device or "A100-80",
         device_gb=cfg.device_gb,
@@ -177,7 +177,7 @@ def _vocabulary(run: TrainingConfig) -> Vocabulary | None:
     return None
 
 
-def _transformer(run: TrainingConfig, vocabulary: Vocabulary | None) -> TransformerConfig:
+def _transformer(run: TrainingConfig, vocabulary: Vocabulary | None) -> Any:
     """The weights' own shape, else that of `model` with the vocabulary's size where it is known."""
     found = run.init_from
     if found is not None and is_released(found):
@@ -185,9 +185,9 @@ def _transformer(run: TrainingConfig, vocabulary: Vocabulary | None) -> Transfor
     elif found is not None and Path(found).exists():
         shape = Weights.find(found).config()
     elif vocabulary is not None:
-        shape = run.model.transformer(vocabulary)
+        shape = run.model.decoder(vocabulary)
     else:
-        shape = SIZES[run.model.size]
+        shape = sizes()[run.model.size]
     return replace(shape, dropout=run.dropout)
 
 

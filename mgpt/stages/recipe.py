@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hydra.errors import HydraException
@@ -35,13 +34,12 @@ from mgpt.cli.compose import (
 )
 from mgpt.cli.config import Composed, nearest
 from mgpt.cli.settings import MISSING, is_text, settings_of, type_at
-from mgpt.cli.stage_table import STAGES, configure, load_stage
+from mgpt.cli.stage_table import STAGES, TRAINING, configure, load_stage
 from mgpt.errors import ConfigError
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.stages.build import ModelConfig
 from mgpt.tracking.tracker import TrackingConfig
 
-TRAINING = ("pretrain", "fp_sft", "omni_sft")
 SHARED_GROUPS: dict[str, type] = {
     "model": ModelConfig,
     "parallel": ParallelConfig,
@@ -59,7 +57,7 @@ class Entry:
     config: Any
 
     @property
-    def module(self) -> ModuleType:
+    def module(self) -> Any:
         return load_stage(self.stage)
 
 

@@ -1,7 +1,7 @@
-"""Pictures while training: a few fixed prompts, drawn with the weights of the moment.
+"""Sample pictures during training: a few fixed prompts, drawn with the current weights.
 
-The trainer hands over the full weights at a step; what comes back are captioned pictures for the
-tracker. Equal steps give equal pictures.
+Takes the full weights at a step and returns captioned pictures for the tracker. Equal steps give
+equal pictures.
 
     samples = SamplePictures(SamplesConfig(prompts=("a red cube",), vq="scenes_f8"), shape, vocab)
     tracker.images(step, "samples", samples.draw(weights))
@@ -10,15 +10,16 @@ tracker. Equal steps give equal pictures.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mgpt.infer.engine import Engine
 from mgpt.infer.pipeline import Pipeline
 from mgpt.infer.sampling import SamplingConfig
-from mgpt.models.transformer import Transformer, TransformerConfig
+from mgpt.models.folder import model_with
+from mgpt.models.tensor_files import lazy
 from mgpt.tasks.registry import SampleView, task
 from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokens.chat import Conversation
@@ -30,7 +31,7 @@ class SamplesConfig:
     """Which pictures are drawn every `pictures_every` steps."""
 
     prompts: tuple[str, ...] = ("a large red matte sphere", "a small blue shiny cube")
-    """Captions to draw."""
+    """Captions of the pictures."""
     size_px: int = 64
     """Side of the square pictures."""
     vq: str | None = None
@@ -39,9 +40,9 @@ class SamplesConfig:
 
 
 class SamplePictures:
-    """The prompts, ready to be drawn by any weights of one shape."""
+    """Draws the prompts with any weights of one decoder."""
 
-    def __init__(self, cfg: SamplesConfig, shape: TransformerConfig, vocabulary: Vocabulary):
+    def __init__(self, cfg: SamplesConfig, shape: Any, vocabulary: Vocabulary):
         assert cfg.vq is not None
         self._cfg, self._shape, self._vocabulary = cfg, shape, vocabulary
         self._tokenizer = load_tokenizer(cfg.vq).eval()
@@ -52,9 +53,8 @@ class SamplePictures:
 
     def draw(self, weights: dict[str, Tensor]) -> list[tuple[str, np.ndarray]]:
         """(prompt, uint8 [H, W, 3]) for every prompt."""
-        with torch.random.fork_rng():
-            model = Transformer(self._shape)
-        model.load_state_dict(weights)
+        tensors = [lazy(name, weight) for name, weight in weights.items()]
+        model = model_with(self._shape, tensors, "samples")
         pipeline = Pipeline(Engine(model, self._vocabulary), self._tokenizer, self._vocabulary)
         cfg, grids = self._cfg, pipeline.grids(self._cfg.size_px, self._cfg.size_px)
         answers = pipeline.answer(

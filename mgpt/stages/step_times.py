@@ -4,22 +4,23 @@ The stage itself runs, on its backend and its processes, with its model, rows an
 a step is that of its record, and what is left of the stand-in's time comes once: starting ranks and
 model, the last checkpoint, the model folder.
 
-    rehearse_training("pretrain", shortened, real).seconds      # 74.0
+    rehearse_training(lambda cfg: main(cfg, "pretrain"), shortened, real).seconds      # 74.0
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from mgpt.data.dataset import open_dataset
-from mgpt.data.source import SourceConfig
+from mgpt.data.source import SourceConfig, at_resolution
 from mgpt.errors import DataError
 from mgpt.files.storage import locate
 from mgpt.lifecycle.rehearsal import Estimate, timed
-from mgpt.stages.training import TrainingConfig, at_resolution, train
 from mgpt.tasks.registry import can_serve
 from mgpt.train.step_folder import newest_complete
 
@@ -27,13 +28,12 @@ _STEPS = 8
 _COLD_STEPS = 3  # the first ones load kernels and count the lengths of documents
 
 
-def is_long(cfg: TrainingConfig) -> bool:
-    """Whether the stage is worth an estimate."""
-    return cfg.epochs is not None or cfg.steps > 50
-
-
-def rehearse_training(stage: str, cfg: TrainingConfig, real: TrainingConfig) -> Estimate:
+def rehearse_training(run: Callable[[Any], None], cfg: Any, real: Any) -> Estimate:
     """The stage's time on this machine, from its newest checkpoint on.
+
+    Args:
+        run: the stage's main function.
+        cfg, real: its configuration with stand-ins for the paths, and the one that will run.
 
     Raises DataError if its steps are given as epochs, which only the real data turn into steps.
     """
@@ -56,7 +56,7 @@ def rehearse_training(stage: str, cfg: TrainingConfig, real: TrainingConfig) -> 
         data=replace(cfg.data, sources=_servable(cfg.data.sources, cfg.resolution_px), changes={}),
         held_out=held_out,
     )
-    seconds = timed(lambda: train(stage, short))
+    seconds = timed(lambda: run(short))
     rows = [json.loads(line) for line in Path(cfg.output, "metrics.jsonl").read_text().splitlines()]
     steps = [float(row["step_s"]) for row in rows]
     step_s = median(steps[_COLD_STEPS:])
@@ -64,7 +64,7 @@ def rehearse_training(stage: str, cfg: TrainingConfig, real: TrainingConfig) -> 
     return Estimate((real.steps - done) * step_s + once + _validations(real, done) * step_s / 3)
 
 
-def _validations(cfg: TrainingConfig, done: int) -> float:
+def _validations(cfg: Any, done: int) -> float:
     """How many steps' rows are measured: forward passes alone, which are a third of a step."""
     if not cfg.held_out.sources:
         return 0.0

@@ -34,9 +34,10 @@ from mgpt.cli.compose import compose as compose_fields
 from mgpt.cli.compose import schema_of
 from mgpt.cli.config import Composed, config_text, validate
 from mgpt.cli.settings import DERIVED
-from mgpt.cli.stage_table import STAGES, compose_stage, load_stage
+from mgpt.cli.stage_table import STAGES, TRAINING, compose_stage, load_stage
 from mgpt.cli.stage_table import configure as configure_stage
 from mgpt.data.dataset import open_dataset
+from mgpt.data.source import at_resolution
 from mgpt.errors import ConfigError, MgptError
 from mgpt.files.atomic import atomic_write
 from mgpt.files.child_processes import own_children
@@ -49,9 +50,7 @@ from mgpt.launching.processes import RESUME, num_processes, run_child
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
 from mgpt.stages import plan
 from mgpt.stages.pipeline import RECORD, conditions
-from mgpt.stages.recipe import TRAINING
 from mgpt.stages.status import CHAIN
-from mgpt.stages.training import at_resolution
 from mgpt.stages.work import (
     VERIFY_NOT_PROVEN,
     Work,
@@ -297,7 +296,7 @@ def _resources(cfg: Config, work: Work) -> Resources:
     own = cfg.launcher.resources(work.stage, _base(work), work.name)
     if work.kind != "training" and not {work.stage, work.name} & cfg.launcher.stages.keys():
         return replace(own, nodes=1, elastic=None)
-    if work.stage in TRAINING and work.config.parallel.name == "single":
+    if work.stage in TRAINING and not work.config.parallel.on_many:
         return replace(own, nodes=1, elastic=None)
     return own
 
@@ -308,8 +307,8 @@ def _ranks(cfg: Config, work: Work) -> int:
     if work.kind != "training":
         return own.procs_per_node or 1
     parallel = work.config.parallel
-    if cfg.launcher.name == "local" or parallel.name == "single":
-        return num_processes(parallel.name, parallel.procs, parallel.threads)
+    if cfg.launcher.name == "local" or not parallel.on_many:
+        return num_processes("training", parallel.asked_procs, parallel.threads)
     given = parallel.procs if isinstance(parallel.procs, int) else None
     return own.procs_per_node or given or own.gpus_per_node or 2
 

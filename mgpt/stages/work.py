@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mgpt.cli.settings import to_plain
-from mgpt.cli.stage_table import STAGES, load_stage
+from mgpt.cli.stage_table import STAGES, TRAINING, load_stage
 from mgpt.errors import ConfigError
 from mgpt.files.local_copies import record_folder
 from mgpt.files.storage import locate
 from mgpt.launching.launch_folder import NAME, LaunchFolder
 from mgpt.lifecycle.folder import flatten, is_complete
-from mgpt.stages.recipe import TRAINING, Entry
+from mgpt.stages.recipe import Entry
 
 SHARED = ("pack", "tokenize")  # stages whose processes share claims
 UNSUBMITTED = ("submit", "status", "cancel", "plan", "doctor")

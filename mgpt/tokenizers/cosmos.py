@@ -112,8 +112,8 @@ class CosmosTokenizer(PictureTokenizer):
         check_stated(stated, own)
         if network.in_channels != 3 * bands**cfg.band_steps:
             raise CheckpointError(
-                f"patches of {patch_px} px give {3 * bands**cfg.band_steps} channels, and the first "
-                f"convolution takes {network.in_channels}; the files are of two models"
+                f"patches of {patch_px} px give {3 * bands**cfg.band_steps} channels, and the "
+                f"first convolution takes {network.in_channels}; the files are of two models"
             )
         return cfg
 

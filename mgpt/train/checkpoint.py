@@ -1,10 +1,10 @@
-"""Checkpoints: what a run needs to go on, on any backend and any number of ranks.
+"""Checkpoints: what a run needs to resume, on any backend and any number of ranks.
 
 A save takes a snapshot of this rank's part of the training state, and a thread writes it while
-training goes on; the checkpoint appears when all ranks have written theirs
-(mgpt.train.run_folder says how, mgpt.train.step_folder what it holds). At most one save is under
-way: the next one waits for it, and so does whoever asks for the newest checkpoint. What goes wrong
-in the thread is raised by the next `wait`, on every rank.
+training continues; the checkpoint appears once all ranks have written theirs (see
+mgpt.train.run_folder for how, mgpt.train.step_folder for what it holds). At most one save is in
+progress: the next one waits for it, and so does a search for the newest checkpoint. An error in the
+thread is raised by the next `wait`, on every rank.
 
     >>> store = CheckpointStore(run_folder, world, keep=2, background=True)
     >>> with store:
@@ -42,14 +42,14 @@ T = TypeVar("T")
 class CheckpointStore:
     """The checkpoints of one run folder, and this process's right to write them.
 
-    Used as a context it sees the last save through: at the end of the block it waits for it.
+    As a context manager it waits for the last save at the end of the block.
 
     Args:
-        run_folder: the stage's output folder, seen by all ranks.
-        keep: newest complete checkpoints that stay; older ones are removed after each save.
-        keep_every: those after each multiple of so many steps stay too, for ever; 0: none.
-        background: whether training goes on while a save is written, for a copy of this rank's part
-            of the state in main memory.
+        run_folder: the stage's output folder, on a file system that all ranks share.
+        keep: number of newest complete checkpoints to keep; older ones are removed after each save.
+        keep_every: keep every checkpoint whose step is a multiple of this, too; 0: none.
+        background: whether training continues while a save is written, at the cost of a copy of
+            this rank's part of the state in main memory.
 
     Raises:
         MachineError: the folder cannot be written.
@@ -67,7 +67,7 @@ class CheckpointStore:
         self.run_folder = Path(run_folder)
         self._world = world
         self._keep, self._keep_every, self._background = keep, keep_every, background
-        # Collectives of two threads must not meet in one group.
+        # Two threads must not run collectives in one group.
         self._writers = world.apart() if background else world
         self._thread: threading.Thread | None = None
         self._error: MgptError | None = None
@@ -87,16 +87,16 @@ class CheckpointStore:
         if error is None:
             self.wait()
         elif self._thread is not None and isinstance(error, MgptError):
-            # The other ranks are there still, and what was begun may be the newest checkpoint.
+            # The other ranks still run, and the save may become the newest checkpoint.
             self._thread.join()
 
     def newest_whole(self, report: Callable[[str], None] = lambda line: None) -> StepFolder | None:
         """The newest checkpoint of this run, every file compared with its hash; collective.
 
-        One that is damaged is renamed to step_<number>.damaged, which `report` is told, and the one
-        before it is taken: a run repeats what it has done since, to the same result.
+        A damaged one is renamed to step_<number>.damaged and reported, and the one before it is
+        taken: the run repeats the steps since then, to the same result.
 
-        Raises CheckpointError where all there are are damaged; nothing is renamed then.
+        Raises CheckpointError if all of them are damaged; nothing is renamed then.
         """
         self.wait()
         damaged: list[str] = []
@@ -110,12 +110,12 @@ class CheckpointStore:
                 continue
             self._on_main(self._world, lambda: self._set_aside(steps[len(steps) - len(damaged) :]))
             for problem in damaged:
-                report(f"{problem}; set aside as *.damaged, going on from {folder.path}")
+                report(f"{problem}; renamed to *.damaged, resuming from {folder.path}")
             return folder
         if damaged:
             raise CheckpointError(
-                f"{'; '.join(damaged)}; no whole checkpoint is left to go on from: restore these "
-                "files, or remove the folder to start the run anew"
+                f"{'; '.join(damaged)}; no whole checkpoint is left to resume from: restore these "
+                "files, or remove the folder to start again"
             )
         return None
 
@@ -137,8 +137,8 @@ class CheckpointStore:
             )
 
     def must_end(self) -> bool:
-        """Whether this rank knows of a reason to `end`: a save in the background has failed, or a
-        later start exists, which rank 0 looks up every 30 s."""
+        """Whether this rank has a reason to `end`: a save in the background has failed, or rank 0,
+        which checks every 30 s, has found a later start."""
         if self._error is not None:
             return True
         now = time.monotonic()
@@ -148,7 +148,7 @@ class CheckpointStore:
         return self._folder.is_superseded()
 
     def end(self) -> None:
-        """Raises on every rank what `must_end` has found on one; collective."""
+        """Raises, on every rank, the reason that `must_end` found on one; collective."""
         self.wait()
         raise TrainingError(
             f"{self.run_folder}: a later start of this run has begun; this one ends without saving"
@@ -163,10 +163,10 @@ class CheckpointStore:
         config_yaml: str,
         vocab: VocabularyLike,
     ) -> StepFolder:
-        """Saves what training is after `step` steps; collective. Returns where it will stand.
+        """Saves the training state after `step` steps; collective. Returns its future folder.
 
-        When it returns, training may go on; `wait` tells when the checkpoint is complete. What was
-        asked of the run's other files (its record) to be on the disk must be there before.
+        Training may continue once it returns; `wait` returns once the checkpoint is complete. The
+        run's other files (its record) must be flushed to the disk before.
 
         Raises:
             TrainingError: a later attempt of this run has started.
@@ -186,7 +186,7 @@ class CheckpointStore:
 
         if self._background:
             self._thread = threading.Thread(
-                target=self._keeping_the_error, args=(write,), name="checkpoint", daemon=True
+                target=self._keep_error, args=(write,), name="checkpoint", daemon=True
             )
             self._thread.start()
         else:
@@ -194,13 +194,13 @@ class CheckpointStore:
         return StepFolder(self.run_folder / step_name(step), step)
 
     def wait(self) -> None:
-        """Returns when no save is under way; collective. Raises what went wrong in it."""
+        """Returns once no save is in progress; collective. Raises the error of one that failed."""
         if self._thread is not None:
             self._thread.join()
             error, self._error, self._thread = self._error, None, None
             self._world.raise_together(error)
 
-    def _keeping_the_error(self, action: Callable[[], None]) -> None:
+    def _keep_error(self, action: Callable[[], None]) -> None:
         try:
             action()
             if self._writers is not self._world:
@@ -235,7 +235,7 @@ class CheckpointStore:
             }
             self._on_main(self._writers, lambda: self._publish(work, step, files))
         except MgptError:
-            # A later start takes unfinished saves away, perhaps this one while it was written.
+            # A later start removes unfinished saves, perhaps this one while it was being written.
             self._on_main(self._writers, lambda: self._give_up(work))
             raise
 
@@ -264,21 +264,11 @@ class CheckpointStore:
         return self._folder
 
     def _on_main(self, world: World, action: Callable[[], T]) -> T:
-        """Runs on rank 0; what it returns is returned on all ranks, what it raises is raised."""
-        error: MgptError | None = None
-        result: T | None = None
-        if world.is_main:
-            try:
-                with disk_errors(self.run_folder):
-                    result = action()
-            except MgptError as cause:
-                error = cause
-        world.raise_together(error)
-        return world.broadcast_object(result)
+        return world.on_main(disk_errors(self.run_folder)(action))
 
 
 def _write_texts(work: Path, texts: Mapping[str, str], vocab: VocabularyLike) -> dict[str, FileSum]:
-    """Writes what is not the state, flushed to the disk; the sum of each file."""
+    """Writes everything but the state, flushed to the disk; returns the sum of each file."""
     sums = {}
     with disk_errors(work):
         for name, text in texts.items():

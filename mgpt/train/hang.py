@@ -1,10 +1,10 @@
-"""Ends a rank that does nothing any more, with the stacks of all its threads.
+"""A watchdog: ends a rank that makes no progress, with the stacks of all its threads.
 
-A rank that hangs leaves the others waiting in their next collective, so all of them stop feeding
-their watch at about the same time: each prints its stacks and ends, and the launcher ends what is
-left. A rank that was stopped (SIGSTOP) cannot print; the others on its machine have it print and
-continue it, and it finds itself overdue. Where the interpreter's lock is held for ever no thread
-of Python's can print, and one of C's does (`faulthandler`), a little later and without a name.
+A rank that hangs leaves the others waiting in their next collective, so all ranks stop feeding
+their watchdogs at about the same time: each prints its stacks and exits, and the launcher ends the
+rest. A rank that was stopped (SIGSTOP) cannot print; the others on its machine signal it to print
+and continue it, and its own watchdog ends it. If a thread holds the interpreter's lock for ever, no
+Python thread can print; a C thread does (`faulthandler`), a little later and without the rank.
 
     >>> with HangWatch(900.0, world.rank, find_peers(world)) as watch:
     ...     for step in range(steps):
@@ -45,7 +45,7 @@ class Peer(NamedTuple):
 
 
 def find_peers(world: World) -> list[Peer]:
-    """All ranks, this one among them, by rank; collective."""
+    """Host and process id of every rank; collective."""
     return [Peer(*peer) for peer in world.gather_objects([socket.gethostname(), os.getpid()])]
 
 
@@ -53,8 +53,8 @@ class HangWatch:
     """Watches this process while it is open.
 
     Args:
-        limit_s: longest time between two feedings; 0 watches nothing.
-        rank: of this process.
+        limit_s: maximum seconds between two calls of `feed`; 0: no limit.
+        rank: this process.
         peers: all ranks.
     """
 
@@ -80,7 +80,7 @@ class HangWatch:
             faulthandler.unregister(_PRINT_SIGNAL)
 
     def feed(self, what: str) -> None:
-        """Says that something has been done, and what comes next."""
+        """Resets the timer and names the work that follows."""
         if self._overdue:
             self._end()
         self._fed = (time.monotonic(), what)
@@ -93,38 +93,38 @@ class HangWatch:
         while not self._closed.is_set():
             if self._overdue:
                 self._end()
-            # Wound up here, not in `feed`: a lock that is held for ever stops this thread, too.
+            # Set here, not in `feed`: a lock that is held for ever stops this thread, too.
             faulthandler.dump_traceback_later(self._limit_s + _GRACE_S, exit=True, file=_STDERR)
             self._closed.wait(self._limit_s / _LOOKS)
 
     def _end(self) -> None:
         """Prints the stacks and ends this process; never returns."""
-        self._ends.acquire()  # for good: where two threads find it overdue, one speaks
+        self._ends.acquire()  # never released: of two threads that get here, one prints
         _, what = self._fed
         _say(
-            f"{self._words(self._rank)} has not finished {what} within {self._limit_s:g} s "
+            f"{self._name(self._rank)} has not finished {what} within {self._limit_s:g} s "
             "(guard.hang_s); its stacks:"
         )
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         for rank, peer in enumerate(self._peers):
             if peer.host == self._peers[self._rank].host and _is_stopped(peer.pid):
-                _say(f"{self._words(rank)} was stopped; its stacks:")
+                _say(f"{self._name(rank)} was stopped; its stacks:")
                 with contextlib.suppress(OSError):
                     os.kill(peer.pid, _PRINT_SIGNAL)  # taken when it is continued
                     os.kill(peer.pid, signal.SIGCONT)
-        time.sleep(_GRACE_S)  # the others' turn to print, before a launcher ends them
+        time.sleep(_GRACE_S)  # lets the others print before a launcher ends them
         os._exit(HUNG_STATUS)
 
-    def _words(self, rank: int) -> str:
+    def _name(self, rank: int) -> str:
         return f"rank {rank} (process {self._peers[rank].pid} on {self._peers[rank].host})"
 
 
-def _say(words: str) -> None:
-    os.write(_STDERR, f"\nmgpt: {words}\n".encode())
+def _say(text: str) -> None:
+    os.write(_STDERR, f"\nmgpt: {text}\n".encode())
 
 
 def _is_stopped(pid: int) -> bool:
-    """By SIGSTOP or a terminal; False where there is no /proc to tell."""
+    """Whether a process is stopped, by SIGSTOP or a terminal; False without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except OSError:

@@ -5,13 +5,12 @@
     run/step_00001000                a checkpoint (mgpt.train.step_folder)
     run/step_00002000.damaged        one whose files were found altered
 
-A save gets its name by one rename when it is complete. A later start takes a higher number, and
-then takes every unfinished save of earlier attempts out of their reach, by a rename too. So an
-earlier attempt that still runs, or wakes up, cannot publish: either it had before the later one
-looked for checkpoints, or its folder is gone. No step here blocks or asks another process; a
-machine that dies in the middle of one leaves what the next start puts in order.
+One rename gives a complete save its name. A later start takes a higher number, then renames every
+unfinished save of earlier attempts. So an earlier attempt that still runs, or wakes up, cannot
+publish: either it did before the later one looked for checkpoints, or its folder is gone. No step
+blocks or asks another process; the next start cleans up what a crash in the middle of one leaves.
 
-One process, rank 0 of a run, uses it.
+Only rank 0 of a run uses it.
 
     >>> folder = RunFolder(path)
     >>> work = folder.begin(step=1000)
@@ -40,9 +39,9 @@ _REPLACED, _GONE = ".replaced", ".gone"
 
 
 class RunFolder:
-    """One attempt's hold on a run folder. Taking it ends all earlier attempts.
+    """One attempt at a run, which ends all earlier ones.
 
-    Raises MachineError where the folder cannot be written.
+    Raises MachineError if the folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,11 +52,11 @@ class RunFolder:
             self._put_in_order()
 
     def is_superseded(self) -> bool:
-        """Whether a later start of this run exists; this one must then end."""
+        """Whether a later start of this run exists, so that this one must end."""
         return highest_attempt(self.path) > self.attempt
 
     def refuse_if_superseded(self) -> None:
-        """Raises TrainingError where a later start of this run exists."""
+        """Raises TrainingError if a later start of this run exists."""
         highest = highest_attempt(self.path)
         if highest > self.attempt:
             raise TrainingError(
@@ -74,13 +73,13 @@ class RunFolder:
         return work
 
     def publish(self, work: Path, step: int, files: Mapping[str, Any]) -> StepFolder:
-        """Makes a written save a checkpoint. Its files are on the disk, their names may not be.
+        """Turns a written save into a checkpoint; its files are flushed, their folders may not be.
 
-        An older checkpoint of the same step is replaced; at each moment one of the two is there, or
-        found by the next start.
+        Replaces an older checkpoint of the same step; at each moment one of the two is there, or
+        the next start finds it.
         """
         self.refuse_if_superseded()
-        # Nothing here makes the folder anew: where a later start has taken it away, this one ends.
+        # Nothing here recreates the folder: if a later start has removed it, this one ends.
         unsealed = work / f".{COMPLETE}"
         with open(unsealed, "xb") as file:
             file.write(seal(step, self.attempt, files))
@@ -105,7 +104,7 @@ class RunFolder:
         return final
 
     def retain(self, keep: int, keep_every: int) -> None:
-        """Removes complete checkpoints but the newest `keep` and each multiple of `keep_every`."""
+        """Removes complete checkpoints except the newest `keep` and multiples of `keep_every`."""
         for folder in complete_folders(self.path)[:-keep]:
             if self.is_superseded():
                 return
@@ -113,11 +112,11 @@ class RunFolder:
                 self._remove(folder.path)
 
     def discard(self, work: Path) -> None:
-        """Removes what a save that failed has left; nothing is raised."""
+        """Removes the remains of a failed save; never raises."""
         self._remove(work)
 
     def set_aside(self, folder: StepFolder) -> Path:
-        """Takes a damaged checkpoint out of the way and keeps it for whoever wants to look."""
+        """Renames a damaged checkpoint, which stays for inspection."""
         aside = folder.path.with_name(folder.path.name + ".damaged")
         self._remove(aside)
         os.rename(folder.path, aside)
@@ -138,13 +137,13 @@ class RunFolder:
                 continue  # another start took the number between our look and our creation
 
     def _put_in_order(self) -> None:
-        """Finishes what earlier attempts had all but done, and removes what they had not."""
+        """Publishes complete saves of earlier attempts and removes their incomplete ones."""
         hidden = [
             (match["kind"] or "", -int(match["attempt"]), entry, self.path / match["step"])
             for entry in self.path.iterdir()
             if (match := _HIDDEN.fullmatch(entry.name)) and int(match["attempt"]) < self.attempt
         ]
-        # Saves before what they were to replace, the latest attempt's first.
+        # Saves before the checkpoints that they replace, the latest attempt's first.
         for kind, _, entry, final in sorted(hidden):
             is_whole = kind != _GONE and (entry / COMPLETE).exists()
             if is_whole and not (final / COMPLETE).exists():
@@ -155,7 +154,7 @@ class RunFolder:
                 self._remove(entry)
 
     def _remove(self, folder: Path) -> None:
-        """Removes a folder if there is one: out of everybody's sight first, then file by file."""
+        """Removes a folder if there is one: renamed first, then file by file."""
         gone = folder
         if not folder.name.endswith(_GONE):
             stem = folder.name.removeprefix(".").split(".")[0]
@@ -164,11 +163,11 @@ class RunFolder:
             try:
                 os.rename(folder, gone)
             except OSError:
-                return  # not there, or another was first
+                return  # not there, or another process was first
         shutil.rmtree(gone, ignore_errors=True)
 
 
 def highest_attempt(run_folder: Path) -> int:
-    """The number of the latest start of a run; 0 where there was none."""
+    """The number of the latest start of a run; 0 without one."""
     names = [entry.name for entry in (run_folder / "attempts").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=0)

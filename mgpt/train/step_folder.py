@@ -1,4 +1,4 @@
-"""A checkpoint as a folder: what stands in it, whether it is whole, and its weights.
+"""A checkpoint as a folder: its contents, whether it is whole, and its weights.
 
     run/step_00001000/state/       weights, optimizer state, count of updates (mgpt.parallel.state)
                      /loader.json  position in the data
@@ -20,16 +20,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from mgpt.errors import CheckpointError
 from mgpt.files.atomic import file_sha256
+from mgpt.models.tensor_files import LazyTensor
 from mgpt.parallel.dist import World
-
-if TYPE_CHECKING:
-    from mgpt.parallel.state import StoredWeight
 
 __all__ = [
     "COMPLETE",
@@ -66,18 +64,11 @@ class StepFolder:
         return json.loads((self.path / "trainer.json").read_text())
 
     def verify(self, world: World) -> None:
-        """Compares every file with its hash, the ranks sharing the work; collective.
+        """Compares every file with its hash; the ranks share the work. Collective.
 
         Raises CheckpointError that lists all files that are missing or altered.
         """
-        error, listed = None, {}
-        try:
-            if world.is_main:
-                listed = self._sealed()["files"]
-        except CheckpointError as cause:
-            error = cause
-        world.raise_together(error)
-        listed = world.broadcast_object(listed)
+        listed = world.on_main(lambda: self._sealed()["files"])
         mine = sorted(listed)[world.rank :: world.size]
         found = world.gather_objects([name for name in mine if not self._is_whole(name, listed)])
         wrong = sorted(name for names in found for name in names)
@@ -138,14 +129,14 @@ def newest_complete(run_folder: Path) -> StepFolder | None:
 
 def stored_weights(
     step_folder: StepFolder | Path, verify: bool = True, averaged: bool = False
-) -> dict[str, "StoredWeight"]:
+) -> dict[str, LazyTensor]:
     """All weights of a checkpoint under their names in the model, not read yet; one process.
 
     Args:
         verify: whether every file is compared with its hash first, optimizer state too.
-        averaged: takes the averaged weights, which the checkpoint must have.
+        averaged: the averaged weights, which the checkpoint must have.
 
-    Raises CheckpointError where the folder is no complete checkpoint or a file was altered.
+    Raises CheckpointError if the folder is no complete checkpoint or a file was altered.
     """
     path = step_folder.path if isinstance(step_folder, StepFolder) else Path(step_folder)
     match = _STEP.fullmatch(path.name)
@@ -159,7 +150,8 @@ def stored_weights(
     # torch's Distributed Checkpoint, half a second to import, is for those who read a checkpoint.
     from mgpt.parallel import state
 
-    return state.stored_weights(path / "state", averaged)
+    stored = (LazyTensor(*one) for one in state.stored_weights(path / "state", averaged))
+    return {tensor.name: tensor for tensor in stored}
 
 
 def has_averages(state_folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The loss on rows that are never trained, the same rows at every step and world size.
+"""Validation: the loss on held-out rows, the same rows at every step and world size.
 
     >>> held_out = HeldOut(rows, micro_rows=2, tally=LossTally(sources, tasks, vocab, device))
     >>> figures = held_out.validate(backend, world)
@@ -7,14 +7,12 @@
 Shape suffixes: R held-out rows, B rows of a micro-batch, T positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mgpt.data.documents import IGNORED
-from mgpt.data.loader import Rows
+from mgpt.data.rows import Rows
 from mgpt.parallel.backend import Backend, MicroBatch
 from mgpt.parallel.dist import World
 from mgpt.train.metrics import LossTally
@@ -24,7 +22,7 @@ __all__ = ["HeldOut"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows [R, T] for validation, how many of them go through at once, and their own sums."""
+    """Rows [R, T] for validation, the number in a micro-batch, and the tally of their losses."""
 
     rows: Rows
     micro_rows: int
@@ -44,9 +42,9 @@ class HeldOut:
     def _losses(self, backend: Backend, world: World) -> dict[str, float]:
         self.tally.take()
         for index_B in self._shares(backend.dp_rank, backend.dp_size):
-            batch, groups_BT, sources_BT = self._batch(index_B, backend.device)
-            sums = backend.evaluate(batch)
-            self.tally.add(sums.token_nll_BT, batch.labels_BT, groups_BT, sources_BT)
+            rows = self._select(index_B)
+            sums = backend.evaluate(MicroBatch.from_rows(rows, backend.device))
+            self.tally.add(sums.token_nll_BT, rows)
         values = world.all_reduce_sum(self.tally.take())
         trained = max(1, LossTally.trained(values))
         figures = self.tally.figures(values)
@@ -54,21 +52,15 @@ class HeldOut:
         return {"val/loss": sum(values[: len(values) // 2]) / trained, **losses}
 
     def _shares(self, rank: int, size: int) -> list[np.ndarray]:
-        """Row numbers of each micro-batch of this rank; -1 fills up, so that all have as many."""
+        """Row numbers of each micro-batch of this rank; -1 is a filler, so that all ranks run as
+        many."""
         num_rows, together = len(self.rows.ids), self.micro_rows * size
         padded = -(-num_rows // together) * together
         numbers = np.where(np.arange(padded) < num_rows, np.arange(padded), -1)
         return list(numbers[rank::size].reshape(-1, self.micro_rows))
 
-    def _batch(
-        self, index_B: np.ndarray, device: torch.device
-    ) -> tuple[MicroBatch, Tensor, Tensor]:
-        rows = self.rows
-        labels = rows.labels[index_B].copy()
-        labels[index_B < 0] = IGNORED
-        arrays = (rows.ids, rows.positions, rows.groups, rows.sources)
-        ids_BT, positions_BT, groups_BT, sources_BT = (
-            torch.from_numpy(array[index_B].astype(np.int64)).to(device) for array in arrays
-        )
-        labels_BT = torch.from_numpy(labels.astype(np.int64)).to(device)
-        return MicroBatch(ids_BT, labels_BT, positions_BT), groups_BT, sources_BT
+    def _select(self, index_B: np.ndarray) -> Rows:
+        """Rows by number; a filler repeats the last row and trains nothing."""
+        rows = Rows(**{one.name: getattr(self.rows, one.name)[index_B] for one in fields(Rows)})
+        rows.labels[index_B < 0] = IGNORED
+        return rows

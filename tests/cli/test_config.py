@@ -306,7 +306,7 @@ def test_an_entry_of_a_mapping_can_be_removed() -> None:
 
 
 def test_groups_choose_and_fields_win(tmp_path: Path) -> None:
-    from mgpt.stages.pretrain import Config as PretrainStage
+    from mgpt.stages.train import Config as PretrainStage
 
     words = ["model=7b", "parallel=zero3", "parallel.procs=3", "model.max_positions=8192"]
     tree = compose("pretrain", schema_of(PretrainStage), words).tree

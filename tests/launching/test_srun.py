@@ -69,24 +69,24 @@ def test_what_is_no_task_among_others(changes: dict[str, str]) -> None:
 
 @pytest.mark.usefixtures("task")
 def test_a_task_joins_once() -> None:
-    join_step("fsdp2", "auto")
+    join_step("auto")
     assert os.environ["RANK"] == "2"
     os.environ["RANK"] = "set by another launcher"
-    join_step("fsdp2", "auto")
+    join_step("auto")
     assert os.environ["RANK"] == "set by another launcher"
 
 
 @pytest.mark.usefixtures("task")
 @pytest.mark.parametrize(
-    ("backend", "procs", "words"),
+    ("alone", "procs", "words"),
     [
         ("single", "auto", "5 tasks and parallel=single is one process"),
-        ("fsdp2", 8, r"2 tasks on this node.*parallel.procs=8.*--ntasks-per-node=8"),
+        ("", 8, r"2 tasks on this node.*parallel.procs=8.*--ntasks-per-node=8"),
     ],
 )
-def test_settings_that_say_otherwise(backend: str, procs: int | str, words: str) -> None:
+def test_settings_that_say_otherwise(alone: str, procs: int | str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        join_step(backend, procs)
+        join_step(procs, alone)
     assert "RANK" not in os.environ
 
 

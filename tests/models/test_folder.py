@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mgpt.errors import CheckpointError
 from mgpt.models import folder as folder_module
-from mgpt.models.folder import load_model, load_model_config, read_weights, save_model
+from mgpt.models.folder import load_model, load_model_config, model_tensors, save_model
 from mgpt.models.transformer import Transformer
 
 
@@ -49,7 +49,7 @@ def test_large_models_are_split_and_replace_older_files(
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(model.state_dict())
     assert all(name in load_file(tmp_path / file) for name, file in index["weight_map"].items())
-    assert {name for name, _ in read_weights(tmp_path)} == set(model.state_dict())
+    assert model_tensors(tmp_path).keys() == set(model.state_dict())
     monkeypatch.undo()
     save_model(tmp_path, model.cfg, model.state_dict())
     assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]

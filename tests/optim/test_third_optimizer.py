@@ -21,7 +21,8 @@ from mgpt.optim.config import OptimConfig
 from mgpt.optim.rule import Rows, WholeMatrices
 from mgpt.parallel.backend import ParallelConfig
 from mgpt.plan.memory import RankWork, parameter_groups, plan_memory
-from mgpt.train.run_state import check_optimizer
+from mgpt.tokens.vocab import Vocabulary
+from mgpt.train.run_state import resumable_state
 from mgpt.train.step_folder import StepFolder, stored_weights
 
 
@@ -130,9 +131,10 @@ def test_it_plans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_optimizers_checkpoint_is_refused(single: Run) -> None:
     step = StepFolder(Path(single.folder) / "step_00000003", 3)
-    check_optimizer(step, "sgd")
+    vocab = Vocabulary.load(step.path / "vocab")
+    resumable_state(step, vocab, "sgd", steps=6)
     with pytest.raises(CheckpointError, match=r"trained with optim.kind=sgd, this run has muon"):
-        check_optimizer(step, "muon")
+        resumable_state(step, vocab, "muon", steps=6)
 
 
 def _header(file: Path) -> bytes:

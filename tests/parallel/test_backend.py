@@ -1,12 +1,12 @@
 """Building backends, their settings, and weights given by name."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgpt.errors import CheckpointError, ConfigError
 from mgpt.models.head_loss import HeadLoss
@@ -18,6 +18,7 @@ from mgpt.parallel.backend import (
     Backend,
     MicroBatch,
     ParallelConfig,
+    backends_on_many,
     build_backend,
     check_weights,
 )
@@ -277,6 +278,12 @@ def test_settings_are_checked(settings: dict[str, object], words: str) -> None:
 
 
 def test_unknown_backend() -> None:
-    make: Callable[[], nn.Module] = lambda: Transformer(SIZE)  # noqa: E731
-    with pytest.raises(ConfigError, match="ddp: unknown; it is one of single, fsdp2, zero3"):
-        build_backend(ParallelConfig(name="ddp"), make, OptimConfig(), World(), 0, 0, sharding_plan)
+    with pytest.raises(ValueError, match="name='ddp' is none of single, fsdp2, zero3"):
+        ParallelConfig(name="ddp")
+
+
+def test_what_backends_say_of_processes() -> None:
+    assert backends_on_many() == ["fsdp2", "zero3"]
+    assert ParallelConfig("single").asked_procs == 1
+    assert ParallelConfig("fsdp2").asked_procs == "auto"
+    assert ParallelConfig("zero3", procs=3).asked_procs == 3

@@ -31,6 +31,19 @@ except DataError as error:
     assert "shard 7 is cut short" in str(error)
 else:
     raise SystemExit("rank 0 did not hear of the error of rank 1")
+calls = []
+assert world.on_main(lambda: calls.append(1) or {"rank": world.rank}) == {"rank": 0}
+assert len(calls) == (world.rank == 0)
+
+def fail():
+    raise DataError("disk full")
+
+try:
+    world.on_main(fail)
+except DataError as error:
+    assert "disk full" in str(error)
+else:
+    raise SystemExit("an error on rank 0 was not raised here")
 world.shutdown()
 """
 

@@ -9,7 +9,7 @@ import torch
 from mgpt.errors import CheckpointError, MachineError
 from mgpt.parallel.dist import World
 from mgpt.parallel.snapshot import Snapshot
-from mgpt.parallel.state import read_state, read_weights, weights_checksum
+from mgpt.parallel.state import read_state, stored_weights, weights_checksum
 
 TENSORS = {
     "model.norm.weight": torch.arange(8.0),
@@ -36,7 +36,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 
 def test_weights_alone(folder: Path) -> None:
-    weights = dict(read_weights(folder))
+    weights = {name: read() for name, _, _, read in stored_weights(folder)}
     assert weights.keys() == {"norm.weight", "q_norm.weight"}
     assert torch.equal(weights["norm.weight"], TENSORS["model.norm.weight"])
 

@@ -66,11 +66,10 @@ def test_an_orderly_stop_is_told_from_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("work", "procs", "threads", "cores", "want"),
     [
-        ("single", "auto", 1, 4, 1),
-        ("fsdp2", 3, 1, 2, 3),
-        ("zero3", "auto", 1, 4, 2),
-        ("fsdp2", "auto", 1, 1, 1),
-        ("fsdp2", "auto", 2, 2, 1),
+        ("training", 3, 1, 2, 3),
+        ("training", "auto", 1, 4, 2),
+        ("training", "auto", 1, 1, 1),
+        ("training", "auto", 2, 2, 1),
         ("evaluate", "auto", 1, 4, 4),
         ("evaluate", "auto", 4, 2, 1),
     ],
@@ -90,7 +89,7 @@ def test_numbers_of_processes_on_a_cpu(
 
 def test_a_process_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    assert num_processes("fsdp2", "auto", 4) == num_processes("evaluate", "auto") == 8
+    assert num_processes("training", "auto", 4) == num_processes("evaluate", "auto") == 8
 
 
 def test_a_rank_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

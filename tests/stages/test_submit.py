@@ -17,7 +17,7 @@ from mgpt.launching import slurm
 from mgpt.launching.slurm import Job
 from mgpt.stages import pipeline, submit
 from mgpt.stages.status import look, read_submission
-from mgpt.stages.training import TrainingConfig
+from mgpt.stages.train import Config as TrainingConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import make_corpus

@@ -10,7 +10,8 @@ from mgpt.errors import ConfigError
 from mgpt.models.sizes import SIZES
 from mgpt.stages import generate
 from mgpt.stages.build import ModelConfig
-from mgpt.stages.training import TrainingConfig, warnings_of
+from mgpt.stages.train import Config as TrainingConfig
+from mgpt.stages.train import warnings_of
 
 SOURCE = ("data.sources.a.path=tokens", "data.sources.a.tasks.text_to_image=1")
 FROM = ("init_from=weights", "output=out", "steps=100", *SOURCE)

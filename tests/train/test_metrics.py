@@ -1,15 +1,19 @@
-"""The record and the sums behind it."""
+"""The record, losses by part, and the sums of a step over the ranks."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from mgpt.data.rows import Rows
 from mgpt.errors import DataError
-from mgpt.train.metrics import LossTally, MetricsRecord, memory_mb
+from mgpt.parallel.dist import World
+from mgpt.train.metrics import LossTally, MetricsRecord, RankStep, all_reduce_step, memory_mb
 
 
 class TenIds:
@@ -87,12 +91,13 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 def test_tally_by_source_task_and_modality() -> None:
     tally = LossTally(["x", "y", "z"], ["caption", "edit", "pose"], TenIds(), torch.device("cpu"))
-    labels_BT = torch.tensor([[4, 5, -100, 0], [1, 9, 2, -100]])
+    rows = Rows.empty(2, 4, pad=0)
+    rows.labels[:] = [[4, 5, -100, 0], [1, 9, 2, -100]]
     nll_BT = torch.tensor([[1.0, 2.0, 99.0, 4.0], [5.0, 6.0, 7.0, 99.0]])
-    groups_BT = torch.tensor([[0, 0, 0, 1], [1, 1, 1, -1]])
-    sources_BT = torch.tensor([[0, 0, 0, 2], [0, 2, 2, -1]])
-    tally.add(nll_BT, labels_BT, groups_BT, sources_BT)
-    tally.add(nll_BT, labels_BT, groups_BT, sources_BT)
+    rows.groups[:] = [[0, 0, 0, 1], [1, 1, 1, -1]]
+    rows.sources[:] = [[0, 0, 0, 2], [0, 2, 2, -1]]
+    tally.add(nll_BT, rows)
+    tally.add(nll_BT, rows)
     values = tally.take()
     assert LossTally.trained(values) == 12
     assert tally.figures(values) == {
@@ -116,3 +121,58 @@ def test_tally_by_source_task_and_modality() -> None:
 
 def test_memory_is_that_of_a_process_with_torch() -> None:
     assert 50 < memory_mb(torch.device("cpu")) < 100_000
+
+
+OWN = RankStep(
+    nll_sum=5.0,
+    z_sum=2.0,
+    cells=[1.0, 4.0],
+    signal=None,
+    must_end=False,
+    wait_s=0.25,
+    own_s=0.5,
+    memory_mb=300.0,
+)
+
+
+def reduced(steps: list[RankStep]) -> list[object]:
+    """The totals that each rank gets."""
+    sent: list[list[float]] = []
+
+    def world(rank: int, answer: object) -> SimpleNamespace:
+        return SimpleNamespace(rank=rank, size=len(steps), all_reduce_sum=answer)
+
+    def send(values: list[float]) -> list[float]:
+        sent.append(values)
+        return values
+
+    for rank, step in enumerate(steps):
+        all_reduce_step(world(rank, send), step)
+    total = [sum(values) for values in zip(*sent, strict=True)]
+    return [all_reduce_step(world(rank, lambda _: list(total)), s) for rank, s in enumerate(steps)]
+
+
+def test_the_step_of_one_rank() -> None:
+    step = all_reduce_step(World(), OWN)
+    assert (step.nll_sum, step.z_sum, step.cells) == (5.0, 2.0, [1.0, 4.0])
+    assert (step.wait_s, step.own_s, step.memory_mb) == ([0.25], [0.5], [300.0])
+    assert step.signal is None and not step.must_end
+
+
+def test_three_ranks_get_the_same_totals() -> None:
+    steps = [
+        OWN,
+        dataclasses.replace(OWN, nll_sum=7.0, signal="SIGUSR1", own_s=0.75),
+        dataclasses.replace(OWN, cells=[0.0, 1.0], must_end=True, wait_s=1.5),
+    ]
+    totals = reduced(steps)
+    assert totals[0] == totals[1] == totals[2]
+    assert totals[0].nll_sum == 17.0 and totals[0].cells == [2.0, 9.0]
+    assert totals[0].own_s == [0.5, 0.75, 0.5] and totals[0].wait_s == [0.25, 0.25, 1.5]
+    assert totals[0].signal == "SIGUSR1" and totals[0].must_end
+
+
+def test_a_rank_that_is_not_finite_affects_its_sum_alone() -> None:
+    totals = reduced([OWN, dataclasses.replace(OWN, nll_sum=float("nan"))])
+    assert totals[0].nll_sum != totals[0].nll_sum
+    assert totals[0].z_sum == 4.0 and totals[0].own_s == [0.5, 0.5] and totals[0].signal is None

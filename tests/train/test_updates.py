@@ -164,5 +164,5 @@ def test_a_leap_before_the_first_checkpoint_is_skipped(corpus: str, tmp_path: Pa
 def test_rollbacks_have_an_end(corpus: str, tmp_path: Path) -> None:
     guard = {**WATCH, "on_spike": "rollback", "max_rollbacks": 2}
     leaps = tuple((step, 10.0, 10.0) for step in range(LEAP_STEP, 40))
-    with pytest.raises(TrainingError, match=r"step 7: loss leapt to .* after 2 rollbacks"):
+    with pytest.raises(TrainingError, match=r"step 7: loss spiked to .* after 2 rollbacks"):
         run_ranks([Run(corpus, str(tmp_path), steps=12, leaps=leaps, guard=guard)])
