@@ -39,6 +39,8 @@ Rotary = tuple[Tensor, Tensor]
 
 # Elements of a matrix that one generator draws when weights are made.
 _DRAWN_AT_ONCE = 1 << 20
+# Share of a code's first row that its codebook vector decides; the rest is drawn.
+_CODEBOOK_SHARE = 0.9
 
 
 class RmsNorm(nn.Module):
@@ -181,6 +183,20 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.model = Decoder(cfg)
         self.lm_head = HeadLoss(cfg.hidden, cfg.vocab_size)
+        self._codebook: tuple[int, Tensor] | None = None
+
+    def start_codes_from(self, first_row: int, vectors_NC: Tensor) -> "Transformer":
+        """Makes the rows of image codes start as projections of their codebook vectors.
+
+        Codes that decode to similar patches are then similar tokens from the first step on.
+
+        Args:
+            first_row: row of code 0 in the embedding and the head.
+            vectors_NC: of every code; `PictureTokenizer.code_vectors`.
+        """
+        assert first_row + len(vectors_NC) <= self.cfg.vocab_size
+        self._codebook = (first_row, vectors_NC.float().cpu())
+        return self
 
     def train_head_rows(self, start: int, stop: int) -> "Transformer":
         """Leaves gradients to rows start..stop-1 of `lm_head.weight` alone; returns the model.
@@ -293,7 +309,8 @@ class Transformer(nn.Module):
         scaled by 1 / sqrt(2 layers) as in GPT-2. Norms start as the identity.
 
         Every million elements have a generator of their own, keyed by (seed, name, which million),
-        so that ranks that hold some rows each draw hardly more than these.
+        so that ranks that hold some rows each draw hardly more than these. After
+        `start_codes_from`, rows of image codes are mostly projections of their codebook vectors.
 
         Args:
             shape: of the whole parameter, which a sharding library may have emptied.
@@ -312,7 +329,30 @@ class Transformer(nn.Module):
             part.normal_(0.0, std, generator=_generator(seed, name, first // chunk))
             own = slice(max(first, start), min(last, stop))
             drawn[own.start - start : own.stop - start] = part[own.start - first : own.stop - first]
+        if self._codebook is not None and name in ("model.embed_tokens.weight", "lm_head.weight"):
+            first_code, vectors_NC = self._codebook
+            projected_ND = _project(vectors_NC, shape[1], _generator(seed, f"{name}:codebook", 0))
+            own = slice(max(first_code, start), min(first_code + len(vectors_NC), stop))
+            if own.start < own.stop:
+                rows_ND = drawn[own.start - start : own.stop - start]
+                rows_ND *= math.sqrt(1.0 - _CODEBOOK_SHARE**2)
+                codes_ND = projected_ND[own.start - first_code : own.stop - first_code]
+                rows_ND += _CODEBOOK_SHARE * codes_ND
         return drawn
+
+
+def _project(vectors_NC: Tensor, hidden: int, generator: torch.Generator) -> Tensor:
+    """Vectors [N, hidden] of mean length 1 whose distances are those of the codebook's vectors.
+
+    A random orthonormal basis, so that no dimension of the model is a channel of the codebook; if
+    the codebook is the wider of the two, distances are kept approximately.
+    """
+    width = vectors_NC.shape[1]
+    centred_NC = vectors_NC - vectors_NC.mean(0)
+    centred_NC = centred_NC / centred_NC.norm(dim=1).mean()
+    tall = torch.randn(max(width, hidden), min(width, hidden), generator=generator)
+    basis = torch.linalg.qr(tall).Q
+    return centred_NC @ (basis.T if width <= hidden else basis)
 
 
 def _generator(seed: int, name: str, chunk: int) -> torch.Generator:

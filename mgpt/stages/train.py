@@ -83,6 +83,7 @@ from mgpt.stages.train_start import (
     checkpoint_inputs,
     choose_shape,
     choose_vocabulary,
+    code_vectors,
     image_rows,
     initial_weights,
     newest_for_all,
@@ -138,7 +139,7 @@ class Config(TrainConfig):
             *("steps", "epochs"),
             *("data.sources.*.max_epochs", "data.sources.*.max_task_epochs"),
         ),
-        starts=("init_from", "image_rows"),
+        starts=("init_from", "image_rows", "codebook"),
         checkpoint=checkpoint_inputs,
     )
     output: str
@@ -152,6 +153,9 @@ class Config(TrainConfig):
     image_rows: Literal["keep", "zero"] = "keep"
     """zero: the head's rows of image codes start at 0, Lumina-mGPT's start from Chameleon, whose
     released head was never trained to draw."""
+    codebook: str | None = None
+    """Picture tokenizer from whose codebook the embeddings and head rows of image codes start, for
+    a start from nothing: codes of similar patches are then similar tokens at once. null: random."""
     train: Literal["all", "image_head"] = "all"
     """image_head: train only the head's rows of image codes; every other weight is frozen."""
     vocabulary: str | None = None
@@ -179,6 +183,11 @@ class Config(TrainConfig):
             )
         if self.image_rows == "zero" and self.init_from is None:
             raise ValueError("image_rows=zero is a start from weights; give init_from")
+        if self.codebook is not None and self.init_from is not None:
+            raise ValueError(
+                f"codebook={self.codebook} is for a start from nothing, and "
+                f"init_from={self.init_from} has rows of its own; leave one of them out"
+            )
         problem = optimizer_problem(self.parallel, self.optim)
         if problem:
             raise ValueError(problem)
@@ -213,7 +222,7 @@ def inputs(cfg: Config) -> dict[str, str]:
         found[cfg.vocabulary] = vocabulary_identity(cfg.vocabulary)
     if cfg.init_from is not None:
         found[cfg.init_from] = weights_identity(cfg.init_from, cfg.averaged)
-    return found | vq_input(cfg.samples.vq)
+    return found | vq_input(cfg.samples.vq) | vq_input(cfg.codebook)
 
 
 def as_stage(name: str) -> SimpleNamespace:
@@ -265,9 +274,12 @@ def train(stage: str, cfg: Config, world: World, tracker: Tracker) -> dict[str, 
 
     # The model, freshly initialized on the ranks of a backend.
     decoder = decoder_of(shape)
+    vectors_NC = None if saved else code_vectors(cfg.codebook, vq_fingerprint)
 
     def make_model() -> Any:
         model = decoder.model(shape)
+        if vectors_NC is not None:
+            model.start_codes_from(vocabulary.image_start, vectors_NC)
         return model if cfg.train == "all" else model.train_head_rows(*image_rows(vocabulary))
 
     backend = build_backend(

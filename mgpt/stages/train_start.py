@@ -26,6 +26,7 @@ from mgpt.lifecycle.weights import NO_PICTURES, Weights, load_vocabulary
 from mgpt.optim.schedule import ScheduleConfig, learning_rate
 from mgpt.parallel.dist import World
 from mgpt.stages.released import is_released, plan_import
+from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.run_state import Change
@@ -132,6 +133,18 @@ def initial_weights(
 def image_rows(vocabulary: Vocabulary) -> tuple[int, int]:
     """Rows of embedding and head that belong to image codes: first, and one past the last."""
     return vocabulary.image_start, vocabulary.image_start + vocabulary.num_codes
+
+
+def code_vectors(codebook: str | None, vq_fingerprint: str) -> Tensor | None:
+    """The vectors [N, C] of the tokenizer's codes, which must be those of the data.
+
+    Raises VocabularyError if the data have the codes of another tokenizer.
+    """
+    if codebook is None:
+        return None
+    tokenizer = load_tokenizer(codebook)
+    check_same_vq(vq_fingerprint, tokenizer.fingerprint(), f"codebook={codebook}")
+    return tokenizer.code_vectors()
 
 
 def picture_codes_of(

@@ -140,6 +140,12 @@ class PictureTokenizer(nn.Module):
         """Pictures [B, 3, H, W] of what `embed` gives, in the caller's precision."""
 
     @torch.no_grad()
+    def code_vectors(self) -> Tensor:
+        """The quantizer's vector of every code, float32 [num_codes, D]."""
+        codes_11N = torch.arange(self.num_codes, device=self.device)[None, None]
+        return self.embed(codes_11N)[0, :, 0].T.float()
+
+    @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Codes of pictures, whatever the caller's autocast or TF32 settings.
 

@@ -209,3 +209,35 @@ def test_every_mistake_of_a_configuration_is_named_at_once():
         replace(SIZES["debug"], kv_heads=3)
     with pytest.raises(ConfigError, match="kv_heads=2 must be a multiple of qk_norm_groups=4"):
         replace(SIZES["debug"], qk_norm_groups=4)
+
+
+def test_rows_of_codes_start_as_their_codebook_vectors_lie() -> None:
+    """Distances of the codebook are those of embedding and head; other rows are as without it."""
+    cfg = replace(SIZES["debug"], hidden=64, vocab_size=60)
+    generator = torch.Generator().manual_seed(0)
+    vectors_NC = 5.0 + torch.randn(20, 4, generator=generator) * torch.tensor([3.0, 1.0, 0.1, 0.1])
+    plain, given = Transformer(cfg), Transformer(cfg).start_codes_from(30, vectors_NC)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        drawn, rows = (one.initial_rows(name, (60, 64), (0, 60), 7) for one in (plain, given))
+        assert torch.equal(drawn[:30], rows[:30]) and torch.equal(drawn[50:], rows[50:])
+        assert rows[30:50].norm(dim=1).mean() == pytest.approx(1.0, abs=0.1)
+        from_codebook = rows[30:50] - (1 - 0.9**2) ** 0.5 * drawn[30:50]
+        wanted = torch.pdist(vectors_NC)
+        found = torch.pdist(from_codebook)
+        torch.testing.assert_close(found / found.mean(), wanted / wanted.mean(), rtol=1e-4, atol=0)
+        # A rank asks for its own rows alone.
+        for start, stop in ((0, 31), (31, 33), (49, 60), (55, 60)):
+            assert torch.equal(
+                given.initial_rows(name, (60, 64), (start, stop), 7), rows[start:stop]
+            )
+    name = "model.layers.0.mlp.up_proj.weight"
+    shape = (cfg.ffn, 64)
+    one, other = (m.initial_rows(name, shape, (0, cfg.ffn), 7) for m in (plain, given))
+    assert torch.equal(one, other)
+
+
+def test_a_codebook_wider_than_the_model_is_projected_down() -> None:
+    vectors_NC = torch.randn(20, 256, generator=torch.Generator().manual_seed(0))
+    model = Transformer(replace(SIZES["debug"], vocab_size=60)).start_codes_from(0, vectors_NC)
+    rows = model.initial_rows("lm_head.weight", (60, 64), (0, 20), 7)
+    assert rows.isfinite().all() and rows.norm(dim=1).mean() < 1.1

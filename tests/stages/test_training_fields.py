@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from mgpt.cli.stage_table import STAGES, compose_stage, configure, load_stage
-from mgpt.errors import ConfigError
+from mgpt.errors import ConfigError, VocabularyError
 from mgpt.models.sizes import SIZES
 from mgpt.stages import generate
 from mgpt.stages.build import ModelConfig
 from mgpt.stages.train import Config as TrainingConfig
 from mgpt.stages.train import warnings_of
+from mgpt.stages.train_start import code_vectors
+from mgpt.tokenizers.folder import load_tokenizer
 
 SOURCE = ("data.sources.a.path=tokens", "data.sources.a.tasks.text_to_image=1")
 FROM = ("init_from=weights", "output=out", "steps=100", *SOURCE)
@@ -125,3 +127,16 @@ def test_a_missing_prompt(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["depth", "caption", "pose"])
 def test_tasks_that_ask_without_a_prompt(task: str) -> None:
     assert not generate.reads_prompt(task)
+
+
+def test_a_codebook_beside_weights_that_have_rows_of_their_own() -> None:
+    with pytest.raises(ConfigError, match=r"codebook=scenes_f8 is for a start from nothing, and"):
+        config("pretrain", *FROM, "codebook=scenes_f8")
+
+
+def test_a_codebook_of_another_tokenizer_than_the_data() -> None:
+    own = load_tokenizer("scenes_f8").fingerprint()
+    vectors = code_vectors("scenes_f8", own)
+    assert vectors is not None and len(vectors) == 512
+    with pytest.raises(VocabularyError, match=f"VQGAN 0123, codebook=scenes_f8 has those of {own}"):
+        code_vectors("scenes_f8", "0123")

@@ -279,3 +279,10 @@ def test_a_shipped_name_is_not_shadowed_by_a_folder(tmp_path: Path, monkeypatch)
 def test_shipped_models_are_small() -> None:
     folder = Path(load_tokenizer.__code__.co_filename).parent / "pretrained"
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 6_000_000
+
+
+def test_vectors_of_all_codes_are_the_codebook() -> None:
+    model = load_tokenizer("scenes_f8")
+    vectors_NC = model.code_vectors()
+    assert vectors_NC.shape == (model.num_codes, 32)
+    assert torch.equal(vectors_NC, model.state_dict()["quantize.embedding.weight"])
