@@ -40,6 +40,14 @@ from mgpt.tasks.registry import TASKS, caption_reading, is_own, task, task_name
 
 NUM_RESAMPLES = 1000
 GUIDANCE = Guidance(scale=3.0)  # of the official text-to-image demo
+SCENE_TASKS = (
+    "edit",
+    "depth_to_image",
+    "segmentation_to_image",
+    "normals_to_image",
+    "pose_to_image",
+)
+"""Tasks that answer a picture with a picture of a scene."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,10 @@ class EvaluateConfig:
     case a turn), and `samples_of` those of single tasks; `gallery` the cases a task that the report
     shows. `scorers` names for a task another scorer than its own: one of `mgpt.evals.scorers`,
     module:attribute, or file.py:attribute. Text is decoded with `text_top_k`; pictures that follow
-    from text alone with `image_top_k` and `guidance`, pictures that follow from a picture with
-    `conditioned_top_k` and no guidance. For a caption `image_candidates` pictures are drawn; its
+    from text alone with `image_top_k`, pictures that follow from a picture with
+    `conditioned_top_k`. `guidance` applies to the former and to `guided_tasks`, those that answer
+    with a scene: guidance makes a scene follow its question more closely, and a map of one (depth,
+    segmentation) less. For a caption `image_candidates` pictures are drawn; its
     answer is the one from which the model reads the caption best (`mgpt.infer.rerank`).
     """
 
@@ -67,6 +77,7 @@ class EvaluateConfig:
     image_candidates: int = 1
     conditioned_top_k: int = 200
     guidance: Guidance = GUIDANCE
+    guided_tasks: tuple[str, ...] = SCENE_TASKS
     max_new_tokens: int = 1024
     seed: int = 0
 
@@ -78,6 +89,7 @@ class EvaluateConfig:
             "tasks": [name for name in self.tasks if not is_own(name)],
             "samples_of": list(self.samples_of),
             "scorers": list(self.scorers),
+            "guided_tasks": list(self.guided_tasks),
         }
         for setting, names in settings.items():
             if unknown := [name for name in names if name not in TASKS.keys() | own]:
@@ -189,7 +201,7 @@ def _sampling(cfg: EvaluateConfig, name: str, cases: list[Case]) -> SamplingConf
     return SamplingConfig(
         text_top_k=cfg.text_top_k,
         image_top_k=cfg.image_top_k if is_free else cfg.conditioned_top_k,
-        guidance=cfg.guidance if is_free else NO_GUIDANCE,
+        guidance=cfg.guidance if is_free or name in cfg.guided_tasks else NO_GUIDANCE,
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,
         modality="image" if num_images else "text",

@@ -53,7 +53,7 @@ def rehearse_evaluation(
         evaluation(_few_cases(cfg, first, samples=1), folder / "warm")
     seconds, cost = 0.0, {}
     for task in (task for task in cfg.tasks if there[task]):
-        kind = _kind(task)
+        kind = _kind(cfg, task)
         if kind not in cost:
             cost[kind] = _cost(cfg, task, folder, evaluation)
         batch_s, case_s, cases_a_sample = cost[kind]
@@ -85,15 +85,23 @@ def _cost(
 
 
 def _few_cases(cfg: EvaluateConfig, task: str, samples: int) -> EvaluateConfig:
-    longest = _ANSWER_TOKENS if _kind(task) == "text" else cfg.max_new_tokens
+    longest = _ANSWER_TOKENS if _kind(cfg, task) == "text" else cfg.max_new_tokens
     return replace(
-        cfg, tasks=(task,), samples=samples, samples_of={}, gallery=0, max_new_tokens=longest
+        cfg,
+        tasks=(task,),
+        samples=samples,
+        samples_of={},
+        guided_tasks=tuple(name for name in cfg.guided_tasks if name == task_name(task)),
+        gallery=0,
+        max_new_tokens=longest,
     )
 
 
-def _kind(task: str) -> str:
+def _kind(cfg: EvaluateConfig, task: str) -> str:
     """Tasks of one kind have answers of one form: words, or a picture with or without guidance."""
     found = find_task(task)
     if found.answer == "text":
         return "text"
-    return "picture" if found.shows_pictures else found.name
+    if not found.shows_pictures:
+        return found.name
+    return "guided picture" if found.name in cfg.guided_tasks else "picture"

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from mgpt.data.shards import ShardWriter, TokenisedSample
 from mgpt.errors import ConfigError, DataError
 from mgpt.evals import evaluate as evaluation
 from mgpt.evals.cases import build_cases
-from mgpt.evals.evaluate import EvaluateConfig, evaluate
+from mgpt.evals.evaluate import EvaluateConfig, _sampling, evaluate
 from mgpt.evals.metrics import MEASURES
 from mgpt.evals.scorers import SCORERS
 from mgpt.images.pixels import to_uint8
@@ -192,3 +193,20 @@ if __name__ == "__main__":
     done = evaluate_here(Path(sys.argv[1]), Path(sys.argv[2]), here)
     (Path(sys.argv[2]) / f"did_{here.rank}.json").write_text(json.dumps(done))
     here.shutdown()
+
+
+def test_guidance_is_for_scenes_and_not_for_maps_of_one() -> None:
+    cfg = EvaluateConfig(guided_tasks=("edit", "depth_to_image"))
+    scales = {
+        name: _sampling(cfg, name, [SimpleNamespace(answer_fields=("image",))]).guidance.scale
+        for name in ("text_to_image", "depth_to_image", "edit", "normals_to_image", "depth")
+    }
+    assert scales == {
+        "text_to_image": 3.0,
+        "depth_to_image": 3.0,
+        "edit": 3.0,
+        "normals_to_image": 1.0,
+        "depth": 1.0,
+    }
+    with pytest.raises(ConfigError, match=r"guided_tasks: \['edits'\] unknown"):
+        EvaluateConfig(guided_tasks=("edits",))
