@@ -1,8 +1,9 @@
 """mgpt pack: samples of a source become raw shards, ordinary webdataset tars.
 
 The layout is img2dataset's. Each shard is `<name>.tar`, and `<name>.json` with its counts, sha256
-and refusals, written last: a shard that has it is finished, and a rerun skips it. Bytes depend on
-the source and its settings alone, not on the number of workers or on interruptions.
+and refusals, written last: a shard that has it is finished, and a rerun skips it. Bytes of the tars
+depend on the source and its settings alone, not on the number of workers or on interruptions. What
+is new in the input becomes further shards, and so do records whose pictures have arrived since.
 
 Reads: a folder, tars, records, or a built-in corpus
 Writes: raw shards (webdataset tars)
@@ -17,24 +18,33 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from data_pipeline.raw.shards import RawShardWriter, Rejected, try_add, write_some
 from data_pipeline.sources.pack_config import SOURCES, PackConfig
-from data_pipeline.sources.part import Part
+from data_pipeline.sources.packed import (
+    arrived,
+    check_older_output,
+    input_files,
+    names_of,
+    read_again,
+)
+from data_pipeline.sources.part import Part, SourceFile
+from data_pipeline.sources.plan import FOLDER, Plan, encode_read_files
 from data_pipeline.tokenizing.claims import Claim
 from data_pipeline.tokenizing.job_settings import settle_settings
 from data_pipeline.tokenizing.reject_log import RejectLog
 from data_pipeline.tokenizing.workers import run_units
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError
-from mgpt.files.storage import Location, locate, read_all, write_new
+from mgpt.files.storage import Location, locate, read_all, write_new, write_whole
+from mgpt.lifecycle.comparison import Changeable
 from mgpt.lifecycle.folder import flatten
-from mgpt.lifecycle.identity import input_identities
+from mgpt.lifecycle.identity import input_identity, listing_identity
 from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, timed
 from mgpt.lifecycle.run import run_stage
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -51,17 +61,33 @@ _MOVED = {
 class Config(PackConfig):
     """What `mgpt pack` can be given."""
 
+    # New files are more work; the job itself compares those it has packed with what they were.
+    CHANGEABLE: ClassVar[Changeable] = Changeable(
+        resumed=("input", "pictures"), extends=("input", "pictures")
+    )
+
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     redo: bool = False
     """Make the output anew where it holds another configuration."""
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return input_identities(cfg.input)
+    """Files of the input by size and modification time, and a source of one's own by content."""
+    given = {} if cfg.input is None else {cfg.input: listing_identity(input_files(cfg))}
+    if cfg.source not in SOURCES:
+        given[cfg.source] = input_identity(cfg.source)
+    return given
 
 
 def main(cfg: Config) -> None:
-    run_stage("pack", cfg, inputs(cfg), pack, shared=True)
+    check_older_output(cfg)
+    if cfg.input is not None and locate(cfg.input).is_dir():
+        print(f"pack: listing {cfg.input}", flush=True)
+    given, more = inputs(cfg), ""
+    if (locate(cfg.output) / FOLDER).exists():
+        num = sum(map(len, PackJob(cfg).arrived().values()))
+        more = f"{num} rejected records whose pictures are there now" if num else ""
+    run_stage("pack", cfg, given, pack, shared=True, more=more)
 
 
 def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
@@ -72,32 +98,45 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
 
     Raises:
         ConfigError: the output folder holds shards of other settings.
-        DataError, MachineError: what the source or the disk says.
+        DataError, MachineError: what the source or the disk says; a file that was packed and has
+            changed since.
     """
     job = PackJob(cfg)
     settle_settings(job.output, _settings(cfg), "mgpt pack")
+    job = job.planned()
     parts = job.parts
     done = job.finished()
     finished = sum(part.num_samples for part in parts.values() if part.name in done)
     total = sum(part.num_samples for part in parts.values())
     with tracker.progress(total, "samples", f"pack {cfg.source}", done=finished) as bar:
         run_units(job, cfg.workers, bar.advance)
-    texts = read_all([job.output / f"{name}.json" for name in parts])
+    figures = summarise(job, tracker)
+    counts = {name: value for name, value in flatten(figures) if value != {}}
+    tracker.log(0, counts)
+    tracker.finish(counts)
+    return figures
+
+
+def summarise(job: "PackJob", tracker: Tracker) -> dict[str, Any]:
+    """The counts of the whole output, and a table of what was rejected."""
+    texts = read_all([job.output / f"{name}.json" for name in job.parts])
     stats = [json.loads(text or b"") for text in texts]
-    rejected = Counter(reason for one in stats for _, reason in one["rejected"])
+    again = {(of, key) for of, key in job.again()}
+    rejected = Counter(
+        reason
+        for one in stats
+        for key, reason in one["rejected"]
+        if (one["shard"], key) not in again
+    )
     if rejected:
         rows = [[reason, count] for reason, count in sorted(rejected.items())]
         tracker.table("rejected while packing", ["reason", "samples"], rows)
-    figures = {
+    return {
         "shards": len(stats),
         "samples": sum(one["samples"] for one in stats),
         "bytes": sum(one["bytes"] for one in stats),
         "rejected": dict(sorted(rejected.items())),
     }
-    counts = {name: value for name, value in flatten(figures) if value != {}}
-    tracker.log(0, counts)
-    tracker.finish(counts)
-    return figures
 
 
 def source_parts(cfg: PackConfig) -> list[Part]:
@@ -129,6 +168,12 @@ def source_parts(cfg: PackConfig) -> list[Part]:
 
 def _settings(cfg: PackConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"job": "pack", "source": Path(cfg.source).stem}
+    settings |= {
+        name: getattr(cfg, name)
+        for name, usual in (("image_column", None), ("caption_column", None),
+                            ("caption_choice", "first"))
+        if getattr(cfg, name) != usual
+    }  # fmt: skip
     if cfg.source != "img2dataset":
         settings["samples_per_shard"] = cfg.samples_per_shard
     if cfg.source == "plain_text":
@@ -150,10 +195,64 @@ class PackJob:
 
     @cached_property
     def parts(self) -> dict[str, Part]:
-        parts = source_parts(self.cfg)
+        """By shard: what the source has, and records that are read again."""
+        parts = {part.name: part for part in source_parts(self.cfg)}
         if not parts:
             raise ConfigError(f"source={self.cfg.source} has no samples to pack")
-        return {part.name: part for part in parts}
+        for name, piece in Plan.read(self.output).pieces.items():
+            if isinstance(piece, dict):
+                parts[name] = read_again(name, piece, parts)
+        return parts
+
+    def planned(self) -> "PackJob":
+        """This job, with every shard settled; what was packed is compared with what is there.
+
+        Raises DataError for a file that has changed.
+        """
+        job = self
+        while True:
+            plan = Plan.read(job.output)
+            plan.check_files(job.parts.values())
+            new = [
+                part
+                for part in job.parts.values()
+                if part.piece is not None and part.name not in plan.pieces
+            ]
+            job.check_same_input(plan, new)
+            for place, (of, keys) in enumerate(sorted(job.arrived().items()), len(new)):
+                piece = {"again": of, "keys": keys}
+                new.append(read_again(plan.next_name(place), piece, job.parts))
+            if not new:
+                return job
+            plan.extend(job.output, new)
+            job = PackJob(job.cfg)  # if another process was first, its plan counts
+
+    def again(self) -> Iterator[tuple[str, str]]:
+        """(shard, key) of rejected records that are in a later shard again."""
+        for part in self.parts.values():
+            if isinstance(part.piece, dict):
+                yield from ((part.piece["again"], key) for key in part.piece["keys"])
+
+    def arrived(self) -> dict[str, list[str]]:
+        """Shard → keys of records that were rejected without a picture that is there now.
+
+        Raises DataError for a file that was packed and has changed.
+        """
+        return arrived(self.cfg, self.parts, self.finished(), set(self.again()))
+
+    def check_same_input(self, plan: Plan, new: list[Part]) -> None:
+        """Raises ConfigError if the input has nothing of what the output was packed from."""
+        known = [one for name, part in self.parts.items() for one in names_of(part.piece)
+                 if name in plan.pieces]  # fmt: skip
+        if not new or not known or self.cfg.input is None:
+            return
+        folder = locate(self.cfg.input)
+        folder = folder if folder.is_dir() else folder.parent
+        if not any((folder / name).exists() for name in known):
+            raise ConfigError(
+                f"{self.output} was packed from {known[0]} and others, of which {self.cfg.input} "
+                "has none; give another output="
+            )
 
     def units(self) -> list[str]:
         return list(self.parts)
@@ -178,14 +277,20 @@ class PackWorker:
     def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
         part, output = self._job.parts[unit], self._job.output
         rejected: list[Rejected] = []
+        files: list[SourceFile] = []
         with RawShardWriter(output / f"{unit}.tar") as writer:
             for item in part.read():
+                if isinstance(item, SourceFile):
+                    files.append(item)
+                    continue
                 refused = item if isinstance(item, Rejected) else try_add(writer, item)
                 if refused is not None:
                     rejected.append(refused)
                     self._log.note(unit, refused)
                 advance(1)
             stats = writer.close(before_publish=claim.check)
+        if files:
+            write_whole(output / FOLDER / f"{unit}.json", encode_read_files(files))
         record = {
             "shard": unit,
             **dataclasses.asdict(stats),
@@ -202,7 +307,8 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     """Packs the first samples of the source, of whichever kind it is."""
     job = PackJob(real)
     parts, done = job.parts, job.finished()
-    items = itertools.chain.from_iterable(part.read() for part in parts.values())
+    read = itertools.chain.from_iterable(part.read() for part in parts.values())
+    items = (item for item in read if not isinstance(item, SourceFile))
     counts: list[int] = []
     seconds = timed(lambda: counts.append(write_some(locate(cfg.output), items, seconds=1.5)))
     total = sum(part.num_samples for part in parts.values())

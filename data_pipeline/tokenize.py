@@ -30,13 +30,15 @@ from data_pipeline.tokenizing.admission import Admission
 from data_pipeline.tokenizing.duplicates import Known, LookJob, find_job_duplicates
 from data_pipeline.tokenizing.filters import FilterConfig
 from data_pipeline.tokenizing.job_settings import list_finished, settle_settings
+from data_pipeline.tokenizing.unit_stamps import Units
 from data_pipeline.tokenizing.worker import TokenizeWorker
 from data_pipeline.tokenizing.workers import run_units
 from data_pipeline.views.job_view import JobView
 from mgpt.data.shards import Manifest, canonical_json, read_manifests
 from mgpt.dtypes import CODES, Dtype, choose_dtype
-from mgpt.errors import ConfigError, DataError, MachineError
-from mgpt.files.storage import Location, locate
+from mgpt.errors import ConfigError, MachineError
+from mgpt.files.storage import Location, locate, modified_times
+from mgpt.files.walk import stamp_of
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
 from mgpt.lifecycle.comparison import Changeable
@@ -65,7 +67,7 @@ _DECISIVE = (
 class Config:
     """What to tokenise, with which VQ model, at which resolutions."""
 
-    # More raw shards are more work; the job itself compares those it has done with their manifests.
+    # More raw shards are more work; the job itself compares those it has done with what they were.
     CHANGEABLE: ClassVar[Changeable] = Changeable(resumed=("input",), extends=("input",))
 
     input: str | list[str]
@@ -126,7 +128,7 @@ class Config:
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    return {**raw_identities(cfg.input), **vq_input(cfg.vq)}
+    return {**raw_identities(cfg.input, by_content=False), **vq_input(cfg.vq)}
 
 
 def main(cfg: Config) -> None:
@@ -146,6 +148,7 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
         MachineError: no GPU where one is asked for, a full disk, workers that keep being killed.
     """
     job = TokenizeJob.prepare(cfg)
+    stamps = {name: stamp for name, path in job.paths.items() if (stamp := stamp_of(path))}
     counts = estimate_samples(job.paths)
     done = job.finished()
     finished = sum(counts[unit] for unit in job.units() if unit in done)
@@ -165,6 +168,9 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads_before)
     list_finished(job.output, job.units())
+    units = Units.read(job.output)
+    units.stamps |= stamps
+    units.keep(job.output)
     summary = _summarise(job)
     _print_summary(summary, tracker)
     figures = {**summary, "dtype": str(dtype)}
@@ -267,15 +273,14 @@ class TokenizeJob:
         return TokenizeWorker(self, slot)
 
     def _check_unchanged(self) -> None:
+        units = Units.read(self.output)
         for px in self.cfg.resolution:
             done = sorted(self.finished_at(px).intersection(self.paths))
+            written_s = modified_times(self.folder(px)) if done else {}
             for unit, manifest in zip(done, read_manifests(self.folder(px), done), strict=True):
-                path, kept = self.paths[unit], manifest.raw["bytes"]
-                if (num_bytes := path.stat().st_size) != kept:
-                    raise DataError(
-                        f"{path}: {num_bytes} bytes, but {kept} when it was tokenised into "
-                        f"{self.folder(px)}; restore it, or give another output folder"
-                    )
+                at_s = written_s.get(f"{unit}.json", 0.0)
+                units.check(unit, self.paths[unit], manifest, at_s)
+        units.keep(self.output)
 
 
 def _names_and_sizes(paths: Mapping[str, Location]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from data_pipeline.raw.shards import RawShardReader
 from mgpt.errors import DataError
 from mgpt.files.storage import Location, content_stamp, find_glob, locate, read_all, relative
+from mgpt.files.walk import stamp_of
 from mgpt.lifecycle.identity import HASHED_BYTES, digest
 
 LOOKED_AT_SAMPLES = 256
@@ -93,13 +94,18 @@ def _counted(shards: Mapping[str, Location]) -> dict[str, int | None]:
     return counts
 
 
-def raw_identities(source: str | Sequence[str]) -> dict[str, str]:
-    """Each folder, glob or tar of raw shards → its identity."""
+def raw_identities(source: str | Sequence[str], by_content: bool = True) -> dict[str, str]:
+    """Each folder, glob or tar of raw shards → its identity.
+
+    Args:
+        by_content: whether shards without a recorded sha256 are told apart by what they hold, so
+            that a copy is the same input, else by size and modification time, without reading one.
+    """
     paths = [source] if isinstance(source, str) else source
-    return {path: _raw_identity(path) for path in paths}
+    return {path: _raw_identity(path, by_content) for path in paths}
 
 
-def _raw_identity(source: str) -> str:
+def _raw_identity(source: str, by_content: bool) -> str:
     if source.startswith("http"):
         return f"url:{source}"
     try:
@@ -108,10 +114,17 @@ def _raw_identity(source: str) -> str:
         return f"name:{source}"
     records = read_all([path.with_suffix(".json") for path in shards.values()])
     stamps = {
-        name: _recorded_sha256(record, path) or content_stamp(path, HASHED_BYTES)
+        name: _recorded_sha256(record, path) or _stamp(path, by_content)
         for (name, path), record in zip(shards.items(), records)
     }
     return f"raw:{digest(stamps)}"
+
+
+def _stamp(path: Location, by_content: bool) -> str:
+    stamp = None if by_content else stamp_of(path)
+    if stamp is None:
+        return content_stamp(path, HASHED_BYTES)
+    return f"{path.name}:{stamp.num_bytes}:{stamp.version}"
 
 
 def _recorded_sha256(record: bytes | None, shard: Location) -> str | None:

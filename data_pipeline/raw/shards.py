@@ -43,7 +43,10 @@ MAX_TEXT_BYTES = 4 << 20
 MAX_JSON_PARTS = 100_000  # commas and brackets: 4 MB of [[],[],…] would be 100 MB and a second
 MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes
 
-PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+PICTURE_EXTENSIONS = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff",
+     "ppm", "pgm", "pbm", "pnm"}
+)  # fmt: skip
 TEXT_EXTENSIONS = frozenset({"txt", "json"})
 PICTURE_FIELD = re.compile(
     r"depth|normals|segmentation|pose|detection|other|edit_\d+|view_\d+|image_\d+|own_[a-z0-9_]+"
@@ -88,11 +91,16 @@ class RawSample:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A sample that is not used: its key, a short reason (a word of a table), and what was seen."""
+    """A sample that is not used: its key, a short reason (a word of a table), and what was seen.
+
+    `file` and `line` (a record's number, from 0) say where, if not in the shard itself.
+    """
 
     key: str
     reason: str
     detail: str = ""
+    file: str = ""
+    line: int | None = None
 
 
 class RefusedSample(DataError):

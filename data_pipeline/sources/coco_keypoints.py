@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from data_pipeline.raw.shards import Picture, RawSample, Rejected
 from data_pipeline.sources.pack_config import PackConfig
-from data_pipeline.sources.part import Part, shard_name
+from data_pipeline.sources.part import Part, SourceFile, shard_name
 from data_pipeline.sources.record_files import BadRecord, JsonStream, open_records
 from data_pipeline.sources.records import pictures_folder, read_picture
 from mgpt.errors import ConfigError, DataError
@@ -69,6 +69,8 @@ def parts(cfg: PackConfig) -> list[Part]:
             shard_name(start // step),
             len(ids[start : start + step]),
             functools.partial(_read, folder, {one: photos[one] for one in ids[start:][:step]}),
+            start,
+            input_files(path),
         )
         for start in range(0, len(ids), step)
     ]
@@ -85,9 +87,8 @@ def _read_annotations(path: Location) -> dict[Any, _Photo]:
             photos[item.get("id")] = _Photo(*image)
         elif section == "annotations" and item.get("num_keypoints", 1):
             poses.append((item.get("image_id"), _pose(item.get("keypoints"))))
-    beside = path.with_name(path.name.replace("person_keypoints", "captions"))
-    if beside != path and beside.is_file():
-        for section, item in _items(beside):
+    for beside in input_files(path)[1:]:
+        for section, item in _items(beside) if beside.is_file() else ():
             if section == "annotations" and isinstance(item.get("caption"), str):
                 captions.setdefault(item.get("image_id"), item["caption"].strip())
     for one, pose in poses:
@@ -99,6 +100,12 @@ def _read_annotations(path: Location) -> dict[Any, _Photo]:
     for one, photo in photos.items():
         photo.caption = captions.get(one, "")
     return photos
+
+
+def input_files(path: Location) -> tuple[Location, ...]:
+    """The annotations, and where the captions of the same set would be."""
+    beside = path.with_name(path.name.replace("person_keypoints", "captions"))
+    return (path,) if beside == path else (path, beside)
 
 
 def _items(path: Location) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,16 +129,20 @@ def _pose(keypoints: object) -> np.ndarray | None:
     return pose_J3 if np.isfinite(pose_J3).all() else None
 
 
-def _read(folder: Location, photos: dict[Any, _Photo]) -> Iterator[RawSample | Rejected]:
+def _read(
+    folder: Location, photos: dict[Any, _Photo]
+) -> Iterator[RawSample | Rejected | SourceFile]:
     for one, photo in photos.items():
         key = f"{one:012d}" if isinstance(one, int) and one >= 0 else str(one)
+        seen: list[SourceFile] = []
         try:
-            yield _sample(key, photo, folder)
+            yield _sample(key, photo, folder, seen)
         except BadRecord as bad:
             yield Rejected(key, bad.reason, bad.detail)
+        yield from seen
 
 
-def _sample(key: str, photo: _Photo, folder: Location) -> RawSample:
+def _sample(key: str, photo: _Photo, folder: Location, seen: list[SourceFile]) -> RawSample:
     if photo.problem:
         raise BadRecord("bad_keypoints", photo.problem)
     if not any((pose_J3[:, 2] > 0).any() for pose_J3 in photo.poses):
@@ -142,7 +153,7 @@ def _sample(key: str, photo: _Photo, folder: Location) -> RawSample:
     if not isinstance(photo.file, str):
         raise BadRecord("missing_picture", f"file_name is {photo.file!r}")
     pose = Picture(draw_poses(photo.poses, photo.width, photo.height), "png")
-    pictures = {"image": read_picture(folder, photo.file), "pose": pose}
+    pictures = {"image": read_picture(folder, photo.file, key, seen), "pose": pose}
     meta: dict[str, Any] = {"tasks": ["pose"], "file": photo.file}
     if photo.caption:
         meta |= {"tasks": ["pose", "pose_to_image"], "caption": photo.caption}

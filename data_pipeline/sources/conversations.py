@@ -22,7 +22,7 @@ from data_pipeline.raw.shards import Picture, RawSample
 from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part
 from data_pipeline.sources.record_files import BadRecord
-from data_pipeline.sources.records import Record, read_picture, record_parts
+from data_pipeline.sources.records import Record, record_parts
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image
 from mgpt.tokens.chat import ImageCountError, parse_official
@@ -64,7 +64,7 @@ def _paths(image: object) -> list[str]:
 def _picture(record: Record, path: str) -> Picture:
     given = Path(path)
     folder, name = (given.parent, given.name) if given.is_absolute() else (record.pictures, path)
-    picture = read_picture(folder, name)
+    picture = record.picture_file(folder, name)
     try:
         open_image(picture.data)
     except DataError as error:

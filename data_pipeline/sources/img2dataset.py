@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from data_pipeline.raw.inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
 from data_pipeline.sources.pack_config import PackConfig
-from data_pipeline.sources.part import Part
+from data_pipeline.sources.part import Part, SourceFile
 from mgpt.errors import ConfigError
 from mgpt.files.storage import Location
+from mgpt.files.walk import stamp_of
 
 
 def parts(cfg: PackConfig) -> list[Part]:
@@ -24,12 +25,15 @@ def parts(cfg: PackConfig) -> list[Part]:
     shards = find_raw_shards(cfg.input)
     counts = estimate_samples(shards)
     return [
-        Part(name, counts[name], functools.partial(_read, path)) for name, path in shards.items()
+        Part(name, counts[name], functools.partial(_read, path), files=(path,))
+        for name, path in shards.items()
     ]
 
 
-def _read(path: Location) -> Iterator[RawSample | Rejected]:
+def _read(path: Location) -> Iterator[RawSample | Rejected | SourceFile]:
+    stamp = stamp_of(path)
     with RawShardReader.open(path) as reader:
         yield from reader
         if reader.damaged:
             yield Rejected(path.name, "damaged_shard", reader.damaged)
+        yield SourceFile("", stamp, reader.sha256[:16])

@@ -6,6 +6,7 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data_pipeline.scenes.corpus import CorpusConfig
 
@@ -39,6 +40,14 @@ class PackConfig:
     """What the source reads: a file, folder, glob or tar; scenes and photos read nothing."""
     pictures: str | None = None
     """Folder of the pictures that the input's records name; null for the input's own folder."""
+    image_column: str | None = None
+    """Field of a record that holds or names its picture; null for the usual ones (file, file_name,
+    image)."""
+    caption_column: str | None = None
+    """Field of a record that holds its caption; null for the usual ones (caption, text, captions,
+    texts)."""
+    caption_choice: Literal["first", "drawn"] = "first"
+    """Which of a list of captions: the first, or one drawn by the sample's key."""
     samples_per_shard: int = 500
     """Samples a shard; img2dataset keeps its own shards."""
     text_chars: int = 8000

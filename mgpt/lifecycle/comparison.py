@@ -92,7 +92,7 @@ def differences(then: Made, now: Made, cls: type, free: Sequence[str] = ()) -> l
     return [one for one in found if not is_one_of(one.path, (*ALWAYS_FREE, *free))]
 
 
-def listed(found: Sequence[Difference]) -> str:
+def listed(found: Sequence[object]) -> str:
     """The first few differences, for a message."""
     more = len(found) - _SHOWN
     return ", ".join(map(str, found[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -21,7 +21,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class StageFolder:
         inputs: Mapping[str, str],
         min_free_mb: float = 200.0,
         may_be_remote: bool = False,
+        more: str = "",
     ) -> StageFolder:
         """Checks the machine and what is there; prints when the stage is complete.
 
@@ -77,6 +78,7 @@ class StageFolder:
                 (`mgpt.lifecycle.identity`).
             min_free_mb: free disk space without which the stage does not start.
             may_be_remote: whether the stage can write to an object store.
+            more: what a finished stage has left to do, in words; empty for nothing.
 
         Raises:
             ConfigError: the folder holds this stage with another configuration or other inputs, or
@@ -90,7 +92,7 @@ class StageFolder:
                 f"output={path}: mgpt {stage} writes to local folders; give one, and copy it there"
             )
         made = Made(to_plain(cfg), inputs)
-        found = _Found.look(path, stage, type(cfg), made)
+        found = replace(_Found.look(path, stage, type(cfg), made), more=more)
         fingerprint = fingerprint_of(stage, made, type(cfg), _changeable(type(cfg)).free)
         here = cls(path, stage, fingerprint, found.is_complete, time.monotonic())
         if is_worker() and os.environ.get("RANK") != "0":
@@ -168,6 +170,8 @@ class _Found:
     differences: list[Difference]
     started_from: dict[str, str]
     """Path → identity of inputs that only the first start read, as it found them."""
+    more: str = ""
+    """What is left to do although nothing differs."""
 
     @classmethod
     def look(cls, path: Location, stage: str, config_class: type, made: Made) -> _Found:
@@ -190,7 +194,7 @@ class _Found:
 
     @property
     def is_complete(self) -> bool:
-        return self.is_done and self._is_ours and not self.differences
+        return self.is_done and self._is_ours and not self.differences and not self.more
 
     @property
     def _is_ours(self) -> bool:
@@ -217,7 +221,8 @@ class _Found:
                 f"{kind} {self.stage} of another configuration ({listed(self.differences)})",
             )
         elif self.is_done:
-            print(f"{self.stage}: continuing in {self.path}: {listed(self.differences)}")
+            reasons = [*map(str, self.differences), self.more]
+            print(f"{self.stage}: continuing in {self.path}: {listed([*filter(None, reasons)])}")
             (self.path / DONE).unlink(missing_ok=True)
 
     @property

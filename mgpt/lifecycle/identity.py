@@ -7,6 +7,7 @@
     vq:<16 hex>          a VQGAN, by its fingerprint
     stage:<16 hex>:<at>  what else a finished stage made, by its record and the place in it
     file:, folder:       files of the user, by content
+    files:<n>:<16 hex>   what a job packs, by names, sizes and modification times
     name:<path>          nothing is there
 
 Caches beside shards, notes, hidden files and the other files of a run belong to none of these. So
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mgpt.data.shards import read_manifests
 from mgpt.errors import CheckpointError, DataError, VocabularyError
 from mgpt.files.file_sums import SUMS
 from mgpt.files.storage import Location, content_stamp, locate, relative
+from mgpt.files.walk import FileStamp
 
 DONE = "DONE"
 HASHED_BYTES = 1 << 22  # larger files are told apart by name and size
@@ -45,6 +47,13 @@ def input_identity(path: str | Location) -> str:
     A name that is no path (a VQGAN shipped with the package) stands for itself.
     """
     return _by_files(locate(path), with_hidden=False)
+
+
+def listing_identity(files: Mapping[str, FileStamp | None]) -> str:
+    """Files that are told apart by name, size and modification time; nothing is read."""
+    lines = [f"{name}\0{stamp}\n" for name, stamp in sorted(files.items())]
+    text = "".join(lines).encode("utf-8", "surrogateescape")
+    return f"files:{len(lines)}:{hashlib.sha256(text).hexdigest()[:16]}"
 
 
 def is_same_input(then: str, now: str, path: str) -> bool:

@@ -31,6 +31,7 @@ def run_stage(
     min_free_mb: float = 200.0,
     record: bool = True,
     shared: bool = False,
+    more: str = "",
 ) -> None:
     """Does the work of a stage whose output is not complete yet, and marks it complete.
 
@@ -41,11 +42,12 @@ def run_stage(
         min_free_mb: free disk space without which the stage does not start.
         record: whether the tracker writes metrics.jsonl.
         shared: processes that were started apart may do the work together, on an object store too.
+        more: what a finished stage has left to do although nothing it was given differs, in words.
 
     Raises:
         ConfigError, MachineError: see `StageFolder.open`.
     """
-    folder = StageFolder.open(stage, cfg, inputs, min_free_mb, may_be_remote=shared)
+    folder = StageFolder.open(stage, cfg, inputs, min_free_mb, may_be_remote=shared, more=more)
     if folder.is_complete:
         return
     is_main = not shared or Place.of_environment().number == 0

@@ -86,13 +86,13 @@ def test_folder(tmp_path, tracker, picture):
     cfg = PackConfig(source="folder", input=str(folder), output=str(tmp_path / "out"))
     summary = pack(cfg, tracker)
     items = {item.key: item for item in read(tmp_path / "out")}
-    assert list(items) == ["tom.v1", "sub/tom", "room", "000000003", "000000007"]
+    assert list(items) == ["tom.v1", "sub/tom", "room", "000000003"]
     assert items["tom.v1"].meta == {"caption": "a cat, {x}", "file": "tom.v1.png"}
     assert items["sub/tom"].meta["score"] == 0.5
     assert set(items["room"].pictures) == {"image", "depth"}
     assert summary["rejected"] == {
         "bad_json": 2,
-        "missing_picture": 1,
+        "missing_picture": 2,
         "text_not_utf8": 1,
         "unknown_extension": 1,
         "unsafe_name": 1,
