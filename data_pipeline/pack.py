@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from data_pipeline.raw.inputs import counted
 from data_pipeline.raw.shards import RawShardWriter, Rejected, try_add, write_some
 from data_pipeline.sources.pack_config import SOURCES, PackConfig
 from data_pipeline.sources.packed import (
@@ -31,6 +32,7 @@ from data_pipeline.sources.packed import (
     check_older_output,
     input_files,
     names_of,
+    passed_over,
     read_again,
 )
 from data_pipeline.sources.part import Part, SourceFile
@@ -40,7 +42,7 @@ from data_pipeline.tokenizing.job_settings import settle_settings
 from data_pipeline.tokenizing.reject_log import RejectLog
 from data_pipeline.tokenizing.workers import run_units
 from mgpt.data.shards import canonical_json
-from mgpt.errors import ConfigError
+from mgpt.errors import ConfigError, DataError
 from mgpt.files.storage import Location, locate, read_all, write_new, write_whole
 from mgpt.lifecycle.comparison import Changeable
 from mgpt.lifecycle.folder import flatten
@@ -87,7 +89,18 @@ def main(cfg: Config) -> None:
     if (locate(cfg.output) / FOLDER).exists():
         num = sum(map(len, PackJob(cfg).arrived().values()))
         more = f"{num} rejected records whose pictures are there now" if num else ""
-    run_stage("pack", cfg, given, pack, shared=True, more=more)
+    run_stage("pack", cfg, given, _pack_some, shared=True, more=more)
+
+
+def _pack_some(cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    """Raises DataError if nothing at all was written."""
+    figures = pack(cfg, tracker)
+    if not figures["samples"]:
+        raise DataError(
+            f"{cfg.input or cfg.source}: not one sample was written, and "
+            f"{sum(figures['rejected'].values())} were rejected; why stands in the table above"
+        )
+    return figures
 
 
 def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
@@ -131,6 +144,11 @@ def summarise(job: "PackJob", tracker: Tracker) -> dict[str, Any]:
     if rejected:
         rows = [[reason, count] for reason, count in sorted(rejected.items())]
         tracker.table("rejected while packing", ["reason", "samples"], rows)
+    missed, others = passed_over(job.cfg, job.parts)
+    if missed:
+        tracker.print(f"SKIPPED in {job.cfg.input}, though it looks like data: {counted(missed)}")
+    if others:
+        tracker.print(f"not read in {job.cfg.input}: {counted(others)}")
     return {
         "shards": len(stats),
         "samples": sum(one["samples"] for one in stats),

@@ -24,7 +24,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from data_pipeline.raw.inputs import estimate_samples, find_raw_shards, raw_identities
+from data_pipeline.raw.inputs import (
+    counted,
+    estimate_samples,
+    find_raw_shards,
+    passed_over,
+    raw_identities,
+)
 from data_pipeline.raw.shards import RawShardReader, write_some
 from data_pipeline.tokenizing.admission import Admission
 from data_pipeline.tokenizing.duplicates import Known, LookJob, find_job_duplicates
@@ -36,7 +42,7 @@ from data_pipeline.tokenizing.workers import run_units
 from data_pipeline.views.job_view import JobView
 from mgpt.data.shards import Manifest, canonical_json, read_manifests
 from mgpt.dtypes import CODES, Dtype, choose_dtype
-from mgpt.errors import ConfigError, MachineError
+from mgpt.errors import ConfigError, DataError, MachineError
 from mgpt.files.storage import Location, locate, modified_times
 from mgpt.files.walk import stamp_of
 from mgpt.images.buckets import bucket_sizes
@@ -132,7 +138,18 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
-    run_stage("tokenize", cfg, inputs(cfg), tokenize, shared=True)
+    run_stage("tokenize", cfg, inputs(cfg), _tokenize_some, shared=True)
+
+
+def _tokenize_some(cfg: Config, tracker: Tracker) -> dict[str, Any]:
+    """Raises DataError if nothing at all was written."""
+    figures = tokenize(cfg, tracker)
+    if not any(figures["written"].values()):
+        raise DataError(
+            f"{cfg.input}: not one of {figures['inputs']} samples was written; why stands in the "
+            "table above"
+        )
+    return figures
 
 
 def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
@@ -172,7 +189,9 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     units.stamps |= stamps
     units.keep(job.output)
     summary = _summarise(job)
-    _print_summary(summary, tracker)
+    _print_summary(summary, _damage(job), tracker)
+    if others := passed_over(cfg.input):
+        tracker.print(f"not read in {cfg.input}: {counted(others)}")
     figures = {**summary, "dtype": str(dtype)}
     counts = {name: value for name, value in flatten(figures) if value not in ({}, [])}
     tracker.log(summary["shards"], counts)
@@ -323,14 +342,20 @@ def _summarise(job: TokenizeJob) -> dict[str, Any]:
     }
 
 
-def _print_summary(summary: dict[str, Any], tracker: Tracker) -> None:
+def _damage(job: TokenizeJob) -> dict[str, str]:
+    """Damaged raw shards, and what is wrong with them."""
+    manifests = read_manifests(job.folder(job.cfg.resolution[0]), job.units())
+    return {one.shard: one.raw["damaged"] for one in manifests if one.raw["damaged"]}
+
+
+def _print_summary(summary: dict[str, Any], damage: dict[str, str], tracker: Tracker) -> None:
     rows = []
     for px, written in summary["written"].items():
         rows.append([px, "written", written])
         rows += [[px, reason, count] for reason, count in summary["rejected"][px].items()]
     tracker.table(f"tokenised {summary['inputs']} samples", ["px", "outcome", "samples"], rows)
-    for name in summary["damaged"]:
-        tracker.print(f"damaged raw shard: {name}; its whole samples are written")
+    for name, why in damage.items():
+        tracker.print(f"damaged raw shard: {name} ({why}); its whole samples are written")
 
 
 def is_long(cfg: Config) -> bool:

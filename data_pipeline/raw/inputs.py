@@ -11,18 +11,22 @@ path joined by dashes, so `a/00000.tar` and `b/00000.tar` stay apart.
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 from data_pipeline.raw.shards import RawShardReader
 from mgpt.errors import DataError
-from mgpt.files.storage import Location, content_stamp, find_glob, locate, read_all, relative
-from mgpt.files.walk import stamp_of
+from mgpt.files.storage import Location, content_stamp, find_glob, locate, read_all
+from mgpt.files.walk import Walk, is_hidden, stamp_of, walk
 from mgpt.lifecycle.identity import HASHED_BYTES, digest
 
 LOOKED_AT_SAMPLES = 256
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 # Beside `<shard>.tar`: what `mgpt pack` and img2dataset count there.
 _STATS_FILES = (("{}.json", "samples"), ("{}_stats.json", "successes"))
+_BESIDE = ("_stats.json", ".json", ".parquet", ".idx")  # what belongs to a shard of the same name
+COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
 def find_raw_shards(source: str | Sequence[str]) -> dict[str, Location]:
@@ -31,7 +35,8 @@ def find_raw_shards(source: str | Sequence[str]) -> dict[str, Location]:
     They are local, at s3:// or gs://, or tars at http(s)://, with `{00000..00099}` for numbers.
 
     Raises:
-        DataError: nothing found, something that is no file, or two shards of one name.
+        DataError: nothing found, something that is no file, a compressed tar that is named itself,
+            or two shards of one name.
     """
     found: dict[str, Location] = {}
     for one in [source] if isinstance(source, str) else source:
@@ -48,15 +53,70 @@ def find_raw_shards(source: str | Sequence[str]) -> dict[str, Location]:
 
 def _expand(source: str) -> list[tuple[str, Location]]:
     folder = locate(source)
+    passed_over: Counter[str] = Counter()
     if folder.is_dir():
-        paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
-        named = [("-".join(relative(path, folder).parts), path) for path in paths]
+        files, passed_over = _tars(walk(folder))
+        named = [("-".join(PurePosixPath(one).parts), folder / one) for one in files]
     else:
         paths = [folder] if folder.is_file() else list(find_glob(source))
-        named = [(path.name, path) for path in paths]
+        _refuse_compressed(paths)
+        named = [(path.name, path) for path in paths if not is_hidden(path.name)]
     if not named:
-        raise DataError(f"{source}: no raw shards there (a folder with *.tar, a glob, or a tar)")
-    return [(_NOT_IN_NAMES.sub("_", name.removesuffix(".tar")), path) for name, path in named]
+        held = f"; it holds {counted(passed_over)}" if passed_over else ""
+        raise DataError(
+            f"{source}: no raw shards there (a folder with *.tar, a glob, or a tar){held}"
+        )
+    return [(_NOT_IN_NAMES.sub("_", _without_tar(name)), path) for name, path in named]
+
+
+def _without_tar(name: str) -> str:
+    return name[:-4] if name.lower().endswith(".tar") else name
+
+
+def _tars(found: Walk) -> tuple[list[str], Counter[str]]:
+    """The tars of a folder, and what else it holds, counted by kind."""
+    others = Counter(found.passed_over)
+    tars = [name for name in found.broken if name.lower().endswith(".tar")]
+    names = {name for name in found.files if name.lower().endswith(".tar")}
+    for name in found.files.keys() - names:
+        kind = next((one for one in COMPRESSED if name.lower().endswith(one)), None)
+        is_beside = name.endswith(_BESIDE) and _stem_of_stats(name) in names
+        if kind is not None:
+            others[f"{kind} (compressed: unpack it to a plain .tar)"] += 1
+        elif not is_beside:
+            others[PurePosixPath(name).suffix.lower() or "no extension"] += 1
+    return sorted([*names, *tars]), others
+
+
+def _stem_of_stats(name: str) -> str:
+    return next(name.removesuffix(one) for one in _BESIDE if name.endswith(one)) + ".tar"
+
+
+def _refuse_compressed(paths: Sequence[Location]) -> None:
+    for path in paths:
+        kind = next((one for one in COMPRESSED if path.name.lower().endswith(one)), None)
+        if kind is not None:
+            how = {"gz": "gunzip", "tgz": "gunzip", "zst": "unzstd", "bz2": "bunzip2", "xz": "unxz"}
+            raise DataError(
+                f"{path}: a compressed tar ({kind}), which is not read; unpack it to a plain .tar "
+                f"({how[kind.rpartition('.')[2]]})"
+            )
+
+
+def passed_over(source: str | Sequence[str]) -> Counter[str]:
+    """What folders of raw shards hold beside them, counted by kind."""
+    counts: Counter[str] = Counter()
+    for one in [source] if isinstance(source, str) else source:
+        folder = locate(one)
+        if folder.is_dir():
+            counts += _tars(walk(folder))[1]
+    return counts
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Kinds with their counts, the most frequent first, in words."""
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} × {kind}" for kind, count in order)
 
 
 def estimate_samples(shards: Mapping[str, Location]) -> dict[str, int]:

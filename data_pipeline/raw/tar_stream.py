@@ -23,6 +23,15 @@ MAX_MEMBER_BYTES = 64 << 20
 MAX_HEADER_BYTES = 1 << 16  # a pax record or long name; a real one holds a path
 
 _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+# What is often given in the place of a tar, by its first bytes.
+_OTHERS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK": "a zip file",
+    b"<": "a web page (an error of the download?)",
+}
 _FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
@@ -81,6 +90,9 @@ class TarStream:
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.HeaderError as error:
+                kind = next((k for magic, k in _OTHERS.items() if block.startswith(magic)), None)
+                if at == 0 and kind is not None:
+                    raise Damaged(f"no tar but {kind}; unpack it to a plain .tar") from error
                 raise Damaged(f"unreadable header at byte {at} ({error})") from error
             num_bytes = _size(pax.get("size"), info.size, at)
             if info.type in _PAX_TYPES:

@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -147,30 +147,25 @@ def _first_bytes(path: Location) -> bytes:
         return b""
 
 
-def passed_over(cfg: PackConfig) -> Counter[str]:
-    """What the folder holds beside pictures and their texts, counted by kind."""
+def passed_over(cfg: PackConfig, read: Collection[str]) -> tuple[Counter[str], Counter[str]]:
+    """What the folder holds beside what was read: pictures and texts, and other files, by kind."""
     assert cfg.input is not None
     folder = locate(cfg.input)
     found = walk(folder)
-    counts = Counter(found.passed_over)
     pictures = set(_picture_names(folder, found))
     tables = {relative(one, folder).as_posix() for one in _tables(folder, found)}
-    sides = _Sides(found)
-    texts = set() if tables else {side for name in pictures for side in sides.of(name)}
-    for name in found.files.keys() - pictures - texts - tables:
-        counts[PurePosixPath(name).suffix.lower() or "no extension"] += 1
-    return counts
-
-
-def unlisted(cfg: PackConfig, listed: set[str]) -> Counter[str]:
-    """Pictures of the folder that no table lists, of those it takes; `listed` by what was read."""
-    assert cfg.input is not None
-    folder = locate(cfg.input)
-    found = walk(folder)
-    if cfg.pictures is not None or not _tables(folder, found):
-        return Counter()
-    count = len(set(_picture_names(folder, found)) - listed)
-    return Counter({"picture that no table lists": count} if count else {})
+    missed: Counter[str] = Counter()
+    others = Counter(found.passed_over)
+    for name in found.files.keys() - tables - set(read):
+        kind = PurePosixPath(name).suffix.lower() or "no extension"
+        if name in pictures:
+            is_theirs = tables and cfg.pictures is None
+            missed[f"{kind} that no table lists" if is_theirs else f"{kind} not packed"] += 1
+        elif kind in _SIDE_SUFFIXES:
+            missed[f"{kind} {'beside a table' if tables else 'without its picture'}"] += 1
+        else:
+            others[kind] += 1
+    return missed, others
 
 
 class _Sides:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipeline.raw.inputs import find_raw_shards
+from data_pipeline.raw.inputs import passed_over as raw_passed_over
 from data_pipeline.raw.shards import RawSample
 from data_pipeline.sources import coco_keypoints, folder
 from data_pipeline.sources.pack_config import SOURCES, PackConfig
@@ -23,7 +26,7 @@ from data_pipeline.sources.records import Item, find_record_files, pictures_fold
 from mgpt.errors import ConfigError, DataError
 from mgpt.files.remote import RemotePath
 from mgpt.files.storage import Location, locate, read_all
-from mgpt.files.walk import FileStamp, stamp_of, walk
+from mgpt.files.walk import FileStamp, is_hidden, stamp_of, walk
 from mgpt.lifecycle.identity import is_same_input, told_by_files
 
 
@@ -121,6 +124,30 @@ class _Stamps:
         if self._listed is None:
             self._listed = walk(self._folder).files
         return self._listed.get(name)
+
+
+def passed_over(cfg: PackConfig, parts: Mapping[str, Part]) -> tuple[Counter[str], Counter[str]]:
+    """What the input holds that was not packed, counted by kind: pictures and captions, and other
+    files. What was rejected is not among them."""
+    if cfg.input is None or cfg.source not in SOURCES:
+        return Counter(), Counter()
+    if cfg.source == "img2dataset":
+        return Counter(), raw_passed_over(cfg.input)
+    if cfg.source == "folder":
+        output = locate(cfg.output)
+        records = read_all([output / FOLDER / f"{name}.json" for name in parts])
+        read = {name for data in records for name in ReadFiles.decode(data).files}
+        read |= {file for part in parts.values() for file in names_of(part.piece)}
+        return folder.passed_over(cfg, read)
+    path = locate(cfg.input)
+    if not path.is_dir():
+        return Counter(), Counter()
+    taken = {one.name for one in find_record_files(cfg)}
+    names = [one.name for one in path.iterdir() if one.name not in taken and one.is_file()]
+    return Counter(), Counter(
+        f"hidden file {name}" if is_hidden(name) else PurePosixPath(name).suffix or "no extension"
+        for name in names
+    )
 
 
 def names_of(piece: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Records of JSON lines, JSON lists, parquet tables and lines of text, read in spans.
+"""Records of JSON lines, JSON lists, parquet and CSV tables and lines of text, read in spans.
 
 A *span* is a run of consecutive records of one file and the place where it starts, so that any
 process reads its records without those before them, and holds one at a time. What is wrong with a
@@ -11,6 +11,9 @@ single record comes out in its place as a `BadRecord`; a file that cannot be fol
 """
 
 import codecs
+import csv
+import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -301,6 +304,46 @@ def _read_parquet(span: Span) -> Iterator[Numbered]:
                 start += batch.num_rows
 
 
+# ------------------------------------------------------------------ csv
+
+
+def _rows(path: Location, stream: BinaryIO) -> Iterator[Numbered]:
+    """The rows below the names of the columns."""
+    # Bytes that are no UTF-8 refuse their row, not the whole file.
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    rows = csv.DictReader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    for number in itertools.count():
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}: no CSV in row {number}: {error}; restore the file") from error
+        if None in row or None in row.values():
+            yield number, BadRecord("bad_csv", "more or fewer cells than columns")
+        elif any(_has_escapes(cell) for cell in row.values()):
+            yield number, BadRecord("text_not_utf8", f"row {number}")
+        else:
+            yield number, {name: cell for name, cell in row.items() if cell != ""}
+
+
+def _has_escapes(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _find_csv(path: Location, step: int) -> Iterator[Span]:
+    with open_records(path) as stream:
+        count = sum(1 for _ in _rows(path, stream))
+    for first in range(0, count, step):
+        yield Span(path, first, min(step, count - first), first)
+
+
+def _read_csv(span: Span) -> Iterator[Numbered]:
+    with open_records(span.path) as stream:
+        yield from itertools.islice(_rows(span.path, stream), span.first, span.first + span.count)
+
+
 # ------------------------------------------------------------------ kinds of files
 
 
@@ -313,6 +356,8 @@ class _Format:
 FORMATS: dict[str, _Format] = {
     ".jsonl": _Format(_find_lines, lambda span: _read_lines(span, _parse_json)),
     ".json": _Format(_find_json, _read_json),
+    ".csv": _Format(_find_csv, _read_csv),
+    ".tsv": _Format(_find_csv, _read_csv),
     ".parquet": _Format(_find_parquet, _read_parquet),
     ".txt": _Format(_find_lines, lambda span: _read_lines(span, _parse_text)),
 }

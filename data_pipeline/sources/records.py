@@ -27,8 +27,10 @@ from data_pipeline.sources.plan import Plan
 from data_pipeline.sources.record_files import FORMATS, BadRecord, Span, find_spans, read_span
 from mgpt.errors import ConfigError, DataError
 from mgpt.files.storage import Location, find_glob, locate, read_at, relative
-from mgpt.files.walk import stamp_of
+from mgpt.files.walk import is_hidden, stamp_of
 
+# Of a folder's files the first kinds that are there: notes beside records are no records.
+_KINDS = ((".jsonl", ".json", ".parquet"), (".csv", ".tsv"), (".txt",))
 Item = RawSample | Rejected | SourceFile
 
 # How pictures begin: (bytes, where, extension).
@@ -177,7 +179,10 @@ def find_record_files(cfg: PackConfig) -> list[Location]:
         raise ConfigError(f"source={cfg.source} needs input=<file, folder or glob of records>")
     path = locate(cfg.input)
     if path.is_dir():
-        found = [one for one in path.iterdir() if one.suffix.lower() in FORMATS]
+        here = [one for one in path.iterdir() if not is_hidden(one.name)]
+        found = []
+        for kinds in _KINDS if cfg.source != "plain_text" else [FORMATS]:
+            found = found or [one for one in here if one.suffix.lower() in kinds]
     else:
         found = [path] if path.is_file() else list(find_glob(cfg.input))
     if not found:

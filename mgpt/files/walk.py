@@ -45,6 +45,8 @@ class Walk:
 
     files: dict[str, FileStamp] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+    """Links to nowhere, by their path; they are among `passed_over` too."""
 
 
 def is_hidden(name: str) -> bool:
@@ -121,6 +123,7 @@ def _walk_local(folder: Path, found: Walk) -> None:
                 seen = entry.stat()
             except OSError:
                 found.passed_over["link to nowhere"] += 1
+                found.broken.append(name)
                 continue
             is_folder = stat.S_ISDIR(seen.st_mode)
             if is_hidden(entry.name):

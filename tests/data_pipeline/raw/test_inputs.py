@@ -1,10 +1,12 @@
 """Names of raw shards, and the estimate of their samples."""
 
+import gzip
 import json
 
 import pytest
 
-from data_pipeline.raw.inputs import estimate_samples, find_raw_shards
+from data_pipeline.raw.inputs import counted, estimate_samples, find_raw_shards, passed_over
+from data_pipeline.raw.shards import RawShardReader
 from mgpt.errors import DataError
 
 
@@ -45,3 +47,27 @@ def test_a_long_shard_is_looked_at_and_not_read_through(tmp_path, write_tar):
     write_tar(tmp_path / "00000.tar", {f"{number:04d}.jpg": b"x" for number in range(600)})
     (count,) = estimate_samples(find_raw_shards(str(tmp_path))).values()
     assert count == pytest.approx(600, rel=0.02)
+
+
+def test_tars_of_a_folder_and_what_lies_beside_them(tmp_path, write_tar):
+    write_tar(tmp_path / "a.TAR", {"0.jpg": b"x"})
+    write_tar(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.tar", {"0.jpg": b"x"})
+    for name in ("b.tar.gz", "c.tgz", "a_stats.json", "notes.md"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list(find_raw_shards(str(tmp_path))) == ["a"]
+    assert counted(passed_over(str(tmp_path))) == (
+        "1 × .md, 1 × .tar.gz (compressed: unpack it to a plain .tar), "
+        "1 × .tgz (compressed: unpack it to a plain .tar), 1 × hidden folder .ipynb_checkpoints"
+    )
+
+
+def test_compressed_tars_are_refused_by_name(tmp_path):
+    (tmp_path / "b.tar.gz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"b\.tar\.gz: a compressed tar.*gunzip"):
+        find_raw_shards(str(tmp_path / "b.tar.gz"))
+    with pytest.raises(DataError, match=r"no raw shards there.*1 × \.tar\.gz \(compressed"):
+        find_raw_shards(str(tmp_path))
+    (tmp_path / "c.tar").write_bytes(gzip.compress(bytes(2000)))
+    with RawShardReader.open(tmp_path / "c.tar") as reader:
+        assert list(reader) == []
+    assert reader.damaged == "no tar but gzip; unpack it to a plain .tar"
