@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data_pipeline.raw.inputs import counted
-from data_pipeline.raw.shards import RawShardWriter, Rejected, try_add, write_some
+from data_pipeline.raw.shards import RawSample, RawShardWriter, Rejected, try_add, write_some
 from data_pipeline.sources.pack_config import SOURCES, PackConfig
 from data_pipeline.sources.packed import (
     arrived,
@@ -38,6 +38,8 @@ from data_pipeline.sources.packed import (
 from data_pipeline.sources.part import Part, SourceFile
 from data_pipeline.sources.plan import FOLDER, Plan, encode_read_files
 from data_pipeline.tokenizing.claims import Claim
+from data_pipeline.tokenizing.details import FOLDER as DETAILS
+from data_pipeline.tokenizing.details import Details, read_details, rows, share_of_captions
 from data_pipeline.tokenizing.job_settings import settle_settings
 from data_pipeline.tokenizing.reject_log import RejectLog
 from data_pipeline.tokenizing.workers import run_units
@@ -142,8 +144,10 @@ def summarise(job: "PackJob", tracker: Tracker) -> dict[str, Any]:
         if (one["shard"], key) not in again
     )
     if rejected:
-        rows = [[reason, count] for reason, count in sorted(rejected.items())]
-        tracker.table("rejected while packing", ["reason", "samples"], rows)
+        tracker.table("rejected while packing", ["reason", "samples", "meaning"], rows(rejected))
+        tracker.print(f"each with what was seen: {job.output / DETAILS}/<shard>.json")
+    if words := share_of_captions(read_details(job.output, job.parts)):
+        tracker.print(words)
     missed, others = passed_over(job.cfg, job.parts)
     if missed:
         tracker.print(f"SKIPPED in {job.cfg.input}, though it looks like data: {counted(missed)}")
@@ -186,12 +190,13 @@ def source_parts(cfg: PackConfig) -> list[Part]:
 
 def _settings(cfg: PackConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"job": "pack", "source": Path(cfg.source).stem}
-    settings |= {
-        name: getattr(cfg, name)
-        for name, usual in (("image_column", None), ("caption_column", None),
-                            ("caption_choice", "first"))
-        if getattr(cfg, name) != usual
-    }  # fmt: skip
+    usual: dict[str, Any] = {
+        "image_column": None,
+        "caption_column": None,
+        "caption_choice": "first",
+        "members": {},
+    }
+    settings |= {k: getattr(cfg, k) for k, value in usual.items() if getattr(cfg, k) != value}
     if cfg.source != "img2dataset":
         settings["samples_per_shard"] = cfg.samples_per_shard
     if cfg.source == "plain_text":
@@ -296,17 +301,22 @@ class PackWorker:
         part, output = self._job.parts[unit], self._job.output
         rejected: list[Rejected] = []
         files: list[SourceFile] = []
+        details = Details()
         with RawShardWriter(output / f"{unit}.tar") as writer:
             for item in part.read():
                 if isinstance(item, SourceFile):
                     files.append(item)
                     continue
                 refused = item if isinstance(item, Rejected) else try_add(writer, item)
-                if refused is not None:
+                if isinstance(refused, Rejected):
                     rejected.append(refused)
+                    details.reject(refused)
                     self._log.note(unit, refused)
+                elif isinstance(item, RawSample):
+                    details.count(item)
                 advance(1)
             stats = writer.close(before_publish=claim.check)
+        details.write(output, unit)
         if files:
             write_whole(output / FOLDER / f"{unit}.json", encode_read_files(files))
         record = {

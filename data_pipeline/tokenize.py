@@ -31,8 +31,12 @@ from data_pipeline.raw.inputs import (
     passed_over,
     raw_identities,
 )
+from data_pipeline.raw.member_names import check_members
 from data_pipeline.raw.shards import RawShardReader, write_some
 from data_pipeline.tokenizing.admission import Admission
+from data_pipeline.tokenizing.details import FOLDER as DETAILS
+from data_pipeline.tokenizing.details import read_details, share_of_captions
+from data_pipeline.tokenizing.details import rows as meanings
 from data_pipeline.tokenizing.duplicates import Known, LookJob, find_job_duplicates
 from data_pipeline.tokenizing.filters import FilterConfig
 from data_pipeline.tokenizing.job_settings import list_finished, settle_settings
@@ -114,6 +118,9 @@ class Config:
     """Whether pictures are turned as their EXIF data says; false as in the published code."""
     max_pixels: int = MAX_PIXELS
     """Largest picture that is decoded, in pixels."""
+    members: dict[str, str] = field(default_factory=dict)
+    """Fields of members under other names, by the ending behind the key: 'members={input.jpg:
+    image, output.jpg: edit_1, caption: txt}'."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     """What to leave out on purpose."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -129,6 +136,7 @@ class Config:
         for name in ("workers", "threads", "batch_pixels", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_members(self.members)
         if self.decoders is not None and self.decoders < 0:
             raise ValueError(f"decoders={self.decoders} must be 0 or more")
 
@@ -175,7 +183,7 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     try:
         if job.looks_across and finished < sum(counts.values()):
             with tracker.progress(sum(counts.values()), "samples", "find duplicates") as bar:
-                looks = LookJob(cfg.output, job.paths, job.admission)
+                looks = LookJob(cfg.output, job.paths, job.admission, cfg.members)
                 known = find_job_duplicates(looks, cfg.workers, bar.advance)
                 job = replace(job, known=known)
         with tracker.progress(sum(counts.values()), "samples", "tokenize", done=finished) as bar:
@@ -190,6 +198,10 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     units.keep(job.output)
     summary = _summarise(job)
     _print_summary(summary, _damage(job), tracker)
+    if any(summary["rejected"].values()):
+        tracker.print(f"each with what was seen: {job.output / DETAILS}/<shard>.json")
+    if words := share_of_captions(read_details(job.output, job.units())):
+        tracker.print(words)
     if others := passed_over(cfg.input):
         tracker.print(f"not read in {cfg.input}: {counted(others)}")
     figures = {**summary, "dtype": str(dtype)}
@@ -243,6 +255,8 @@ class TokenizeJob:
             settings["precision"] = "bf16"
         if cfg.compile:
             settings["compile"] = True
+        if cfg.members:
+            settings["members"] = dict(sorted(cfg.members.items()))
         if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
             settings["filters.duplicates_among"] = _names_and_sizes(paths)
         fingerprint = settle_settings(locate(cfg.output), settings, "mgpt tokenize")
@@ -351,9 +365,10 @@ def _damage(job: TokenizeJob) -> dict[str, str]:
 def _print_summary(summary: dict[str, Any], damage: dict[str, str], tracker: Tracker) -> None:
     rows = []
     for px, written in summary["written"].items():
-        rows.append([px, "written", written])
-        rows += [[px, reason, count] for reason, count in summary["rejected"][px].items()]
-    tracker.table(f"tokenised {summary['inputs']} samples", ["px", "outcome", "samples"], rows)
+        rows.append([px, "written", written, ""])
+        rows += [[px, *row] for row in meanings(summary["rejected"][px])]
+    columns = ["px", "outcome", "samples", "meaning"]
+    tracker.table(f"tokenised {summary['inputs']} samples", columns, rows)
     for name, why in damage.items():
         tracker.print(f"damaged raw shard: {name} ({why}); its whole samples are written")
 
@@ -370,7 +385,9 @@ def rehearse(cfg: Config, real: Config, scale: Scale) -> Estimate:
     if is_there:
         shards = find_raw_shards(real.input)
         items = itertools.chain.from_iterable(
-            reader for path in shards.values() for reader in [RawShardReader.open(path)]
+            reader
+            for path in shards.values()
+            for reader in [RawShardReader.open(path, real.members)]
         )
         some = f"{cfg.output}.raw"
         times = sum(estimate_samples(shards).values()) / write_some(locate(some), items, 0.5)

@@ -78,9 +78,10 @@ def _tars(found: Walk) -> tuple[list[str], Counter[str]]:
     others = Counter(found.passed_over)
     tars = [name for name in found.broken if name.lower().endswith(".tar")]
     names = {name for name in found.files if name.lower().endswith(".tar")}
+    shards = {_without_tar(name) for name in names}
     for name in found.files.keys() - names:
         kind = next((one for one in COMPRESSED if name.lower().endswith(one)), None)
-        is_beside = name.endswith(_BESIDE) and _stem_of_stats(name) in names
+        is_beside = name.endswith(_BESIDE) and _shard_beside(name) in shards
         if kind is not None:
             others[f"{kind} (compressed: unpack it to a plain .tar)"] += 1
         elif not is_beside:
@@ -88,8 +89,8 @@ def _tars(found: Walk) -> tuple[list[str], Counter[str]]:
     return sorted([*names, *tars]), others
 
 
-def _stem_of_stats(name: str) -> str:
-    return next(name.removesuffix(one) for one in _BESIDE if name.endswith(one)) + ".tar"
+def _shard_beside(name: str) -> str:
+    return next(name.removesuffix(one) for one in _BESIDE if name.endswith(one))
 
 
 def _refuse_compressed(paths: Sequence[Location]) -> None:

@@ -2,15 +2,14 @@
 
 A raw shard is img2dataset's layout: per sample consecutive members `<key>.jpg|png|webp` (the field
 `image`), `<key>.<field>.png` for further pictures, `<key>.txt` (a caption) and `<key>.json`. This
-module turns such a stream into samples and refusals, one pass, in bounded memory, and writes one
+module turns such a stream into samples and refusals in bounded memory, and writes one
 with bytes that depend on the samples alone. It never decodes a picture, never unpickles, and
 extracts nothing to the disk. It knows no codes, tasks or resolutions.
 
 Plain webdataset ends a shard that is cut at a member's border without a word, and cuts keys at the
-first dot. Here the end marker must be there, and a key ends before a known field and extension:
+first dot. Here the end marker must be there, and a key ends before a known field and extension
+(`data_pipeline.raw.member_names`):
 
-    >>> split_name("part/scene.v2.depth.png")
-    MemberName(key='part/scene.v2', field='depth', extension='png')
     >>> with RawShardReader.open("00000.tar") as reader:
     ...     for item in reader:                       # RawSample | Rejected
     ...         ...
@@ -19,13 +18,28 @@ first dot. Here the end marker must be there, and a key ends before a known fiel
 """
 
 import hashlib
-import json
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
+from data_pipeline.raw.member_names import (
+    MAX_KEY_BYTES,
+    NO_MEMBERS,
+    TEXT_EXTENSIONS,
+    MemberName,
+    name_problem,
+    printable,
+    split_name,
+)
+from data_pipeline.raw.sample_texts import json_problem, read_texts
+from data_pipeline.raw.scattered import (
+    HOW_TO_SORT,
+    MAX_HELD_BYTES,
+    Gathering,
+    find_scattered,
+    is_system_member,
+)
 from data_pipeline.raw.tar_stream import (
     BLOCK_BYTES,
     MAX_MEMBER_BYTES,
@@ -40,17 +54,7 @@ from mgpt.files.storage import Location, WholeFile, locate, open_stream
 
 MAX_SAMPLE_BYTES = 2 * MAX_MEMBER_BYTES
 MAX_TEXT_BYTES = 4 << 20
-MAX_JSON_PARTS = 100_000  # commas and brackets: 4 MB of [[],[],…] would be 100 MB and a second
-MAX_KEY_BYTES = 80  # `<key>.<field>.npy` fits ustar's 100 bytes
 
-PICTURE_EXTENSIONS = frozenset(
-    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff",
-     "ppm", "pgm", "pbm", "pnm"}
-)  # fmt: skip
-TEXT_EXTENSIONS = frozenset({"txt", "json"})
-PICTURE_FIELD = re.compile(
-    r"depth|normals|segmentation|pose|detection|other|edit_\d+|view_\d+|image_\d+|own_[a-z0-9_]+"
-)
 _LEAST, _MOST, _MOST_BYTES = 16, 64, 3_000_000  # of `write_some`
 TEXT_ONLY_FIELDS = ("dialog", "text", "conversations", "interleaved")
 
@@ -60,6 +64,7 @@ REASONS = {
     "duplicate_key": "the key was used before in this shard; the first one counts",
     "duplicate_member": "two members for one field",
     "member_too_large": f"a member above {MAX_MEMBER_BYTES} bytes",
+    "members_apart": "members of the sample that are apart in the tar and cannot be joined",
     "missing_picture": "neither a picture nor text to train on",
     "name_not_utf8": "a member name that is not UTF-8",
     "name_too_long": f"a key above {MAX_KEY_BYTES} bytes",
@@ -67,7 +72,7 @@ REASONS = {
     "sample_too_large": f"members of more than {MAX_SAMPLE_BYTES} bytes in all",
     "text_not_utf8": "a text that is not UTF-8",
     "text_too_large": f"a text above {MAX_TEXT_BYTES} bytes, or JSON of many parts",
-    "unsafe_name": "an absolute name, one with '..', or one without a key",
+    "unsafe_name": "an absolute name, one with '..' or control characters, or one without a key",
 }
 """Why a sample is refused here; filters and `mgpt tokenize` have reasons of their own."""
 
@@ -112,31 +117,6 @@ class RefusedSample(DataError):
         self.rejected = rejected
 
 
-class MemberName(NamedTuple):
-    """A member's name taken apart; `field` is empty where the extension is not a known one."""
-
-    key: str
-    field: str
-    extension: str
-
-
-def split_name(name: str) -> MemberName:
-    """Key, field and extension of a member; only a known field or extension ends the key."""
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.rpartition(".")
-    extension = extension.lower() if stem else ""
-    stem = stem or file
-    field_name = ""
-    if extension in PICTURE_EXTENSIONS:
-        field_name = "image"
-        head, _, tail = stem.rpartition(".")
-        if head and PICTURE_FIELD.fullmatch(tail):
-            stem, field_name = head, tail
-    elif extension in TEXT_EXTENSIONS:
-        field_name = extension
-    return MemberName(folder + slash + stem, field_name, extension)
-
-
 # ------------------------------------------------------------------ reading
 
 
@@ -149,7 +129,12 @@ class _Group:
     texts: dict[str, bytes] = field(default_factory=dict)
     suffixes: set[str] = field(default_factory=set)
     num_bytes: int = 0
+    num_members: int = 0
     problem: Rejected | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        return 0 if self.problem else self.num_bytes
 
     def refuse(self, reason: str, detail: str = "") -> None:
         self.problem = self.problem or Rejected(self.key, reason, detail)
@@ -181,11 +166,19 @@ class RawShardReader:
       come out; the one it cuts is `cut_short` unless it already has every kind of member that the
       sample before it had;
     - `sha256`, `num_bytes` of the whole stream;
-    - `ignored`: members of other kinds, counted by extension; they are never opened.
+    - `ignored`: members of other kinds, counted by extension; they are never opened;
+    - `captions`: how many samples with pictures have a caption.
+
+    Members of one key that are apart are joined (`data_pipeline.raw.scattered`).
     """
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
+    def __init__(
+        self, stream: BinaryIO, name: str, members: Mapping[str, str] = NO_MEMBERS
+    ) -> None:
         self.name = name
+        self.captions = 0
+        self._members = members
+        self._gathered: dict[str, _Group] = {}
         self.inputs = 0
         self.damaged: str | None = None
         self.ignored: dict[str, int] = {}
@@ -195,8 +188,10 @@ class RawShardReader:
         self._last_suffixes: set[str] = set()
 
     @classmethod
-    def open(cls, path: str | Location) -> "RawShardReader":
-        """A reader of a file, local or remote.
+    def open(
+        cls, path: str | Location, members: Mapping[str, str] = NO_MEMBERS
+    ) -> "RawShardReader":
+        """A reader of a file, local or remote; `members` as `split_name`.
 
         Raises:
             DataError: the file cannot be opened.
@@ -205,7 +200,7 @@ class RawShardReader:
             stream = open_stream(locate(path))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-        return cls(stream, locate(path).name)
+        return cls(stream, locate(path).name, members)
 
     def __enter__(self) -> "RawShardReader":
         return self
@@ -222,6 +217,7 @@ class RawShardReader:
         return self._tar.num_bytes
 
     def __iter__(self) -> Iterator[RawSample | Rejected]:
+        scattered = find_scattered(self._stream, lambda name: self._split(name)[:2])
         group: _Group | None = None
         members = self._tar.members()
         while True:
@@ -233,20 +229,44 @@ class RawShardReader:
                 return
             if member is None:
                 break
-            name = split_name(_printable(member.name))
-            if group is None or name.key != group.key:
-                if group is not None:
-                    yield self._finish(group)
-                group = _Group(name.key)
+            if is_system_member(member.name):
+                self.ignored["system file"] = self.ignored.get("system file", 0) + 1
+                continue
+            name = self._split(member.name)
+            if group is not None and name.key != group.key:
+                yield self._finish(group, scattered.fields)
+                group = None
+            if (gathering := scattered.keys.get(name.key)) is not None:
+                if whole := self._gather(name, member, gathering):
+                    yield self._finish(whole, scattered.fields)
+                continue
+            group = group or _Group(name.key)
             self._add(group, name, member)
         if group is not None:
             yield self._finish(group)
+
+    def _split(self, name: str) -> MemberName:
+        return split_name(printable(name), self._members)
+
+    def _gather(self, name: MemberName, member: Member, gathering: Gathering) -> _Group | None:
+        """The group of a key whose members are apart, once it has them all."""
+        group = self._gathered.setdefault(name.key, _Group(name.key))
+        if not gathering.is_sample:
+            group.refuse("members_apart", f"{member.name}: {HOW_TO_SORT}")
+        self._add(group, name, member)
+        group.num_members += 1
+        if group.num_members == gathering.num_members:
+            return self._gathered.pop(name.key)
+        if sum(one.held_bytes for one in self._gathered.values()) > MAX_HELD_BYTES:
+            limit = f"more than {MAX_HELD_BYTES >> 20} MiB would have to be held"
+            group.refuse("members_apart", f"{limit}: {HOW_TO_SORT}")
+        return None
 
     def _finish_damaged(
         self, group: _Group | None, cut_member: str | None
     ) -> Iterator[RawSample | Rejected]:
         """The sample before the damage, and the one whose member it cuts."""
-        cut_key = None if cut_member is None else split_name(_printable(cut_member)).key
+        cut_key = None if cut_member is None else self._split(cut_member).key
         if group is not None:
             # At a member's border nothing tells whether more was to follow, but the neighbour.
             whole = bool(self._last_suffixes) and group.suffixes >= self._last_suffixes
@@ -261,7 +281,7 @@ class RawShardReader:
     def _add(self, group: _Group, name: MemberName, member: Member) -> None:
         problem = name_problem(member.name, name.key)
         if problem:
-            group.refuse(problem)
+            group.refuse(problem, f"member {printable(member.name)[:200]!r}")
         elif not member.is_file:
             group.refuse("not_a_file", member.name)
         elif not name.field:
@@ -274,70 +294,26 @@ class RawShardReader:
         else:
             group.keep(name, member.data)
 
-    def _finish(self, group: _Group) -> RawSample | Rejected:
+    def _finish(self, group: _Group, wanted: frozenset[str] = frozenset()) -> RawSample | Rejected:
+        """The sample, or why it is none; `wanted`: fields without which it is not whole."""
         self.inputs += 1
+        if not wanted <= group.suffixes and not group.problem:
+            lacking = ", ".join(sorted(wanted - group.suffixes))
+            group.refuse("cut_short", f"the tar is cut before its {lacking}; {HOW_TO_SORT}")
         if group.key in self._seen:
             return Rejected(group.key, "duplicate_key")
         self._seen.add(group.key)
         self._last_suffixes = group.suffixes
         if group.problem:
             return group.problem
-        meta = _read_texts(group.texts)
-        if isinstance(meta, str):
-            return Rejected(group.key, meta)
+        meta = read_texts(group.texts)
+        if isinstance(meta, tuple):
+            return Rejected(group.key, *meta)
         if not group.pictures and not any(meta.get(name) for name in TEXT_ONLY_FIELDS):
-            return Rejected(group.key, "missing_picture")
+            found = ", ".join(sorted(group.suffixes)) or "none of a known kind"
+            return Rejected(group.key, "missing_picture", f"members: {found}")
+        self.captions += bool(group.pictures) and bool(meta.get("caption"))
         return RawSample(group.key, dict(sorted(group.pictures.items())), meta)
-
-
-def _printable(name: str) -> str:
-    """The name with bytes that are not UTF-8 written as `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def name_problem(name: str, key: str) -> str | None:
-    """The reason why a member's name, or the key in it, is refused; None where it is good."""
-    if _printable(name) != name:
-        return "name_not_utf8"
-    parts = key.split("/")
-    if not key or key.startswith("/") or ".." in parts or "" in parts or not key.isprintable():
-        return "unsafe_name"
-    return "name_too_long" if len(key.encode()) > MAX_KEY_BYTES else None
-
-
-def _read_texts(texts: dict[str, bytes]) -> dict[str, Any] | str:
-    """The sample's JSON with the caption of its txt where it has none; or a reason."""
-    try:
-        decoded = {name: data.decode("utf-8") for name, data in texts.items()}
-    except UnicodeDecodeError:
-        return "text_not_utf8"
-    meta: dict[str, Any] = {}
-    if "json" in decoded:
-        if sum(map(decoded["json"].count, ",[{")) > MAX_JSON_PARTS:
-            return "text_too_large"
-        try:
-            meta = json.loads(decoded["json"], parse_constant=lambda _: None)
-        except (ValueError, RecursionError):
-            return "bad_json"
-        if not isinstance(meta, dict):
-            return "bad_json"
-    if "txt" in decoded and not isinstance(meta.get("caption"), str):
-        meta["caption"] = decoded["txt"].strip()
-    return json_problem(meta) or meta
-
-
-def json_problem(meta: dict[str, Any]) -> str | None:
-    """The reason why a sample's JSON is not one; None where it is."""
-    tasks = meta.get("tasks", [])
-    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
-        return "bad_json"
-    try:
-        canonical_json(meta)
-    except (UnicodeEncodeError, RecursionError):  # half a surrogate pair in an escape
-        return "text_not_utf8"
-    except (TypeError, ValueError):  # 1e999 reads as infinity
-        return "bad_json"
-    return None
 
 
 # ------------------------------------------------------------------ writing
@@ -387,9 +363,11 @@ class RawShardWriter:
         problem = name_problem(sample.key, sample.key)
         if sample.key in self._keys:
             problem = "duplicate_key"
-        problem = problem or json_problem(sample.meta)
-        if problem:
-            raise RefusedSample(self._path, Rejected(sample.key, problem))
+        refused = Rejected(sample.key, problem, repr(sample.key)) if problem else None
+        if refused is None and (found := json_problem(sample.meta)) is not None:
+            refused = Rejected(sample.key, *found)
+        if refused is not None:
+            raise RefusedSample(self._path, refused)
         self._keys.add(sample.key)
         members = {f"{sample.key}.json": canonical_json(sample.meta)}
         for field_name, picture in sample.pictures.items():

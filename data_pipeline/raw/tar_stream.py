@@ -155,6 +155,45 @@ class TarStream:
                 raise Damaged(f"more data after the end marker at byte {at} (tars put together?)")
 
 
+def skim(stream: BinaryIO) -> Iterator[str | None]:
+    """Names of the members of a stream that can seek, by their headers alone; at the end None if
+    they cannot be followed to an end marker. It leaves the stream where it was."""
+    start = stream.tell()
+    end = stream.seek(0, 2)
+    stream.seek(start)
+    long_name: str | None = None
+    pax: dict[str, str] = {}
+    try:
+        while True:
+            block = stream.read(BLOCK_BYTES)
+            if len(block) == BLOCK_BYTES and not any(block):
+                return
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            num_bytes = _size(pax.get("size"), info.size, 0)
+            following = stream.tell() + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+            if info.type in (*_PAX_TYPES, tarfile.GNUTYPE_LONGNAME) and (
+                num_bytes <= MAX_HEADER_BYTES
+            ):
+                data = stream.read(num_bytes)
+                if info.type == tarfile.GNUTYPE_LONGNAME:
+                    long_name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                elif info.type != tarfile.XGLTYPE:
+                    pax = _pax_records(data, 0)
+            elif info.type not in (tarfile.GNUTYPE_LONGLINK, *_PAX_TYPES):
+                name = pax.get("path") or long_name or info.name
+                long_name, pax = None, {}
+                if info.type != tarfile.DIRTYPE and following <= end:
+                    yield name
+            if following > end:
+                yield None
+                return
+            stream.seek(following)
+    except (tarfile.HeaderError, Damaged):
+        yield None
+    finally:
+        stream.seek(start)
+
+
 def _size(claim: str | None, header_bytes: int, at: int) -> int:
     try:
         num_bytes = header_bytes if claim is None else int(claim)

@@ -24,14 +24,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_pipeline.raw.shards import (
-    PICTURE_EXTENSIONS,
-    PICTURE_FIELD,
-    RawSample,
-    Rejected,
-    name_problem,
-)
-from data_pipeline.sources.captions import caption_of, with_caption
+from data_pipeline.raw.captions import caption_of, with_caption
+from data_pipeline.raw.member_names import PICTURE_EXTENSIONS, PICTURE_FIELD, name_problem
+from data_pipeline.raw.shards import RawSample, Rejected
 from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part, SourceFile
 from data_pipeline.sources.plan import Plan
@@ -40,13 +35,13 @@ from data_pipeline.sources.records import (
     UNREADABLE_PICTURES,
     Item,
     Record,
-    picture_kind,
+    kind_of_file,
     planned_spans,
     record_key,
     span_part,
 )
 from mgpt.errors import ConfigError, DataError
-from mgpt.files.storage import Location, locate, read_at, relative
+from mgpt.files.storage import Location, locate, relative
 from mgpt.files.walk import Walk, stamp_of, walk
 
 TABLES = tuple(f"{name}{kind}" for name in ("captions", "metadata")
@@ -129,7 +124,7 @@ def _picture_names(folder: Location, found: Walk) -> list[str]:
         is_picture = extension in PICTURE_EXTENSIONS or extension in UNREADABLE_PICTURES
         if not is_picture and _is_doubtful(extension) and sniffed < _MAX_SNIFFED:
             sniffed += 1
-            is_picture = picture_kind(_first_bytes(folder / name)) is not None
+            is_picture = kind_of_file(folder / name) is not None
         if is_picture:
             names.append(name)
     return names
@@ -138,13 +133,6 @@ def _picture_names(folder: Location, found: Walk) -> list[str]:
 def _is_doubtful(extension: str) -> bool:
     """Whether a file of this extension may be a picture: none at all, or a number or hash."""
     return not extension or not extension.isalpha()
-
-
-def _first_bytes(path: Location) -> bytes:
-    try:
-        return read_at(path).read(32, 0)
-    except OSError:
-        return b""
 
 
 def passed_over(cfg: PackConfig, read: Collection[str]) -> tuple[Counter[str], Counter[str]]:
@@ -257,10 +245,18 @@ def _side_fields(folder: Location, sides: list[str], seen: list[SourceFile]) -> 
 
 def _read_table(span: Span, cfg: PackConfig) -> Iterator[Item]:
     pictures = span.path.parent if cfg.pictures is None else locate(cfg.pictures)
+    # Files are told by their names in the input, so that those of two tables stay apart.
+    base = locate(cfg.input or ".")
+    above = "" if pictures == base or cfg.pictures else f"{relative(pictures, base)}/"
     keys: set[str] = set()
     for number, value in read_span(span):
         for item in _items(number, value, pictures, keys, cfg, [], ""):
-            yield replace(item, file=span.path.name) if isinstance(item, Rejected) else item
+            if isinstance(item, Rejected):
+                yield replace(item, file=span.path.name)
+            elif isinstance(item, SourceFile):
+                yield replace(item, name=f"{above}{item.name}")
+            else:
+                yield item
 
 
 def _items(

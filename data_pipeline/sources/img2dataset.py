@@ -7,7 +7,7 @@ What is broken in them is left out and listed; what remains is a raw shard that 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from data_pipeline.raw.inputs import estimate_samples, find_raw_shards
 from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
@@ -25,14 +25,16 @@ def parts(cfg: PackConfig) -> list[Part]:
     shards = find_raw_shards(cfg.input)
     counts = estimate_samples(shards)
     return [
-        Part(name, counts[name], functools.partial(_read, path), files=(path,))
+        Part(name, counts[name], functools.partial(_read, path, cfg.members), files=(path,))
         for name, path in shards.items()
     ]
 
 
-def _read(path: Location) -> Iterator[RawSample | Rejected | SourceFile]:
+def _read(
+    path: Location, members: Mapping[str, str]
+) -> Iterator[RawSample | Rejected | SourceFile]:
     stamp = stamp_of(path)
-    with RawShardReader.open(path) as reader:
+    with RawShardReader.open(path, members) as reader:
         yield from reader
         if reader.damaged:
             yield Rejected(path.name, "damaged_shard", reader.damaged)

@@ -8,6 +8,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.raw.member_names import check_members
 from data_pipeline.scenes.corpus import CorpusConfig
 
 SOURCES: dict[str, str] = {
@@ -48,6 +49,9 @@ class PackConfig:
     texts)."""
     caption_choice: Literal["first", "drawn"] = "first"
     """Which of a list of captions: the first, or one drawn by the sample's key."""
+    members: dict[str, str] = field(default_factory=dict)
+    """For img2dataset: fields of members under other names, by the ending behind the key:
+    'members={input.jpg: image, output.jpg: edit_1, caption: txt}'."""
     samples_per_shard: int = 500
     """Samples a shard; img2dataset keeps its own shards."""
     text_chars: int = 8000
@@ -65,6 +69,7 @@ class PackConfig:
                 f"source={self.source!r} is unknown; choose of {', '.join(SOURCES)}, or give a "
                 "Python file"
             )
+        check_members(self.members)
         for name in ("samples_per_shard", "text_chars", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

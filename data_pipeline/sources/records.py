@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.raw.shards import PICTURE_EXTENSIONS, Picture, RawSample, Rejected
+from data_pipeline.raw.member_names import PICTURE_EXTENSIONS
+from data_pipeline.raw.shards import Picture, RawSample, Rejected
 from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part, SourceFile
 from data_pipeline.sources.plan import Plan
 from data_pipeline.sources.record_files import FORMATS, BadRecord, Span, find_spans, read_span
 from mgpt.errors import ConfigError, DataError
-from mgpt.files.storage import Location, find_glob, locate, read_at, relative
+from mgpt.files.storage import Location, find_glob, locate, open_stream, relative
 from mgpt.files.walk import is_hidden, stamp_of
 
 # Of a folder's files the first kinds that are there: notes beside records are no records.
@@ -180,7 +181,7 @@ def find_record_files(cfg: PackConfig) -> list[Location]:
     path = locate(cfg.input)
     if path.is_dir():
         here = [one for one in path.iterdir() if not is_hidden(one.name)]
-        found = []
+        found: list[Location] = []
         for kinds in _KINDS if cfg.source != "plain_text" else [FORMATS]:
             found = found or [one for one in here if one.suffix.lower() in kinds]
     else:
@@ -217,7 +218,7 @@ def read_picture(
     path = folder / name
     try:
         if extension not in PICTURE_EXTENSIONS:
-            embedded_picture(read_at(path).read(32, 0), name)  # of a name that says nothing
+            embedded_picture(first_bytes(path), name)  # of a name that says nothing
         stamp = stamp_of(path) if seen is not None else None
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -237,6 +238,20 @@ def picture_kind(data: bytes) -> str | None:
         if data[at : at + len(signature)] == signature:
             return extension
     return None
+
+
+def first_bytes(path: Location) -> bytes:
+    """As many as tell a picture's kind. Raises OSError as `open` does."""
+    with open_stream(path) as stream:
+        return stream.read(32)
+
+
+def kind_of_file(path: Location) -> str | None:
+    """`picture_kind` of a file; None if it cannot be read."""
+    try:
+        return picture_kind(first_bytes(path))
+    except OSError:
+        return None
 
 
 def embedded_picture(data: bytes, where: str = "a picture") -> Picture:

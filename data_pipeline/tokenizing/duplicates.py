@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.raw.member_names import NO_MEMBERS
 from data_pipeline.raw.shards import RawShardReader, Rejected
 from data_pipeline.tokenizing.admission import Admission
 from data_pipeline.tokenizing.claims import Claim
@@ -46,6 +47,7 @@ class LookJob:
     job_output: str
     paths: Mapping[str, Location]
     admission: Admission
+    members: Mapping[str, str] = NO_MEMBERS
 
     @property
     def output(self) -> Location:
@@ -77,7 +79,7 @@ class LookWorker:
     def work(self, unit: str, claim: Claim, advance: Callable[[int], None]) -> None:
         admission, rows, keys = self._job.admission, [], bytearray()
         filters = admission.filters(known={})
-        with RawShardReader.open(self._job.paths[unit]) as reader:
+        with RawShardReader.open(self._job.paths[unit], self._job.members) as reader:
             for item in reader:
                 pictures = admission.admit(item, filters)
                 advance(1)

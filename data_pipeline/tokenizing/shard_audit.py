@@ -91,7 +91,8 @@ class ShardAuditor:
             self._check_conservation(shard.manifest, keys[px], px, report)
         self._count(manifests, keys, report)
         if raw_path is not None:
-            _compare_with_raw(locate(raw_path), first, keys[sound[0]], report)
+            members = self.settings.get("members", {})
+            _compare_with_raw(locate(raw_path), members, first, keys[sound[0]], report)
         for px, shard in shards.items():
             self._decode(shard, px, report)
         return report
@@ -198,10 +199,14 @@ def spread(items: Any, count: int) -> list[Any]:
 
 
 def _compare_with_raw(
-    path: Location, first: Manifest, keys: list[str], report: ShardReport
+    path: Location,
+    members: Mapping[str, str],
+    first: Manifest,
+    keys: list[str],
+    report: ShardReport,
 ) -> None:
     """The raw shard holds every key of the output, as often, and no other."""
-    with RawShardReader.open(path) as reader:
+    with RawShardReader.open(path, members) as reader:
         held = Counter(item.key for item in reader)
     if reader.sha256 != first.raw["sha256"]:
         report.problems.append(

@@ -19,6 +19,7 @@ import torch
 
 from data_pipeline.raw.shards import RawSample, RawShardReader, Rejected
 from data_pipeline.tokenizing.claims import Claim
+from data_pipeline.tokenizing.details import Details
 from data_pipeline.tokenizing.encoding import (
     Agreement,
     Codes,
@@ -85,10 +86,13 @@ class TokenizeWorker:
                 encoders[px] = ShardEncoder(
                     writers[px], self._encode, job.cfg.batch_pixels, self._encoder
                 )
-            reader = stack.enter_context(RawShardReader.open(job.paths[unit]))
+            reader = stack.enter_context(RawShardReader.open(job.paths[unit], job.cfg.members))
             filters = job.admission.filters(job.known and job.known(unit))
+            details = Details()
             for item, outcomes in self._fitted(unit, reader, filters, list(encoders)):
-                self._add(unit, item, outcomes, encoders)
+                if isinstance(item, RawSample):
+                    details.count(item)
+                self._add(unit, item, outcomes, encoders, details)
                 advance(1)
             raw = {
                 "name": unit,
@@ -98,6 +102,8 @@ class TokenizeWorker:
                 "damaged": reader.damaged,
                 "ignored": dict(sorted(reader.ignored.items())),
             }
+            claim.check()
+            details.write(job.output, unit, list(encoders))
             for px, encoder in encoders.items():
                 encoder.finish()
                 writers[px].close(
@@ -146,17 +152,21 @@ class TokenizeWorker:
         item: _Item,
         outcomes: Rejected | dict[int, Fitted | Rejected],
         encoders: dict[int, ShardEncoder],
+        details: Details,
     ) -> None:
         """One sample, or one refusal, into every encoder."""
         if isinstance(outcomes, Rejected):
             for encoder in encoders.values():
                 encoder.reject(outcomes)
+            details.reject(outcomes)
             self._log.note(unit, outcomes)
             return
         assert isinstance(item, RawSample)
         for px, encoder in encoders.items():
             fitted = outcomes[px]
             if isinstance(fitted, Rejected):
-                encoder.reject(dataclasses.replace(fitted, key=item.key))
+                fitted = dataclasses.replace(fitted, key=item.key)
+                encoder.reject(fitted)
+                details.reject(fitted, px)
             else:
                 encoder.add(item.key, item.meta, fitted)

@@ -47,9 +47,9 @@ _TRAINING = (
 )
 # Names of files relative to the output: a pattern a part, `**` for all below a folder.
 _WRITTEN: dict[str, tuple[str, ...]] = {
-    "pack": ("settings.json", "inputs/**", ".work/**"),
+    "pack": ("settings.json", "inputs/**", "details/**", ".work/**"),
     "tokenize": (
-        *("settings.json", "shards.json", "units.json", ".work/**"),
+        *("settings.json", "shards.json", "units.json", "details/**", ".work/**"),
         *(f"{_PX}/lengths/**", f"verify/{_PX}.png"),
     ),
     "train_vq": ("checkpoint.safetensors", "figures.json", *_in("model", _MODEL)),

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data_pipeline.raw.shards import MAX_JSON_PARTS, MAX_TEXT_BYTES, RawShardReader, Rejected
+from data_pipeline.raw.sample_texts import MAX_JSON_PARTS
+from data_pipeline.raw.shards import MAX_TEXT_BYTES, RawShardReader, Rejected
 from data_pipeline.tokenize import Config as TokenizeConfig
 from data_pipeline.tokenize import tokenize
 from data_pipeline.tokenizing.admission import Admission

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_compressed_tars_are_refused_by_name(tmp_path):
         find_raw_shards(str(tmp_path / "b.tar.gz"))
     with pytest.raises(DataError, match=r"no raw shards there.*1 × \.tar\.gz \(compressed"):
         find_raw_shards(str(tmp_path))
-    (tmp_path / "c.tar").write_bytes(gzip.compress(bytes(2000)))
+    (tmp_path / "c.tar").write_bytes(gzip.compress(os.urandom(2000)))
     with RawShardReader.open(tmp_path / "c.tar") as reader:
         assert list(reader) == []
     assert reader.damaged == "no tar but gzip; unpack it to a plain .tar"

@@ -10,13 +10,13 @@ import webdataset
 
 from data_pipeline.raw import shards as raw_shards
 from data_pipeline.raw import tar_stream
+from data_pipeline.raw.member_names import split_name
 from data_pipeline.raw.shards import (
     Picture,
     RawSample,
     RawShardReader,
     RawShardWriter,
     Rejected,
-    split_name,
 )
 from mgpt.errors import DataError
 
