@@ -6,9 +6,11 @@
 
 A list in one file, or an object a line; read record by record, so its size does not matter. The
 n-th `<|image|>` of a conversation is its n-th picture, kept as `image_00`, `image_01`, …; where no
-symbol stands anywhere, the pictures go in front of the first question. A record with any other
-number of symbols is refused, and so is one with a picture that is missing or does not decode. What
-else a record holds goes into the sample's JSON as it is. The key is the record's index.
+symbol stands anywhere, the pictures go in front of the first question. LLaVA's `<image>` and chat
+templates' `messages` with parts are read as well (`data_pipeline.sources.turns`). A record with any
+other number of symbols is refused, and so is one with a picture that is missing or does not decode,
+or with a video. What else a record holds goes into the sample's JSON as it is. The key is the
+record's index.
 
 A relative path starts from `pictures=`, or from the JSON's own folder; an absolute one is taken as
 it stands. Train on these samples as the task `conversation`.
@@ -23,6 +25,7 @@ from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.sources.part import Part
 from data_pipeline.sources.record_files import BadRecord
 from data_pipeline.sources.records import Record, record_parts
+from data_pipeline.sources.turns import IMAGE_FIELDS, TURN_FIELDS, read_turns
 from mgpt.errors import DataError
 from mgpt.images.pixels import open_image
 from mgpt.tokens.chat import ImageCountError, parse_official
@@ -39,29 +42,39 @@ def parts(cfg: PackConfig) -> list[Part]:
 
 
 def _read(record: Record) -> list[RawSample]:
-    paths = _paths(record.value.get("image"))
-    fields = [f"image_{number:02d}" for number in range(len(paths))]
-    turns = record.value.get("conversations")
     try:
-        parse_official(turns, fields)
+        found = read_turns(record.value)
+    except BadRecord as bad:
+        reason = "bad_conversation" if bad.reason == "bad_turns" else bad.reason
+        raise BadRecord(reason, f"record {record.number}: {bad.detail}") from bad
+    fields = [f"image_{number:02d}" for number in range(len(found.images))]
+    try:
+        parse_official(found.turns, fields)
     except ImageCountError as error:
         raise BadRecord("image_count", f"record {record.number}: {error}") from error
     except DataError as error:
         raise BadRecord("bad_conversation", f"record {record.number}: {error}") from error
-    pictures = {field: _picture(record, path) for field, path in zip(fields, paths, strict=True)}
-    meta = {name: value for name, value in record.value.items() if name != "image"}
-    return [RawSample(record.key, pictures, meta | ({"files": paths} if paths else {}))]
+    pictures = {
+        field: _picture(record, image) for field, image in zip(fields, found.images, strict=True)
+    }
+    left = {*IMAGE_FIELDS, *TURN_FIELDS}
+    meta = {name: value for name, value in record.value.items() if name not in left}
+    names = [_name(image) for image in found.images]
+    files = {"files": names} if names else {}
+    return [RawSample(record.key, pictures, meta | {"conversations": found.turns} | files)]
 
 
-def _paths(image: object) -> list[str]:
-    """The record's picture files; a lone one may stand without its list."""
-    paths = [image] if isinstance(image, str) else [] if image is None else image
-    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise BadRecord("bad_json", f"image is {str(image)[:80]!r}, and must be a list of paths")
-    return paths
+def _name(image: object) -> str:
+    """What the sample's JSON keeps of a picture."""
+    return str(image.get("path") or "") if isinstance(image, dict) else str(image)
 
 
-def _picture(record: Record, path: str) -> Picture:
+def _picture(record: Record, image: object) -> Picture:
+    if not isinstance(image, (str, dict)) or not image:
+        raise BadRecord("bad_json", f"image is {str(image)[:80]!r}, and must be a path or a list")
+    if isinstance(image, dict):
+        return record.picture(image)
+    path = image
     given = Path(path)
     folder, name = (given.parent, given.name) if given.is_absolute() else (record.pictures, path)
     picture = record.picture_file(folder, name)

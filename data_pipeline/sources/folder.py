@@ -35,13 +35,14 @@ from data_pipeline.sources.records import (
     UNREADABLE_PICTURES,
     Item,
     Record,
+    find_record_files,
     kind_of_file,
     planned_spans,
     record_key,
     span_part,
 )
 from mgpt.errors import ConfigError, DataError
-from mgpt.files.storage import Location, locate, relative
+from mgpt.files.storage import Location, find_glob, locate, relative
 from mgpt.files.walk import Walk, stamp_of, walk
 
 TABLES = tuple(f"{name}{kind}" for name in ("captions", "metadata")
@@ -63,10 +64,13 @@ def parts(cfg: PackConfig) -> list[Part]:
     if cfg.input is None:
         raise ConfigError("source=folder needs input=<folder of pictures>")
     folder = locate(cfg.input)
-    if not folder.is_dir():
+    if folder.is_dir():
+        found = walk(folder)
+        tables = _tables(folder, found)
+    elif folder.is_file() or find_glob(cfg.input):
+        found, tables = Walk(), find_record_files(cfg)
+    else:
         raise DataError(f"{folder}: no such folder; give a folder of pictures")
-    found = walk(folder)
-    tables = _tables(folder, found)
     plan = Plan.read(locate(cfg.output))
     planned = {name: piece for name, piece in plan.pieces.items() if isinstance(piece, list)}
     is_bare = any(not piece or isinstance(piece[-1], str) for piece in planned.values())
@@ -113,7 +117,15 @@ def _tables(folder: Location, found: Walk) -> list[Location]:
     for names in by_folder.values():
         if len(names) > 1:
             raise DataError(f"{folder}: both {' and '.join(names)}; remove or rename one")
+    if not by_folder and not any(_is_picture_name(name) for name in found.files):
+        # What Hugging Face exports: tables that hold their pictures.
+        return [folder / name for name in found.files if name.lower().endswith(".parquet")]
     return [folder / name for (name,) in by_folder.values()]
+
+
+def _is_picture_name(name: str) -> bool:
+    extension = PurePosixPath(name).suffix[1:].lower()
+    return extension in PICTURE_EXTENSIONS or extension in UNREADABLE_PICTURES
 
 
 def _picture_names(folder: Location, found: Walk) -> list[str]:
@@ -121,7 +133,7 @@ def _picture_names(folder: Location, found: Walk) -> list[str]:
     names, sniffed = [], 0
     for name in found.files:
         extension = PurePosixPath(name).suffix[1:].lower()
-        is_picture = extension in PICTURE_EXTENSIONS or extension in UNREADABLE_PICTURES
+        is_picture = _is_picture_name(name)
         if not is_picture and _is_doubtful(extension) and sniffed < _MAX_SNIFFED:
             sniffed += 1
             is_picture = kind_of_file(folder / name) is not None
@@ -139,6 +151,8 @@ def passed_over(cfg: PackConfig, read: Collection[str]) -> tuple[Counter[str], C
     """What the folder holds beside what was read: pictures and texts, and other files, by kind."""
     assert cfg.input is not None
     folder = locate(cfg.input)
+    if not folder.is_dir():
+        return Counter(), Counter()
     found = walk(folder)
     pictures = set(_picture_names(folder, found))
     tables = {relative(one, folder).as_posix() for one in _tables(folder, found)}
@@ -247,7 +261,8 @@ def _read_table(span: Span, cfg: PackConfig) -> Iterator[Item]:
     pictures = span.path.parent if cfg.pictures is None else locate(cfg.pictures)
     # Files are told by their names in the input, so that those of two tables stay apart.
     base = locate(cfg.input or ".")
-    above = "" if pictures == base or cfg.pictures else f"{relative(pictures, base)}/"
+    is_below = base.is_dir() and pictures != base and not cfg.pictures
+    above = f"{relative(pictures, base)}/" if is_below else ""
     keys: set[str] = set()
     for number, value in read_span(span):
         for item in _items(number, value, pictures, keys, cfg, [], ""):

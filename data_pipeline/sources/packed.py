@@ -25,7 +25,7 @@ from data_pipeline.sources.plan import FOLDER, Plan, ReadFiles, check_file
 from data_pipeline.sources.records import Item, find_record_files, pictures_folder
 from mgpt.errors import ConfigError, DataError
 from mgpt.files.remote import RemotePath
-from mgpt.files.storage import Location, locate, read_all
+from mgpt.files.storage import Location, find_glob, locate, read_all
 from mgpt.files.walk import FileStamp, is_hidden, stamp_of, walk
 from mgpt.lifecycle.identity import is_same_input, told_by_files
 
@@ -37,7 +37,8 @@ def input_files(cfg: PackConfig) -> dict[str, FileStamp | None]:
     if cfg.source == "folder" or cfg.source not in SOURCES:
         if path.is_dir():
             return dict(walk(path).files)
-        return {path.name: stamp_of(path)}
+        found = [path] if path.is_file() else list(find_glob(cfg.input))
+        return {str(one): stamp_of(one) for one in found}
     try:
         if cfg.source == "img2dataset":
             found = list(find_raw_shards(cfg.input).values())

@@ -27,6 +27,8 @@ from mgpt.files.storage import Location, open_stream
 MAX_RECORD_BYTES = MAX_MEMBER_BYTES
 _SPACE = re.compile("[ \t\r\n\ufeff]*")  # with the byte order mark that some editors write
 _PARQUET_ROWS = 256  # decoded at once
+_LISTS = ("data", "rows", "records", "samples", "examples", "items")
+"""Where an object holds its list of records."""
 
 
 class BadRecord(Exception):
@@ -58,7 +60,17 @@ def find_spans(path: Location, step: int) -> Iterator[Span]:
         DataError: the file cannot be read, is of another kind, or is no JSON list of records.
         MachineError: a parquet file without pyarrow.
     """
-    return _format(path).find(path, step)
+    found = _format(path)
+    if found is not FORMATS[".parquet"]:
+        _check_encoding(path)
+    return found.find(path, step)
+
+
+def _check_encoding(path: Location) -> None:
+    with open_records(path) as stream:
+        data = stream.read(4)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(data) > 1 and 0 in data[:2]):
+        raise DataError(f"{path}: UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
 
 
 def read_span(span: Span) -> Iterator[Numbered]:
@@ -234,10 +246,25 @@ class JsonStream:
         return DataError(f"{self._path}: no JSON at byte {self.offset}: {what}; restore the file")
 
 
+def _list_in(json_stream: JsonStream) -> bool:
+    """Moves to the list of records: the file's, or that of an object `{"data": [{…}, …]}`. False
+    for JSON lines."""
+    if json_stream.peek() == "[":
+        return True
+    try:
+        for name in json_stream.members():
+            if name in _LISTS and json_stream.peek() == "[":
+                return True
+            json_stream.value()
+    except DataError:  # lines are read one by one, each with its own mistakes
+        pass
+    return False
+
+
 def _find_json(path: Location, step: int) -> Iterator[Span]:
     with open_records(path) as stream:
         json_stream = JsonStream(stream, path)
-        if json_stream.peek() != "[":
+        if not _list_in(json_stream):
             yield from _find_lines(path, step)
             return
         first = offset = count = 0
@@ -253,7 +280,7 @@ def _find_json(path: Location, step: int) -> Iterator[Span]:
 
 def _read_json(span: Span) -> Iterator[Numbered]:
     with open_records(span.path) as stream:
-        if JsonStream(stream, span.path).peek() != "[":
+        if not _list_in(JsonStream(stream, span.path)):
             yield from _read_lines(span, _parse_json)
             return
         elements = JsonStream(stream, span.path, span.offset).elements(inside=True)
@@ -286,6 +313,22 @@ def _find_parquet(path: Location, step: int) -> Iterator[Span]:
         yield Span(path, first, min(step, num_rows - first), first)
 
 
+def _is_null(value: object) -> bool:
+    """Whether a cell holds nothing: null, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON can have it: dates and decimals as texts, null for NaN in lists."""
+    if isinstance(value, list):
+        return [None if _is_null(one) else _plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): None if _is_null(one) else _plain(one) for name, one in value.items()}
+    if isinstance(value, (str, int, float, bool, bytes, type(None))):
+        return value
+    return str(value)
+
+
 def _read_parquet(span: Span) -> Iterator[Numbered]:
     """Rows as objects, without their nulls."""
     stop = span.first + span.count
@@ -300,7 +343,10 @@ def _read_parquet(span: Span) -> Iterator[Numbered]:
                 low, high = (min(max(n - start, 0), batch.num_rows) for n in (span.first, stop))
                 rows = batch.slice(low, high - low).to_pylist()
                 for number, row in enumerate(rows, start + low):
-                    yield number, {name: value for name, value in row.items() if value is not None}
+                    yield (
+                        number,
+                        {name: _plain(value) for name, value in row.items() if not _is_null(value)},
+                    )
                 start += batch.num_rows
 
 

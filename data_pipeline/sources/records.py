@@ -86,9 +86,11 @@ class Record:
         return value
 
     def picture(self, value: object) -> Picture:
-        """A picture: the name of a file, or `{"bytes": …}` as tables hold it."""
-        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-            return embedded_picture(value["bytes"])
+        """A picture: the name of a file, or bytes, `{"bytes": …, "path": …}`, as tables hold it."""
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return embedded_picture(value)
         if not isinstance(value, str) or not value:
             raise BadRecord("missing_picture", f"{str(value)[:40]!r}")
         return self.picture_file(self.pictures, value)

@@ -50,6 +50,7 @@ REASONS = {
     "undecodable": "a picture that does not decode",
     "unknown_extension": "a picture of a kind that is not known",
     "unknown_task": "`tasks` names one that is not known",
+    "unsupported_media": "a video, a sound, or a part of a message that is not text or a picture",
     "unreadable_picture": "a picture of a kind that is not read; convert it to JPEG or PNG",
 }
 """What each reason means, of packing and tokenising."""

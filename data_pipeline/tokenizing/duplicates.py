@@ -17,12 +17,11 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.raw.member_names import NO_MEMBERS
 from data_pipeline.raw.shards import RawShardReader, Rejected
 from data_pipeline.tokenizing.admission import Admission
 from data_pipeline.tokenizing.claims import Claim
@@ -47,7 +46,7 @@ class LookJob:
     job_output: str
     paths: Mapping[str, Location]
     admission: Admission
-    members: Mapping[str, str] = NO_MEMBERS
+    members: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def output(self) -> Location:
