@@ -220,9 +220,11 @@ def info(path: RemotePath) -> dict[str, Any]:
 def entries_of(folder: RemotePath) -> list[dict[str, Any]]:
     """What the store says of each file and folder in a folder; empty where there is none."""
     try:
-        return list(request(folder, "listing it", lambda fs: fs.ls(folder.url + "/", detail=True)))
+        found = request(folder, "listing it", lambda fs: fs.ls(folder.url + "/", detail=True))
     except FileNotFoundError:
         return []
+    # Asked for a folder of an object's name, a store lists the object.
+    return [entry for entry in found if plain(entry["name"]) != plain(folder.url)]
 
 
 def matching(pattern: RemotePath) -> list[RemotePath]:

@@ -60,11 +60,18 @@ def relative(path: Location, folder: Location) -> PurePosixPath:
 
 
 def find_glob(pattern: str) -> Sequence[Location]:
-    """Files that a glob names, sorted; in a URL, `{00000..00009}` stands for its numbers."""
-    if not isinstance(locate(pattern), RemotePath):
-        return [Path(name) for name in sorted(glob.glob(pattern))]
+    """Files that a glob names, sorted; `{00000..00009}` stands for its numbers."""
     from braceexpand import braceexpand
 
+    if not isinstance(locate(pattern), RemotePath):
+        try:
+            patterns = list(braceexpand(pattern))
+        except ValueError:  # braces that do not close
+            patterns = [pattern]
+        names = {
+            name for one in patterns for name in ([one] if Path(one).exists() else glob.glob(one))
+        }
+        return [Path(name) for name in sorted(names)]
     found: list[RemotePath] = []
     for one in map(RemotePath, braceexpand(pattern)):
         is_glob = any(character in one.url for character in "*?[")
@@ -362,7 +369,14 @@ def read_all(paths: Sequence[Location]) -> list[bytes | None]:
     assert len(remote) == len(paths), "files of one place"
 
     def fetch(filesystem: Any) -> list[bytes | None]:
-        answers = filesystem.cat([path.url for path in remote], on_error="return")
+        # Many at once are patterns to the client, a single one is a name.
+        names = {path.url for path in remote if not any(one in path.url for one in "*?[")}
+        answers = filesystem.cat(sorted(names), on_error="return") if names else {}
+        for url in {path.url for path in remote} - names:
+            try:
+                answers[url] = filesystem.cat_file(url)
+            except FileNotFoundError as error:
+                answers[url] = error
         by_name = {plain(name): answer for name, answer in answers.items()}
         found: list[bytes | None] = []
         for path in remote:

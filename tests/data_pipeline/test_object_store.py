@@ -18,6 +18,7 @@ from data_pipeline.sources.pack_config import PackConfig
 from data_pipeline.tokenize import Config as TokenizeConfig
 from data_pipeline.tokenize import TokenizeJob, tokenize
 from data_pipeline.tokenizing.claims import ClaimLost, Claims
+from data_pipeline.tokenizing.unit_stamps import UNITS_FILE
 from data_pipeline.tokenizing.workers import WORK_FOLDER
 from data_pipeline.verify import Config as VerifyConfig
 from data_pipeline.verify import verify
@@ -40,10 +41,11 @@ def tokenize_config(place: str, vq: str, **changes) -> TokenizeConfig:
 
 
 def content(folder: Location) -> dict[str, bytes]:
+    """All files but the stamps of raw shards: a store has versions where a disk has times."""
     return {
         str(relative(path, folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != UNITS_FILE
     }
 
 
@@ -185,3 +187,25 @@ def test_the_commands_write_there_and_a_finished_one_changes_nothing(s3, vq, cap
     run(tokenize_line)
     assert "s3://corpus/tokens is complete" in capsys.readouterr().out
     assert {method for method, _ in s3.seen} <= {"GET", "HEAD"}
+
+
+def test_one_object_is_one_file_and_names_are_names(s3, tmp_path, vq, tracker, write_tar, picture):
+    data = write_tar(tmp_path / "a.tar", {"a.png": picture()}).read_bytes()
+    keys = ["raw/00000.tar", "odd/[1].tar", "odd/q?.tar", "LAION [2B]/0.tar"]
+    for key in keys:
+        write_whole(locate(f"s3://corpus/{key}"), data)
+    given = {
+        "one": "s3://corpus/raw/00000.tar",
+        "list": ["s3://corpus/raw/00000.tar", "s3://corpus/odd/[1].tar"],
+        "odd": "s3://corpus/odd",
+        "folder": "s3://corpus/LAION [2B]",
+    }
+    for name, source in given.items():
+        output = f"s3://corpus/tokens [{name}]"
+        cfg = TokenizeConfig(input=source, output=output, vq=vq, resolution=[32], device="cpu")
+        tokenize(cfg, tracker)
+        assert verify(VerifyConfig(input=output, raw=source), tracker)["ok"], name
+    chat = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
+    write_whole(locate("s3://corpus/rec/train.json"), json.dumps(chat).encode())
+    cfg = PackConfig(source="chat", input="s3://corpus/rec/train.json", output=str(tmp_path / "o"))
+    assert pack(cfg, tracker)["samples"] == 1

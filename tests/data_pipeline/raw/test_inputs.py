@@ -72,3 +72,12 @@ def test_compressed_tars_are_refused_by_name(tmp_path):
     with RawShardReader.open(tmp_path / "c.tar") as reader:
         assert list(reader) == []
     assert reader.damaged == "no tar but gzip; unpack it to a plain .tar"
+
+
+def test_braces_name_local_shards_as_those_of_urls(tmp_path, write_tar):
+    for number in range(4):
+        write_tar(tmp_path / f"{number:05d}.tar", {"0.jpg": b"x"})
+    found = find_raw_shards(f"{tmp_path}/{{00001..00002}}.tar")
+    assert list(found) == ["00001", "00002"]
+    write_tar(tmp_path / "{odd}.tar", {"0.jpg": b"x"})
+    assert list(find_raw_shards(f"{tmp_path}/{{odd}}.tar")) == ["_odd_"]
