@@ -109,7 +109,8 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
     """Write every raw shard that is not there yet.
 
     Returns:
-        `shards`, `samples`, `bytes`, and `rejected`: counts by reason, of the whole output.
+        `shards`, `samples`, `bytes`, and `rejected`: counts by reason, of the whole output; of one
+        with pictures `captions`; `skipped`, if files that look like data were not packed.
 
     Raises:
         ConfigError: the output folder holds shards of other settings.
@@ -146,19 +147,23 @@ def summarise(job: "PackJob", tracker: Tracker) -> dict[str, Any]:
     if rejected:
         tracker.table("rejected while packing", ["reason", "samples", "meaning"], rows(rejected))
         tracker.print(f"each with what was seen: {job.output / DETAILS}/<shard>.json")
-    if words := share_of_captions(read_details(job.output, job.parts)):
+    details = read_details(job.output, job.parts)
+    if words := share_of_captions(details):
         tracker.print(words)
     missed, others = passed_over(job.cfg, job.parts)
     if missed:
         tracker.print(f"SKIPPED in {job.cfg.input}, though it looks like data: {counted(missed)}")
     if others:
         tracker.print(f"not read in {job.cfg.input}: {counted(others)}")
-    return {
+    figures = {
         "shards": len(stats),
         "samples": sum(one["samples"] for one in stats),
         "bytes": sum(one["bytes"] for one in stats),
         "rejected": dict(sorted(rejected.items())),
     }
+    if any(one.pictures for one in details):
+        figures["captions"] = sum(one.captions for one in details)
+    return figures | ({"skipped": missed.total()} if missed else {})
 
 
 def source_parts(cfg: PackConfig) -> list[Part]:

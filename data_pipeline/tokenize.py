@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from data_pipeline.raw.inputs import (
+    UNPACK,
     counted,
     estimate_samples,
     find_raw_shards,
@@ -202,12 +203,17 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
         tracker.print(f"each with what was seen: {job.output / DETAILS}/<shard>.json")
     if words := share_of_captions(read_details(job.output, job.units())):
         tracker.print(words)
-    if others := passed_over(cfg.input):
-        tracker.print(f"not read in {cfg.input}: {counted(others)}")
+    others = passed_over(cfg.input)
+    skipped = Counter({kind: count for kind, count in others.items() if kind.endswith(UNPACK)})
+    if skipped:
+        tracker.print(f"SKIPPED in {cfg.input}, though it looks like data: {counted(skipped)}")
+    if others - skipped:
+        tracker.print(f"not read in {cfg.input}: {counted(others - skipped)}")
     figures = {**summary, "dtype": str(dtype)}
     counts = {name: value for name, value in flatten(figures) if value not in ({}, [])}
     tracker.log(summary["shards"], counts)
-    tracker.finish({"shards": summary["shards"], "samples": summary["inputs"]})
+    ended = {"shards": summary["shards"], "samples": summary["inputs"]}
+    tracker.finish(ended | ({"skipped": skipped.total()} if skipped else {}))
     return figures
 
 
@@ -370,7 +376,7 @@ def _print_summary(summary: dict[str, Any], damage: dict[str, str], tracker: Tra
     columns = ["px", "outcome", "samples", "meaning"]
     tracker.table(f"tokenised {summary['inputs']} samples", columns, rows)
     for name, why in damage.items():
-        tracker.print(f"damaged raw shard: {name} ({why}); its whole samples are written")
+        tracker.print(f"damaged raw shard: {name} ({why}); only its whole samples are written")
 
 
 def is_long(cfg: Config) -> bool:

@@ -26,6 +26,12 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 # Beside `<shard>.tar`: what `mgpt pack` and img2dataset count there.
 _STATS_FILES = (("{}.json", "samples"), ("{}_stats.json", "successes"))
 _BESIDE = ("_stats.json", ".json", ".parquet", ".idx")  # what belongs to a shard of the same name
+# What a stage's own output holds beside its shards.
+_BOOKS = frozenset(
+    {"DONE", "stage.json", "config.yaml", "metrics.jsonl", "settings.json", "inputs", "details",
+     "launch", "wandb"}
+)  # fmt: skip
+UNPACK = "(compressed: unpack it to a plain .tar)"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
@@ -82,8 +88,9 @@ def _tars(found: Walk) -> tuple[list[str], Counter[str]]:
     for name in found.files.keys() - names:
         kind = next((one for one in COMPRESSED if name.lower().endswith(one)), None)
         is_beside = name.endswith(_BESIDE) and _shard_beside(name) in shards
+        is_beside = is_beside or name in _BOOKS or name.partition("/")[0] in _BOOKS
         if kind is not None:
-            others[f"{kind} (compressed: unpack it to a plain .tar)"] += 1
+            others[f"{kind} {UNPACK}"] += 1
         elif not is_beside:
             others[PurePosixPath(name).suffix.lower() or "no extension"] += 1
     return sorted([*names, *tars]), others
