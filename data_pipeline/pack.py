@@ -38,8 +38,7 @@ from data_pipeline.sources.packed import (
 from data_pipeline.sources.part import Part, SourceFile
 from data_pipeline.sources.plan import FOLDER, Plan, encode_read_files
 from data_pipeline.tokenizing.claims import Claim
-from data_pipeline.tokenizing.details import FOLDER as DETAILS
-from data_pipeline.tokenizing.details import Details, read_details, rows, share_of_captions
+from data_pipeline.tokenizing.details import Details, rows, share_of_captions
 from data_pipeline.tokenizing.job_settings import settle_settings
 from data_pipeline.tokenizing.reject_log import RejectLog
 from data_pipeline.tokenizing.workers import run_units
@@ -86,7 +85,7 @@ def inputs(cfg: Config) -> dict[str, str]:
 def main(cfg: Config) -> None:
     check_older_output(cfg)
     if cfg.input is not None and locate(cfg.input).is_dir():
-        print(f"pack: listing {cfg.input}", flush=True)
+        print(f"pack: listing {cfg.input}", file=sys.stderr, flush=True)
     given, more = inputs(cfg), ""
     if (locate(cfg.output) / FOLDER).exists():
         num = sum(map(len, PackJob(cfg).arrived().values()))
@@ -146,8 +145,8 @@ def summarise(job: "PackJob", tracker: Tracker) -> dict[str, Any]:
     )
     if rejected:
         tracker.table("rejected while packing", ["reason", "samples", "meaning"], rows(rejected))
-        tracker.print(f"each with what was seen: {job.output / DETAILS}/<shard>.json")
-    details = read_details(job.output, job.parts)
+        tracker.print(f"each with what was seen: {job.output}/<shard>.json")
+    details = [Details(one.get("pictures", 0), one.get("captions", 0)) for one in stats]
     if words := share_of_captions(details):
         tracker.print(words)
     missed, others = passed_over(job.cfg, job.parts)
@@ -321,13 +320,13 @@ class PackWorker:
                     details.count(item)
                 advance(1)
             stats = writer.close(before_publish=claim.check)
-        details.write(output, unit)
         if files:
             write_whole(output / FOLDER / f"{unit}.json", encode_read_files(files))
         record = {
             "shard": unit,
             **dataclasses.asdict(stats),
             "rejected": sorted((one.key, one.reason) for one in rejected),
+            **details.as_json(),
         }
         write_new(output / f"{unit}.json", canonical_json(record) + b"\n", claim.check)
 

@@ -1,12 +1,14 @@
-"""What became of the samples of one shard, in words: `<output>/details/<shard>.json`.
+"""What became of the samples of one shard, in words.
+
+It stands in the `<shard>.json` of mgpt pack, and in `<output>/details/<shard>.json` of tokenize:
 
     {"pictures": 480, "captions": 471,
-     "rejected": [{"key": "000000017", "reason": "bad_json", "detail": "…", "file": "a.jsonl",
+     "explained": [{"key": "000000017", "reason": "bad_json", "detail": "…", "file": "a.jsonl",
                    "line": 18}]}
 
-`pictures` are samples with one, `captions` those of them with a caption; a rejection at some
-resolutions only has its `px`. Written before what says that the shard is done; a rerun for a
-resolution that was missing keeps what the others said.
+`pictures` are samples with one that may have a caption, `captions` those of them that have one. A
+rejection at some resolutions only has its `px`. Written before what says that the shard is done; a
+rerun for a resolution that was missing keeps what the others said.
 
     details = Details()
     details.count(sample)
@@ -56,42 +58,51 @@ REASONS = {
 """What each reason means, of packing and tokenising."""
 
 
+_TURNS = ("dialog", "conversations", "interleaved")  # samples with these have no caption
+
+
 @dataclass
 class Details:
     """Counts and rejections of one shard."""
 
     pictures: int = 0
     captions: int = 0
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    explained: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, sample: RawSample) -> None:
-        if sample.pictures:
+        if sample.pictures and not any(sample.meta.get(name) for name in _TURNS):
             caption = sample.meta.get("caption")
             self.pictures += 1
             self.captions += isinstance(caption, str) and bool(caption.strip())
 
     def reject(self, rejected: Rejected, px: int | None = None) -> None:
         entry: dict[str, Any] = {"key": rejected.key, "reason": rejected.reason}
-        entry["detail"] = rejected.detail or REASONS.get(rejected.reason, "")
+        detail = rejected.detail or REASONS.get(rejected.reason, "")
+        # Half a surrogate pair may be what a rejection is about.
+        entry["detail"] = detail.encode("utf-8", "backslashreplace").decode()
         if rejected.file:
             entry["file"] = rejected.file
         if rejected.line is not None:
             entry["line"] = rejected.line + 1
         if px is not None:
             entry["px"] = px
-        self.rejected.append(entry)
+        self.explained.append(entry)
 
     def write(self, output: Location, unit: str, resolutions: Collection[int] = ()) -> None:
         """Writes them; of an earlier file those at other resolutions than these stay."""
         path = output / FOLDER / f"{unit}.json"
         if resolutions:
             (earlier,) = read_details(output, [unit])
-            self.rejected += [
-                one for one in earlier.rejected if one.get("px", 0) not in (0, *resolutions)
+            self.explained += [
+                one for one in earlier.explained if one.get("px", 0) not in (0, *resolutions)
             ]
-        self.rejected.sort(key=lambda one: (one["key"], one.get("px", 0), one["reason"]))
-        # Half a surrogate pair may be what a rejection is about.
-        write_whole(path, json.dumps(vars(self), separators=(",", ":")).encode() + b"\n")
+        text = json.dumps(self.as_json(), separators=(",", ":"))
+        write_whole(path, text.encode() + b"\n")
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, rejections by key."""
+        self.explained.sort(key=lambda one: (one["key"], one.get("px", 0), one["reason"]))
+        return dict(vars(self))
 
 
 def read_details(output: Location, units: Iterable[str]) -> list[Details]:

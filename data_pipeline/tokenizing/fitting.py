@@ -73,8 +73,7 @@ def decode(sample: RawSample, rotate_exif: bool, max_pixels: int) -> Pictures | 
                 detail = f"{len(names)} pictures, {(taken + held) / 1e6:,.0f} MB together"
                 return Rejected(sample.key, "too_many_pixels", detail)
         for name in names:
-            left_pixels = max_pixels - taken // BYTES_A_PIXEL
-            pictures[name] = encoded.pop(name).decode(rotate_exif, left_pixels)
+            pictures[name] = encoded.pop(name).decode(rotate_exif, max_pixels, taken)
             taken += 4 * pictures[name].width * pictures[name].height
     except PictureTooLarge as error:
         return Rejected(sample.key, "too_many_pixels", f"{name}: {error}")

@@ -14,6 +14,7 @@ rotation is applied unless `rotate_exif=False`.
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,18 +23,28 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mgpt.errors import DataError
 
 MAX_PIXELS = 32_000_000
-BYTES_A_PIXEL = 7
-"""Memory that decoding and halving an RGB picture takes, a pixel: 224 MB at `MAX_PIXELS`. Pictures
-that take more (alpha, progressive JPEG, WebP) may have fewer pixels."""
+BYTES_A_PIXEL = 7.5
+"""Memory that a picture may take, for each of the most pixels: 240 MB at `MAX_PIXELS`. Decoding and
+halving an RGB picture takes 7; pictures that take more (alpha, progressive JPEG, WebP: 12.6 million
+pixels) may have fewer pixels."""
 
 # What Pillow may open. Its other formats are read by few and attacked by many (EPS runs a program).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", *_ALPHA_MODES)
@@ -104,17 +115,34 @@ class EncodedPicture:
         """Memory that it will take once it is decoded."""
         return _bytes_held(self._file)
 
-    def decode(self, rotate_exif: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The picture; see `open_image`. Once only."""
+    def decode(
+        self, rotate_exif: bool = True, max_pixels: int = MAX_PIXELS, taken_bytes: int = 0
+    ) -> Image.Image:
+        """The picture; see `open_image`. Once only.
+
+        Args:
+            taken_bytes: memory that its sample has taken before, out of the same limit.
+        """
         file, name = self._file, self._name
         with _decoder_errors(name):
-            _check_size(file, _bytes_while_decoding(file), max_pixels, name)
+            _check_size(file, taken_bytes + _bytes_while_decoding(file), max_pixels, name)
             file.load()
             image: Image.Image = file
-            if rotate_exif and file.getexif().get(_ORIENTATION, 1) != 1:
-                _check_size(file, 2 * _bytes_held(file), max_pixels, name)
-                image = ImageOps.exif_transpose(file)
+            turn = _orientation(file) if rotate_exif else None
+            if turn is not None:
+                _check_size(file, taken_bytes + 2 * _bytes_held(file), max_pixels, name)
+                image = file.transpose(turn)
         return _to_8_bit(image, file.format, name)
+
+
+def _orientation(file: Image.Image) -> Image.Transpose | None:
+    """How the picture is turned to stand upright; None if it does, or if its EXIF data is broken:
+    then the pixels are all there is."""
+    try:
+        value = file.getexif().get(_ORIENTATION)
+    except Exception:  # whatever a parser of damaged bytes raises
+        return None
+    return _TURNS.get(value) if isinstance(value, int) else None
 
 
 @contextmanager
@@ -134,17 +162,19 @@ def _decoder_errors(name: str) -> Iterator[None]:
 
 
 def _check_size(file: Image.Image, num_bytes: float, max_pixels: int, name: str) -> None:
+    num_pixels = file.width * file.height
     size = f"{name}: {file.width} x {file.height}"
-    if file.width * file.height > max_pixels:
+    enough = max(num_pixels, math.ceil(num_bytes / BYTES_A_PIXEL))
+    remedy = f"raise max_pixels= to {enough} or leave the picture out"
+    if num_pixels > max_pixels:
         raise PictureTooLarge(
-            f"{size} is {file.width * file.height} pixels, the limit is {max_pixels}; raise the "
-            "limit or leave the picture out"
+            f"{size} is {num_pixels} pixels, the limit is max_pixels={max_pixels}; {remedy}"
         )
     if num_bytes > BYTES_A_PIXEL * max_pixels:
         raise PictureTooLarge(
             f"{size}: decoding this {file.format} takes {num_bytes / 1e6:,.0f} MB, the limit is "
             f"{BYTES_A_PIXEL * max_pixels / 1e6:,.0f} MB ({BYTES_A_PIXEL} bytes for each of "
-            f"{max_pixels} pixels); raise that limit or leave the picture out"
+            f"max_pixels={max_pixels}); {remedy}"
         )
 
 

@@ -47,7 +47,7 @@ _TRAINING = (
 )
 # Names of files relative to the output: a pattern a part, `**` for all below a folder.
 _WRITTEN: dict[str, tuple[str, ...]] = {
-    "pack": ("settings.json", "inputs/**", "details/**", ".work/**"),
+    "pack": ("settings.json", "inputs/**", ".work/**"),
     "tokenize": (
         *("settings.json", "shards.json", "units.json", "details/**", ".work/**"),
         *(f"{_PX}/lengths/**", f"verify/{_PX}.png"),

@@ -1,6 +1,8 @@
 """Pictures of every kind decode, fit and normalise as the published pipeline does."""
 
 import io
+import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,7 +145,10 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyP
     content = encoded(Image.fromarray(noise(10, 11)), "PNG")
     assert open_image(content, max_pixels=110).size == (11, 10)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(DataError, match="11 x 10 is 110 pixels, the limit is 109"):
+    with pytest.raises(
+        DataError,
+        match="11 x 10 is 110 pixels, the limit is max_pixels=109; raise max_pixels= to 110 ",
+    ):
         open_image(content, max_pixels=109)
 
 
@@ -252,3 +257,22 @@ def test_three_roundings(rounding: str, formula: Callable[[torch.Tensor], torch.
     levels_1H3 = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
     centres = normalise(levels_1H3) + (1 / 255 if rounding == "truncate" else 0)
     assert np.array_equal(to_uint8(centres, rounding), levels_1H3)
+
+
+def test_a_phone_s_webp_passes_and_what_is_too_large_names_the_setting() -> None:
+    flat = Image.new("RGB", (4032, 3024), "red")
+    assert open_image(encoded(flat, "WEBP", method=0)).size == (4032, 3024)
+    with pytest.raises(DataError, match=r"12192768 pixels.*raise max_pixels= to (\d+)") as refused:
+        open_image(encoded(flat, "WEBP", method=0), max_pixels=12_000_000)
+    enough = int(re.search(r"max_pixels= to (\d+)", str(refused.value))[1])
+    assert open_image(encoded(flat, "WEBP", method=0), max_pixels=enough).size == (4032, 3024)
+
+
+def test_broken_exif_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.fromarray(noise(10, 11)), "JPEG")
+
+    def breaks(self: Image.Image) -> None:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", breaks)
+    assert open_image(content).size == (11, 10)

@@ -30,7 +30,7 @@ def test_a_rejected_record_is_found_by_its_file_and_line(tmp_path, tracker, caps
     (tmp_path / "in" / "b.jsonl").write_text(line + "not json\n")
     cfg = PackConfig(source="chat", input=str(tmp_path / "in"), output=str(tmp_path / "out"))
     assert pack(cfg, tracker)["rejected"] == {"bad_json": 1}
-    (rejected,) = json.loads((tmp_path / "out/details/00001.json").read_bytes())["rejected"]
+    (rejected,) = json.loads((tmp_path / "out/00001.json").read_bytes())["explained"]
     assert (rejected["file"], rejected["line"], rejected["reason"]) == ("b.jsonl", 2, "bad_json")
     assert "Expecting value" in rejected["detail"]
     assert "not one JSON object" in " ".join(capsys.readouterr().out.split())
@@ -47,7 +47,7 @@ def test_tokenising_says_at_which_resolution_and_how_many_have_captions(
     tokenize(cfg, tracker)
     (details,) = read_details(tmp_path / "out", ["00000"])
     assert (details.pictures, details.captions) == (3, 1)
-    assert [(one["key"], one.get("px")) for one in details.rejected] == [("a", 32), ("c", None)]
+    assert [(one["key"], one.get("px")) for one in details.explained] == [("a", 32), ("c", None)]
     assert "captions: 1 of 3 samples with pictures (33%)" in capsys.readouterr().out
 
 
@@ -58,7 +58,7 @@ def test_a_resolution_that_is_made_later_keeps_what_the_others_said(tmp_path):
         details.reject(Rejected("b", "too_small"), px)
         details.write(tmp_path, "00000", [px])
     (found,) = read_details(tmp_path, ["00000"])
-    assert [(one["key"], one.get("px")) for one in found.rejected] == [
+    assert [(one["key"], one.get("px")) for one in found.explained] == [
         ("a", None),
         ("b", 16),
         ("b", 32),
