@@ -185,7 +185,12 @@ class _Comparison:
     ) -> list[dict[str, Any]]:
         settings = self._settings
         target = Target(px, grid_px(settings), settings["enlarge"])
-        pictures = decode(raw, settings["rotate_exif"], settings["max_pixels"])
+        pictures = decode(
+            raw,
+            settings["rotate_exif"],
+            settings["max_pixels"],
+            settings.get("convert_palette", False),
+        )
         fitted: Fitted | Rejected = (
             pictures
             if isinstance(pictures, Rejected)

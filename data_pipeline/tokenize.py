@@ -40,7 +40,12 @@ from data_pipeline.tokenizing.details import read_details, share_of_captions
 from data_pipeline.tokenizing.details import rows as meanings
 from data_pipeline.tokenizing.duplicates import Known, LookJob, find_job_duplicates
 from data_pipeline.tokenizing.filters import FilterConfig
-from data_pipeline.tokenizing.job_settings import list_finished, settle_settings
+from data_pipeline.tokenizing.job_settings import (
+    SETTINGS_FILE,
+    list_finished,
+    read_settings,
+    settle_settings,
+)
 from data_pipeline.tokenizing.unit_stamps import Units
 from data_pipeline.tokenizing.worker import TokenizeWorker
 from data_pipeline.tokenizing.workers import run_units
@@ -117,6 +122,9 @@ class Config:
     """Whether pictures smaller than a resolution are scaled up instead of left out there."""
     rotate_exif: bool = True
     """Whether pictures are turned as their EXIF data says; false as in the published code."""
+    convert_palette: bool = True
+    """Whether palette and 1-bit pictures are converted before they are scaled; false as in the
+    published code, by the nearest pixel. An output of an older version stays as it is."""
     max_pixels: int = MAX_PIXELS
     """Largest picture that is decoded, in pixels."""
     members: dict[str, str] = field(default_factory=dict)
@@ -261,6 +269,11 @@ class TokenizeJob:
             settings["precision"] = "bf16"
         if cfg.compile:
             settings["compile"] = True
+        output = locate(cfg.output)
+        if cfg.convert_palette and (output / SETTINGS_FILE).exists():
+            cfg = replace(cfg, convert_palette="convert_palette" in read_settings(output))
+        if cfg.convert_palette:
+            settings["convert_palette"] = True
         if cfg.members:
             settings["members"] = dict(sorted(cfg.members.items()))
         if cfg.filters.finds_duplicates and cfg.filters.duplicates_across == "job":
@@ -300,7 +313,9 @@ class TokenizeJob:
         """Which samples are used."""
         cfg = self.cfg
         smallest_px = 0 if cfg.enlarge else min(cfg.resolution)
-        return Admission(cfg.filters, smallest_px, cfg.rotate_exif, cfg.max_pixels)
+        return Admission(
+            cfg.filters, smallest_px, cfg.rotate_exif, cfg.max_pixels, cfg.convert_palette
+        )
 
     @property
     def looks_across(self) -> bool:

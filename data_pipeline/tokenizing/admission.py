@@ -28,6 +28,7 @@ class Admission:
     smallest_px: int = 0
     rotate_exif: bool = True
     max_pixels: int = MAX_PIXELS
+    convert_palette: bool = True
 
     def filters(self, known: Mapping[str, Rejected] | None) -> Filters:
         """The filters of one raw shard, with the duplicates in it that are known beforehand."""
@@ -47,7 +48,7 @@ class Admission:
             return Rejected(item.key, "unknown_task", ", ".join(unknown))
         if filtered := filters.before_decoding(item):
             return filtered
-        return decode(item, self.rotate_exif, self.max_pixels)
+        return decode(item, self.rotate_exif, self.max_pixels, self.convert_palette)
 
     def compare(
         self, item: RawSample | Rejected, decoded: Pictures | Rejected, filters: Filters

@@ -53,7 +53,9 @@ class Fitted:
     crops: dict[str, Crop]
 
 
-def decode(sample: RawSample, rotate_exif: bool, max_pixels: int) -> Pictures | Rejected:
+def decode(
+    sample: RawSample, rotate_exif: bool, max_pixels: int, convert_palette: bool = True
+) -> Pictures | Rejected:
     """All pictures of the sample, the main one first.
 
     Its bytes and what is decoded already count against the memory that the next picture may take:
@@ -73,7 +75,9 @@ def decode(sample: RawSample, rotate_exif: bool, max_pixels: int) -> Pictures | 
                 detail = f"{len(names)} pictures, {(taken + held) / 1e6:,.0f} MB together"
                 return Rejected(sample.key, "too_many_pixels", detail)
         for name in names:
-            pictures[name] = encoded.pop(name).decode(rotate_exif, max_pixels, taken)
+            pictures[name] = encoded.pop(name).decode(
+                rotate_exif, max_pixels, taken, convert_palette
+            )
             taken += 4 * pictures[name].width * pictures[name].height
     except PictureTooLarge as error:
         return Rejected(sample.key, "too_many_pixels", f"{name}: {error}")

@@ -7,9 +7,10 @@
     to_uint8(pixels_CHW)                                       # uint8 HWC
 
 It follows the published pipeline of Lumina-mGPT bit by bit: halve with a box filter, resize
-bicubic, crop, all in the file's own mode, and only then blend transparency on white. Two things
-are ours: the crop offset is a pure function of (seed, key) instead of a random draw, and EXIF
-rotation is applied unless `rotate_exif=False`.
+bicubic, crop, all in the file's own mode, and only then blend transparency on white. Three things
+are ours: the crop offset is a pure function of (seed, key) instead of a random draw, EXIF rotation
+is applied unless `rotate_exif=False`, and palette and 1-bit pictures are converted before they are
+scaled unless `convert_palette=False`.
 """
 
 import hashlib
@@ -36,6 +37,8 @@ pixels) may have fewer pixels."""
 # What Pillow may open. Its other formats are read by few and attacked by many (EPS runs a program).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
+# Pillow scales these by the nearest pixel, whatever it is asked for.
+_SMOOTH_MODES = {"P": "RGB", "PA": "RGBA", "1": "L"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,16 +86,20 @@ class Crop:
 
 
 def open_image(
-    source: bytes | str | Path, rotate_exif: bool = True, max_pixels: int = MAX_PIXELS
+    source: bytes | str | Path,
+    rotate_exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    convert_palette: bool = True,
 ) -> Image.Image:
-    """Decode a picture fully: the first frame, in the file's own mode; 16-bit grey becomes 8-bit.
+    """Decode a picture fully: the first frame, in the file's own mode; 16-bit grey becomes 8-bit,
+    and a palette or 1-bit picture, which Pillow would scale by the nearest pixel, RGB or grey.
 
     `fit` turns the mode into RGB after resizing, as `whiten` does alone.
     Raises `DataError` where the file cannot be read or decoded, is cut short, is none of `FORMATS`
     or has a mode without a defined white; `PictureTooLarge`, before a pixel is decoded, where it
     has more than `max_pixels` pixels or decoding it may take `BYTES_A_PIXEL` times that in memory.
     """
-    return EncodedPicture(source).decode(rotate_exif, max_pixels)
+    return EncodedPicture(source).decode(rotate_exif, max_pixels, convert_palette=convert_palette)
 
 
 class EncodedPicture:
@@ -116,7 +123,11 @@ class EncodedPicture:
         return _bytes_held(self._file)
 
     def decode(
-        self, rotate_exif: bool = True, max_pixels: int = MAX_PIXELS, taken_bytes: int = 0
+        self,
+        rotate_exif: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        taken_bytes: int = 0,
+        convert_palette: bool = True,
     ) -> Image.Image:
         """The picture; see `open_image`. Once only.
 
@@ -125,13 +136,19 @@ class EncodedPicture:
         """
         file, name = self._file, self._name
         with _decoder_errors(name):
-            _check_size(file, taken_bytes + _bytes_while_decoding(file), max_pixels, name)
+            smooth = _SMOOTH_MODES.get(file.mode) if convert_palette else None
+            needed = _bytes_while_decoding(file)
+            if smooth is not None:
+                needed = max(needed, _bytes_while_converting(file))
+            _check_size(file, taken_bytes + needed, max_pixels, name)
             file.load()
             image: Image.Image = file
             turn = _orientation(file) if rotate_exif else None
             if turn is not None:
                 _check_size(file, taken_bytes + 2 * _bytes_held(file), max_pixels, name)
                 image = file.transpose(turn)
+            if smooth is not None:
+                image = image.convert("RGBA" if "transparency" in image.info else smooth)
         return _to_8_bit(image, file.format, name)
 
 
@@ -203,6 +220,14 @@ def _bytes_while_decoding(file: Image.Image) -> float:
         areas = [across * down for _, across, down, _ in file.layer]  # type: ignore[attr-defined]
         return max(held + 2 * num_pixels * sum(areas) / max(areas), halving)
     return halving
+
+
+def _bytes_while_converting(file: Image.Image) -> float:
+    """The most that a palette or 1-bit picture takes as one that scales smoothly."""
+    num_pixels = file.width * file.height
+    if file.mode == "PA" or "transparency" in file.info:
+        return 12 * num_pixels
+    return (8 if file.mode == "P" else 2.75) * num_pixels
 
 
 def whiten(image: Image.Image) -> Image.Image:

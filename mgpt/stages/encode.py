@@ -53,6 +53,9 @@ class Config:
     """Decides, with a picture's name, where it is cropped."""
     rotate_exif: bool = True
     """Whether pictures are turned as their EXIF data says; false as in the published code."""
+    convert_palette: bool = True
+    """Whether palette and 1-bit pictures are converted before they are scaled; false as in the
+    published code."""
     max_pixels: int = MAX_PIXELS
     """Largest picture that is decoded, in pixels."""
     device: str = "auto"
@@ -142,7 +145,7 @@ def check_pictures(cfg: Config, pictures: dict[str, Path], tokenizer: PictureTok
     problems = []
     for path in pictures.values():
         try:
-            image = open_image(path, cfg.rotate_exif, cfg.max_pixels)
+            image = open_image(path, cfg.rotate_exif, cfg.max_pixels, cfg.convert_palette)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -166,7 +169,7 @@ def check_pictures(cfg: Config, pictures: dict[str, Path], tokenizer: PictureTok
 
 def fitted(cfg: Config, name: str, path: Path, grid_px: int) -> Image.Image:
     """The RGB picture that is encoded: whole, or cropped to its bucket."""
-    image = open_image(path, cfg.rotate_exif, cfg.max_pixels)
+    image = open_image(path, cfg.rotate_exif, cfg.max_pixels, cfg.convert_palette)
     if cfg.resolution is None:
         return whiten(image)
     size_wh = choose_bucket(image.width, image.height, cfg.resolution, grid_px)

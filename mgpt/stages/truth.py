@@ -48,7 +48,12 @@ class TruthPictures:
         if sample is None:
             raise DataError(f"raw={shard} holds no sample {key!r}; give the raw shards of input=")
         settings = self._settings
-        pictures = decode(sample, settings["rotate_exif"], settings["max_pixels"])
+        pictures = decode(
+            sample,
+            settings["rotate_exif"],
+            settings["max_pixels"],
+            settings.get("convert_palette", False),
+        )
         if not isinstance(pictures, Rejected):
             side_px = self._dataset.resolution_px
             target = Target(side_px, grid_px(settings), settings["enlarge"])

@@ -1,5 +1,6 @@
 """Tokenising: every key written or refused, the same bytes whoever does it, nothing done twice."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -258,3 +259,21 @@ def test_bf16_says_how_many_codes_are_exact(tmp_path, config, tracker, caplog, m
     same = [exact.codes(i)["image"] == fast.codes(i)["image"] for i in (0, 1, 2)]
     assert 0.5 < np.mean(np.concatenate([one.ravel() for one in same])) <= 1
     assert exact.manifests[0].settings_fingerprint != fast.manifests[0].settings_fingerprint
+
+
+def test_an_output_of_an_older_version_keeps_its_way_with_palettes(
+    tmp_path, tracker, vq, write_tar, picture, tree
+):
+    form = {f"{n}.png": picture(64, 64, n, mode="P") for n in range(2)}
+    write_tar(tmp_path / "raw" / "0.tar", form)
+    given = {"input": str(tmp_path / "raw"), "vq": vq, "resolution": [32], "device": "cpu"}
+    new = TokenizeConfig(output=str(tmp_path / "new"), **given)
+    older = TokenizeConfig(output=str(tmp_path / "old"), convert_palette=False, **given)
+    tokenize(new, tracker)
+    tokenize(older, tracker)
+    assert "convert_palette" not in json.loads((tmp_path / "old/settings.json").read_bytes())
+    kept = tree(tmp_path / "old")
+    (tmp_path / "old" / "32" / "0.json").unlink()
+    tokenize(dataclasses.replace(older, convert_palette=True), tracker)
+    assert tree(tmp_path / "old") == kept
+    assert kept["32/0.tar"] != tree(tmp_path / "new")["32/0.tar"]

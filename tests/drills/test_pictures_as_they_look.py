@@ -127,7 +127,7 @@ _ON_ITS_SIDE[0x0112] = 6
 KINDS: dict[str, tuple[float, str, str, dict[str, object]]] = {
     "rgb png": (7, "RGB", "PNG", {"compress_level": 1}),
     "rgba png": (11, "RGBA", "PNG", {"compress_level": 1}),
-    "palette png": (1.75, "P", "PNG", {"compress_level": 1}),
+    "palette png": (8, "P", "PNG", {"compress_level": 1}),
     "16-bit png": (6, "I;16", "PNG", {"compress_level": 1}),
     "jpeg": (7, "RGB", "JPEG", {}),
     "turned jpeg": (8, "RGB", "JPEG", {"exif": _ON_ITS_SIDE}),
@@ -136,7 +136,7 @@ KINDS: dict[str, tuple[float, str, str, dict[str, object]]] = {
     "progressive cmyk jpeg": (12, "CMYK", "JPEG", {"progressive": True}),
     "webp": (19, "RGB", "WEBP", {"method": 0}),
     "lossless webp": (19, "RGB", "WEBP", {"lossless": True, "method": 0}),
-    "gif": (2, "P", "GIF", {}),
+    "gif": (8, "P", "GIF", {}),
     "tiff": (8, "RGB", "TIFF", {"compression": "tiff_lzw"}),
     "tiff of one strip": (8, "RGB", "TIFF", {"compression": "tiff_lzw", "strip_size": 1 << 30}),
     "bmp": (7, "RGB", "BMP", {}),

@@ -276,3 +276,18 @@ def test_broken_exif_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Image.Image, "getexif", breaks)
     assert open_image(content).size == (11, 10)
+
+
+@pytest.mark.parametrize("mode", ["P", "1"])
+def test_a_palette_scales_as_the_same_pixels_in_rgb(mode: str) -> None:
+    image = Image.fromarray(noise(256, 256))
+    given = image.quantize(64) if mode == "P" else image.convert("1")
+    encodings = {"own": encoded(given, "PNG"), "rgb": encoded(given.convert("RGB"), "PNG")}
+    fitted = {
+        name: np.asarray(fit(open_image(data), (32, 32), "k", 0)[0]).astype(int)
+        for name, data in encodings.items()
+    }
+    assert np.abs(fitted["own"] - fitted["rgb"]).max() <= 1
+    released = open_image(encodings["own"], convert_palette=False)
+    assert released.mode == mode
+    assert np.abs(np.asarray(fit(released, (32, 32), "k", 0)[0]) - fitted["rgb"]).mean() > 10
