@@ -44,7 +44,7 @@ from data_pipeline.tokenizing.reject_log import RejectLog
 from data_pipeline.tokenizing.workers import run_units
 from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
-from mgpt.files.storage import Location, locate, read_all, write_new, write_whole
+from mgpt.files.storage import Location, locate, read_all, write_new
 from mgpt.lifecycle.comparison import Changeable
 from mgpt.lifecycle.folder import flatten
 from mgpt.lifecycle.identity import input_identity, listing_identity
@@ -321,7 +321,7 @@ class PackWorker:
                 advance(1)
             stats = writer.close(before_publish=claim.check)
         if files:
-            write_whole(output / FOLDER / f"{unit}.json", encode_read_files(files))
+            write_new(output / FOLDER / f"{unit}.json", encode_read_files(files), claim.check)
         record = {
             "shard": unit,
             **dataclasses.asdict(stats),

@@ -18,10 +18,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.sources.part import Part, SourceFile, shard_name
 from mgpt.errors import DataError
+from mgpt.files import atomic
 from mgpt.files.storage import Location, create, digest
 from mgpt.files.walk import FileStamp, is_same_file, stamp_of
 
@@ -71,6 +73,8 @@ class Plan:
         }
         path = output / FOLDER / f"plan-{self.num_generations:04d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(path, Path):
+            atomic.remove_leftovers(path.parent, "plan-")
         return create(path, json.dumps(values, separators=(",", ":")).encode() + b"\n")
 
     def check_files(self, parts: Iterable[Part]) -> None:

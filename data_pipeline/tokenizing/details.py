@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.raw import shards
 from data_pipeline.raw.shards import RawSample, Rejected
 from data_pipeline.tokenizing import filters
-from mgpt.files.storage import Location, read_all, write_whole
+from mgpt.files.storage import Location, read_all, write_new
 
 FOLDER = "details"
 
@@ -88,16 +88,22 @@ class Details:
             entry["px"] = px
         self.explained.append(entry)
 
-    def write(self, output: Location, unit: str, resolutions: Collection[int] = ()) -> None:
-        """Writes them; of an earlier file those at other resolutions than these stay."""
+    def write(
+        self,
+        output: Location,
+        unit: str,
+        resolutions: Collection[int],
+        before_replace: Callable[[], None] | None = None,
+    ) -> None:
+        """Writes them, as the holder of the unit's claim; of an earlier file those at other
+        resolutions than these stay."""
         path = output / FOLDER / f"{unit}.json"
-        if resolutions:
-            (earlier,) = read_details(output, [unit])
-            self.explained += [
-                one for one in earlier.explained if one.get("px", 0) not in (0, *resolutions)
-            ]
+        (earlier,) = read_details(output, [unit])
+        self.explained += [
+            one for one in earlier.explained if one.get("px", 0) not in (0, *resolutions)
+        ]
         text = json.dumps(self.as_json(), separators=(",", ":"))
-        write_whole(path, text.encode() + b"\n")
+        write_new(path, text.encode() + b"\n", before_replace)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, rejections by key."""

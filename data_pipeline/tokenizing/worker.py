@@ -102,8 +102,7 @@ class TokenizeWorker:
                 "damaged": reader.damaged,
                 "ignored": dict(sorted(reader.ignored.items())),
             }
-            claim.check()
-            details.write(job.output, unit, list(encoders))
+            details.write(job.output, unit, list(encoders), claim.check)
             for px, encoder in encoders.items():
                 encoder.finish()
                 writers[px].close(
