@@ -58,8 +58,8 @@ def test_every_stage_with_a_record_has_a_row() -> None:
         ),
         (
             "evaluate",
-            {"caption/measures.json": "", "depth/003.png": ""},
-            {"figures/plot.png": "", "caption.png": ""},
+            {"caption/measures.json": "", "depth/03_model_0.png": ""},
+            {"figures/plot.png": "", "caption.png": "", "depth/003.png": ""},
         ),
     ],
 )  # fmt: skip
