@@ -52,13 +52,6 @@ from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, timed
 from mgpt.lifecycle.run import run_stage
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
-# What people's own sources import, by the name that it had in mgpt 0.1.
-_MOVED = {
-    "data_pipeline.raw_shards": "data_pipeline.raw.shards",
-    "data_pipeline.pack_config": "data_pipeline.sources.pack_config",
-    "data_pipeline.record_files": "data_pipeline.sources.record_files",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(PackConfig):
@@ -182,9 +175,8 @@ def source_parts(cfg: PackConfig) -> list[Part]:
         module = importlib.import_module(SOURCES.get(cfg.source, Path(cfg.source).stem))
     except ModuleNotFoundError as error:
         name = str(error.name)
-        hint = f"it is {_MOVED[name]} now" if name in _MOVED else f"pip install {name}"
         raise ConfigError(
-            f"source={cfg.source} imports {name}, which is not there: {hint}"
+            f"source={cfg.source} imports {name}, which is not there: pip install {name}"
         ) from error
     if not hasattr(module, "parts"):
         raise ConfigError(f"source={cfg.source}: {module.__file__} has no function parts(cfg)")
