@@ -35,7 +35,8 @@ def stage_help(name: str, stage: Stage, module: Any) -> str:
             f"{', or any other number' if all(one.isdigit() for one in all_) else ''}"
             for group, (chosen, all_) in groups
         ]
-    lines += ["", "fields (field=value; * must be given)", *_fields(_settings(name, module.Config))]
+    lines += ["", "fields (field=value; * must be given)"]
+    lines += _fields(stage_settings(name, module.Config))
     if hasattr(module, "help_lines"):
         lines += ["", *module.help_lines()]
     return "\n".join(lines)
@@ -51,7 +52,7 @@ def _description(doc: Iterable[str]) -> list[str]:
     return [*description, "", "example" if len(examples) == 1 else "examples", *examples]
 
 
-def _settings(name: str, cls: type) -> Iterator[Setting]:
+def stage_settings(name: str, cls: type) -> Iterator[Setting]:
     """The fields, with the values that the stage's yaml gives as their defaults."""
     tree = compose(name, schema_of(cls)).tree
     for setting in settings_of(cls):
@@ -66,7 +67,7 @@ def _fields(settings: Iterable[Setting]) -> list[str]:
     lines = []
     for setting in settings:
         required = setting.default == MISSING
-        default = "" if required else f" = {_plain(setting.default)}"
+        default = "" if required else f" = {plain_text(setting.default)}"
         lines.append(f"{'* ' if required else '  '}{setting.path}{default}    ({setting.kind})")
         lines += textwrap.wrap(
             setting.doc, max(width - 2, 60), initial_indent=" " * 8, subsequent_indent=" " * 8
@@ -74,9 +75,10 @@ def _fields(settings: Iterable[Setting]) -> list[str]:
     return lines
 
 
-def _plain(value: object) -> str:
+def plain_text(value: object) -> str:
+    """A default as it is written on the command line."""
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(_plain(item) for item in value)}]"
+        return f"[{','.join(plain_text(item) for item in value)}]"
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else "''" if value == "" else str(value)

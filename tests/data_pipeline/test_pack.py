@@ -129,7 +129,7 @@ def test_img2dataset_comes_out_clean(tmp_path, tracker, write_tar, picture):
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_that_can_be_named_is_there(name):
     assert callable(importlib.import_module(SOURCES[name]).parts)
-    assert f"`source={name}`" in (ROOT / "README.md").read_text()
+    assert f"`source={name}`" in (ROOT / "data_pipeline" / "README.md").read_text()
 
 
 def test_what_is_missing_is_named(tmp_path, tracker):

@@ -1,4 +1,4 @@
-"""README's commands from a folder of pictures to shards and to a fine-tuned model."""
+"""The documented commands from a folder of pictures to shards and to a fine-tuned model."""
 
 import json
 import os
@@ -13,13 +13,19 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-TOKENISE, FINE_TUNE = "## Tokenise your own images", "## Fine-tune on your own pictures"
+TOKENIZE = ("data_pipeline/README.md", "## Tokenize your own pictures")
+FINE_TUNE = ("README.md", "## Your own pictures")
 
 
-def commands(heading: str) -> list[list[str]]:
+def blocks_of(page: str, heading: str, language: str) -> list[str]:
+    """The blocks of a section in one language."""
+    section = (ROOT / page).read_text().split(f"\n{heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", section, re.M | re.S)
+
+
+def commands(page: str, heading: str) -> list[list[str]]:
     """The commands of each block of a section."""
-    section = (ROOT / "README.md").read_text().split(f"\n{heading}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.M | re.S)
+    blocks = blocks_of(page, heading, "bash")
     return [re.sub(r"\\\n\s*", "", block).strip().splitlines() for block in blocks]
 
 
@@ -61,7 +67,7 @@ def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_three_commands_lead_from_pictures_to_verified_shards(tmp_path: Path) -> None:
     write_pictures(tmp_path / "my_pictures")
-    three, looks = commands(TOKENISE)
+    three, looks = commands(*TOKENIZE)
     assert len(three) == 3
     for line in three:
         done = run(line, tmp_path)
@@ -100,7 +106,7 @@ def test_four_commands_lead_from_pictures_to_one_that_a_fine_tuned_model_draws(
 ) -> None:
     make_quickstart_weights(tmp_path)
     write_pictures(tmp_path / "my_pictures")
-    (four,) = commands(FINE_TUNE)
+    (four,) = commands(*FINE_TUNE)
     assert [line.split()[1] for line in four] == ["pack", "tokenize", "fp_sft", "generate"]
     for line in four:
         done = run(line, tmp_path)
@@ -110,4 +116,20 @@ def test_four_commands_lead_from_pictures_to_one_that_a_fine_tuned_model_draws(
     assert len(losses) == 100 and losses[-1] < losses[0] - 1, "it learns the one caption there is"
     (answer,) = json.loads((tmp_path / "mine" / "pictures" / "answers.json").read_text())
     with Image.open(tmp_path / "mine" / "pictures" / answer["images"][0]) as picture:
+        assert picture.size == (64, 64)
+
+
+@pytest.mark.timeout(900)
+def test_the_readmes_python_draws_a_picture(tmp_path: Path) -> None:
+    make_quickstart_weights(tmp_path)
+    (text,) = blocks_of("README.md", "## Python", "python")
+    (tmp_path / "draw.py").write_text(text)
+    subprocess.run(
+        [sys.executable, "draw.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=200,
+        check=True,
+    )
+    with Image.open(tmp_path / "cone.png") as picture:
         assert picture.size == (64, 64)

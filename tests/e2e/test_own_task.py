@@ -1,7 +1,7 @@
 """Captioned photographs of one's own with a task of one's own: packed, trained, asked, evaluated.
 
-Nothing in the package knows the task, which is the one that the README shows, its text field
-`count` or its picture field `own_sketch`.
+Nothing in the package knows the task, which is the one that data_pipeline/README.md shows, its text
+field `count` or its picture field `own_sketch`.
 """
 
 import json
@@ -71,9 +71,8 @@ def test_a_task_from_outside_trains_generates_and_is_evaluated(
 ) -> None:
     pytest.importorskip("torchmetrics", reason="pip install -e .[metrics]")
     write_photographs(tmp_path / "mine")
-    (counting,) = re.findall(
-        r"```python\n(\"\"\"counting.py.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
+    page = (ROOT / "data_pipeline" / "README.md").read_text()
+    (counting,) = re.findall(r"```python\n(\"\"\"counting.py.*?)```", page, re.S)
     counting = counting.replace("exact_match", "my_scorer.py:FIRST_LETTER")
     (tmp_path / "counting.py").write_text(counting)
     (tmp_path / "my_scorer.py").write_text(SCORER)

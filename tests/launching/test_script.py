@@ -1,4 +1,4 @@
-"""The text of the scripts: options, quoting, containers, reasons; what README shows of it."""
+"""The text of the scripts: options, quoting, containers, reasons; what the page shows of it."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from mgpt.errors import ConfigError
 from mgpt.launching.launcher import Launcher, Resources
 from mgpt.launching.script import Origin, Task, local_script, sbatch_script
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "launch" / "README.md").read_text()
 
 
 def script(folder: str = "/data/out", **launcher: object) -> str:
@@ -157,9 +157,8 @@ def test_the_local_script_is_shell(tmp_path: Path) -> None:
     assert text.rstrip().endswith("-m mgpt pretrain 'x y'")
 
 
-def test_the_readme_shows_lines_of_the_script() -> None:
-    section = README.split("## On Slurm")[1].split("\n## ")[0]
-    shown = section.split("```\n#!")[1].split("```")[0].splitlines()
+def test_the_page_shows_lines_of_the_script() -> None:
+    shown = PAGE.split("```\n#!")[1].split("```")[0].splitlines()
     text = script(nodes=2, gpus_per_node=8, time="24:00:00", partition="gpu")
     there = {re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines()}
     there |= set(text.splitlines())

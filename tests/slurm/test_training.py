@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from cluster_node import descendants, until
-from training import PATIENCE_S, STEPS, Inputs, Run, Training, assert_same, readme_command
+from training import PATIENCE_S, STEPS, Inputs, Run, Training, assert_same, documented_command
 
 sys.path.append(str(Path(__file__).parents[1] / "tracking"))
 from wandb_files import config, history, run_files
@@ -47,7 +47,7 @@ def disturbed(
     run = Training(slurm, inputs, output, "tracking=offline")
     run.submit()
     run.reach(2)
-    slurm.run(*readme_command("scancel", run.job))  # USR1, as --signal=B:USR1@… sends it
+    slurm.run(*documented_command("scancel", run.job))  # USR1, as --signal=B:USR1@… sends it
     refused = slurm.run(*run.command, check=False, timeout_s=PATIENCE_S)
     run.reach(6, start=2)
     for rank in slurm.processes(slurm.nodes_of(run.job)[0], RANKS):
@@ -152,7 +152,8 @@ def test_preempted_requeued_by_hand_and_hung_it_goes_on(
     all_nodes = ("--partition=high", "--nodes=4", "--exclusive")
     slurm.submit(*all_nodes, "--output=/dev/null", "--wrap=true")
     run.reach(5, start=2)
-    slurm.run(*readme_command("scontrol", run.job))  # requeue, which does not wait for the ranks
+    # requeue, which does not wait for the ranks
+    slurm.run(*documented_command("scontrol", run.job))
     run.reach(8, start=3)
     os.kill(slurm.processes(slurm.nodes_of(run.job)[1], RANKS)[0], signal.SIGSTOP)
     run.finish()

@@ -12,7 +12,7 @@ from cluster_node import until
 
 PATIENCE_S = 600
 STEPS = 20
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "launch" / "README.md"
 MGPT = (sys.executable, "-m", "mgpt")
 ON_TWO_NODES = (
     *("launcher=slurm", "launcher.nodes=2", "launcher.procs_per_node=2"),
@@ -21,9 +21,9 @@ ON_TWO_NODES = (
 MEASURED = ("tokens_per_s", "data_wait_s", "step_s", "memory_mb", "slow_rank", "save_s", "wait_s")
 
 
-def readme_command(program: str, job: str) -> list[str]:
-    """The words of a command that README's "On Slurm" gives for a job, as it stands there."""
-    section = README.read_text().split("\n## On Slurm\n")[1].split("\n## ")[0]
+def documented_command(program: str, job: str) -> list[str]:
+    """The words of a command that launch/README.md gives for a job that hangs, as it is there."""
+    section = PAGE.read_text().split("\n## When a job hangs\n")[1].split("\n## ")[0]
     (command,) = re.findall(rf"`({program} [^`]*<job>)`", section)
     return command.replace("<job>", job).split()
 

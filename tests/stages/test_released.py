@@ -1,6 +1,6 @@
 """mgpt import, mgpt export and training from released folders, through the command line.
 
-The commands of README's section run as they stand there, on small folders of the same layout.
+The commands of mgpt/weights/README.md run as they stand there, on small folders of the same layout.
 """
 
 import json
@@ -39,7 +39,7 @@ LARGE: dict[str, Any] = {
     "max_positions": 4096,
 }
 """Sizes of a model small but for Chameleon's vocabulary."""
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
 
 
 def mgpt(*words: object) -> None:
@@ -364,10 +364,14 @@ def test_weights_without_tokenizer_need_one_to_train(
     assert (tmp_path / "run" / "model" / "vocabulary" / "tokenizer.json").exists()
 
 
-def test_the_readmes_commands_run(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [("README.md", "Released weights"), ("mgpt/weights/README.md", "Import, train, export")],
+)
+def test_the_documented_commands_run(
+    page: str, heading: str, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = README.split("\n## Start from released weights\n")[1].split("\n## ")[0]
+    section = (ROOT / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     block = re.findall(r"```bash\n(.*?)```", section, re.S)[0]
     lines = [
         shlex.split(line, comments=True)

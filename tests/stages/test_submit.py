@@ -229,15 +229,15 @@ def test_a_chain_is_submitted_with_its_dependencies_and_shown(
     assert "pretrain: not started: text did not succeed" in shown
 
 
-def test_the_lines_of_the_readme_do_what_it_says(
+def test_the_lines_of_the_page_do_what_it_says(
     tmp_path: Path,
     queue: Queue,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.split("\n## On Slurm\n")[1].split("\n## ")[0]
+    page = (Path(__file__).parents[2] / "launch" / "README.md").read_text()
+    section = page.split("\n## Submit a job\n")[1].split("\n## ")[0]
     given = {line.split()[1]: shlex.split(line, comments=True)[1:]
              for line in section.splitlines() if line.startswith("mgpt ")}  # fmt: skip
     assert command.main(given["submit"]) == 0

@@ -132,11 +132,11 @@ def test_the_service_is_given_what_starts_without_it_could_not_show(tmp_path: Pa
     assert len(service.config["starts"]["value"]) == 3
 
 
-def test_what_was_kept_is_uploaded_by_the_command_that_the_readme_gives(tmp_path: Path) -> None:
+def test_what_was_kept_is_uploaded_by_the_command_that_is_documented(tmp_path: Path) -> None:
     for first, last in ((0, 4), (4, 6)):
         start(tmp_path / "a" / "pretrain", first, last)
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    command = re.search(r"`wandb (sync outputs/quickstart/\S+)`", readme)
+    page = (Path(__file__).parents[2] / "mgpt" / "train" / "README.md").read_text()
+    command = re.search(r"`wandb (sync outputs/quickstart/\S+)`", page)
     assert command is not None
     words = command[1].replace("outputs/quickstart", "a")
     with Service().running() as service:

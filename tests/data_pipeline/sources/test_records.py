@@ -18,7 +18,7 @@ from data_pipeline.sources.record_files import (
 )
 from mgpt.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parents[3]
+PAGE = Path(__file__).parents[3] / "data_pipeline" / "README.md"
 RECORDS = [{"n": n, "text": 'ü "]},{[' * n} for n in range(11)]  # what a careless reader trips on
 
 
@@ -124,11 +124,9 @@ def test_what_cannot_be_json_is_refused_and_the_rest_packed(tmp_path, tracker):
     assert listed == [["000000000", "text_not_utf8"]]
 
 
-def test_the_source_of_the_readme(tmp_path, tracker, picture, corpus):
-    """The file that the README shows, run by its path, by two processes."""
-    (text,) = re.findall(
-        r"```python\n(\"\"\"Recipes.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
+def test_the_documented_source(tmp_path, tracker, picture, corpus):
+    """The file that data_pipeline/README.md shows, run by its path, by two processes."""
+    (text,) = re.findall(r"```python\n(\"\"\"Recipes.*?)```", PAGE.read_text(), re.S)
     (tmp_path / "recipes.py").write_text(text)
     for name in ("soup", "cake"):
         (tmp_path / f"{name}.png").write_bytes(picture())
