@@ -273,23 +273,15 @@ def train(stage: str, cfg: Config, world: World, tracker: Tracker) -> dict[str, 
     vq_fingerprint = picture_codes_of(weights, loader, tracker.print)
 
     # The model, freshly initialized on the ranks of a backend.
-    decoder = decoder_of(shape)
     vectors_NC = None if saved else code_vectors(cfg.codebook, vq_fingerprint)
-
-    def make_model() -> Any:
-        model = decoder.model(shape)
-        if vectors_NC is not None:
-            model.start_codes_from(vocabulary.image_start, vectors_NC)
-        return model if cfg.train == "all" else model.train_head_rows(*image_rows(vocabulary))
-
     backend = build_backend(
         cfg.parallel,
-        make_model,
+        partial(make_model, cfg, shape, vocabulary, vectors_NC),
         cfg.optim,
         world,
         z_loss=cfg.z_loss,
         seed=cfg.seed,
-        sharding_plan=decoder.sharding_plan,
+        sharding_plan=decoder_of(shape).sharding_plan,
     )
     held_out = open_held_out(cfg, held_out_data, vocabulary, backend, vq_fingerprint)
     pictures = open_pictures(cfg, shape, vocabulary, tracker, vq_fingerprint)
@@ -336,6 +328,14 @@ def train(stage: str, cfg: Config, world: World, tracker: Tracker) -> dict[str, 
     shown = [name for name in ("steps", "loss", "val/loss") if name in metrics]
     tracker.finish({**{name: metrics[name] for name in shown}, "dtype": backend.dtype.name})
     return {**metrics, "dtype": str(backend.dtype)}
+
+
+def make_model(cfg: Config, shape: Any, vocabulary: Vocabulary, vectors_NC: Tensor | None) -> Any:
+    """The decoder of a shape, before its weights: which rows train, and what codes start from."""
+    model = decoder_of(shape).model(shape)
+    if vectors_NC is not None:
+        model.start_codes_from(vocabulary.image_start, vectors_NC)
+    return model if cfg.train == "all" else model.train_head_rows(*image_rows(vocabulary))
 
 
 def resolved_data(cfg: Config) -> tuple[DataConfig, DataConfig]:
