@@ -66,7 +66,11 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"torchmetrics"},
     ),
     "mgpt.plan": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
-    "mgpt.launching": ({"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
+    "mgpt.launching": (
+        {"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards", "mgpt.train.step_layout"},
+        set(),
+        set(),
+    ),
     "mgpt.cli": (
         {"mgpt.launching"},
         {"hydra", "omegaconf", "pydantic", "pydantic_core", "yaml"},
@@ -84,6 +88,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
             "mgpt.tasks",
             "mgpt.tokens",
             "mgpt.train.step_folder",
+            "mgpt.train.step_layout",
         },
         {"yaml"},
         set(),
