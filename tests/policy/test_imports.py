@@ -21,6 +21,7 @@ OPEN_TO_ALL = {
     "mgpt.stop_signals",
     "mgpt.dtypes",
     "mgpt.files",
+    "mgpt.nested",
     "mgpt.tracking",
 }
 EVERYTHING = {"mgpt", "data_pipeline"}
@@ -31,6 +32,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.allocator": (set(), set(), set()),
     "mgpt.stop_signals": (set(), set(), set()),
     "mgpt.dtypes": (set(), set(), set()),
+    "mgpt.nested": (set(), set(), set()),
     "mgpt.files": (set(), set(), {"fsspec", "aiohttp", "braceexpand"}),
     "mgpt.tracking": (set(), set(), {"wandb", "rich"}),
     "mgpt.tokens": (set(), set(), {"sentencepiece", "tokenizers"}),
@@ -43,7 +45,14 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.tasks": ({"mgpt.tokens"}, set(), set()),
     "mgpt.data": ({"mgpt.tokens", "mgpt.tasks"}, set(), {"fsspec"}),
     "mgpt.train": (
-        {"mgpt.tokenizers", "mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"},
+        {
+            "mgpt.images",
+            "mgpt.tokenizers",
+            "mgpt.models",
+            "mgpt.data",
+            "mgpt.optim",
+            "mgpt.parallel",
+        },
         set(),
         set(),
     ),
