@@ -46,10 +46,10 @@ from mgpt.data.shards import canonical_json
 from mgpt.errors import ConfigError, DataError
 from mgpt.files.storage import Location, locate, read_all, write_new
 from mgpt.lifecycle.comparison import Changeable
-from mgpt.lifecycle.folder import flatten
 from mgpt.lifecycle.identity import input_identity, listing_identity
 from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, timed
 from mgpt.lifecycle.run import run_stage
+from mgpt.nested import leaves
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 
@@ -119,7 +119,7 @@ def pack(cfg: PackConfig, tracker: Tracker) -> dict[str, Any]:
     with tracker.progress(total, "samples", f"pack {cfg.source}", done=finished) as bar:
         run_units(job, cfg.workers, bar.advance)
     figures = summarise(job, tracker)
-    counts = {name: value for name, value in flatten(figures) if value != {}}
+    counts = dict(leaves(figures, into_lists=True))
     tracker.log(0, counts)
     tracker.finish(counts)
     return figures

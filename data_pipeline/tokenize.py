@@ -58,10 +58,10 @@ from mgpt.files.walk import stamp_of
 from mgpt.images.buckets import bucket_sizes
 from mgpt.images.pixels import MAX_PIXELS
 from mgpt.lifecycle.comparison import Changeable
-from mgpt.lifecycle.folder import flatten
 from mgpt.lifecycle.identity import vq_input
 from mgpt.lifecycle.rehearsal import Estimate, Scale, shares, silent_tracker, timed
 from mgpt.lifecycle.run import run_stage
+from mgpt.nested import leaves
 from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokenizers.protocol import PictureTokenizer, float32_alone
 from mgpt.tracking.tracker import Tracker, TrackingConfig
@@ -218,7 +218,7 @@ def tokenize(cfg: Config, tracker: Tracker) -> dict[str, Any]:
     if others - skipped:
         tracker.print(f"not read in {cfg.input}: {counted(others - skipped)}")
     figures = {**summary, "dtype": str(dtype)}
-    counts = {name: value for name, value in flatten(figures) if value not in ({}, [])}
+    counts = dict(leaves(figures, into_lists=True))
     tracker.log(summary["shards"], counts)
     ended = {"shards": summary["shards"], "samples": summary["inputs"]}
     tracker.finish(ended | ({"skipped": skipped.total()} if skipped else {}))

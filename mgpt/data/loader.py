@@ -35,6 +35,7 @@ from mgpt.data.source import (
 )
 from mgpt.errors import DataError
 from mgpt.files.child_processes import ProcessExecutor
+from mgpt.nested import leaves
 from mgpt.tokens.vocab import Vocabulary
 
 PREFETCH_STEPS = 2
@@ -344,7 +345,7 @@ class RowLoader:
         step = int(state["step"])
         unread = tuple(f"sources.{name}." for name in self._unread_sources(step))
         saved, current = (
-            {name: value for name, value in _flatten(order).items() if not name.startswith(unread)}
+            {name: value for name, value in leaves(order) if not name.startswith(unread)}
             for order in (state["order"], self._order(step))
         )
         allowed = {f"sources.{name}.shards" for name in self.config.allow_changed}
@@ -467,13 +468,3 @@ def held_out_rows(config: DataConfig, vocab: Vocabulary, seed: int, num_rows: in
         return loader._fill(rows[:num_rows], num_rows)
     finally:
         loader.close()
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -25,6 +25,7 @@ from typing import Literal
 
 from mgpt.errors import ConfigError
 from mgpt.launching.launcher import Launcher, Resources
+from mgpt.train.step_layout import COMPLETE_GLOB
 
 TEMPLATES = "mgpt.launch"
 _PLACE = re.compile(r"@([a-z_]+)@")
@@ -75,6 +76,7 @@ def sbatch_script(task: Task, launcher: Launcher, own: Resources, origin: Origin
         "launch": shlex.quote(str(task.launch)),
         "container": shlex.join(_container_words(task, launcher, origin)),
         "kind": task.kind,
+        "complete_glob": COMPLETE_GLOB,
         "procs": str(task.ranks),
         "requeue": str(launcher.requeue).lower(),
         "max_barren": str(launcher.restarts),

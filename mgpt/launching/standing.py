@@ -7,14 +7,14 @@ Standing(step=1200, steps=2000, tokens_per_s=51840.0, loss=2.31, checkpoint=1000
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_STEP = re.compile(r"step_(\d{8})")
+from mgpt.train.step_layout import COMPLETE, complete_steps
+
 _TAIL_BYTES = 1 << 18
 _RECENT = 20  # steps whose times say what is usual
 
@@ -37,9 +37,9 @@ class Standing:
 def standing(run: Path, steps: int | None) -> Standing:
     """What the record and the checkpoints of an output folder say of a run of `steps` steps."""
     now = time.time()
-    checkpoint = _newest_checkpoint(run)
-    age_s = None if checkpoint is None else now - (checkpoint / "COMPLETE").stat().st_mtime
-    saved = None if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+    checkpoints = complete_steps(run)
+    saved = max(checkpoints, default=None)
+    age_s = None if saved is None else now - (checkpoints[saved] / COMPLETE).stat().st_mtime
     rows = _last_rows(run / "metrics.jsonl")
     is_done = (run / "DONE").exists()
     if not rows or steps is None:
@@ -59,15 +59,6 @@ def standing(run: Path, steps: int | None) -> Standing:
         checkpoint_age_s=age_s,
         left_s=0.0 if is_done else left_s,
     )
-
-
-def _newest_checkpoint(run: Path) -> Path | None:
-    complete = [
-        folder
-        for folder in run.glob("step_*")
-        if _STEP.fullmatch(folder.name) and (folder / "COMPLETE").exists()
-    ]
-    return max(complete, key=lambda folder: folder.name, default=None)
 
 
 def _last_rows(file: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from mgpt.cli.settings import MISSING, default_at, type_at
 from mgpt.lifecycle.identity import is_missing, is_same_input
+from mgpt.nested import leaves
 
 AUTO = "auto"
 # Where the output is, how it is followed and how many processes make it: never what it is.
@@ -112,15 +113,6 @@ def fingerprint_of(stage: str, made: Made, cls: type, free: Sequence[str] = ()) 
 def is_one_of(path: str, patterns: Iterable[str]) -> bool:
     """Whether a dotted path is, or lies below, one of some patterns."""
     return any(fnmatchcase(path, one) or fnmatchcase(path, f"{one}.*") for one in patterns)
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings with its dotted path; a list is a value."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _differences(

@@ -20,7 +20,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -311,15 +311,3 @@ def check_machine(path: Location, min_free_mb: float) -> None:
             f"output={path}: {free_mb:,.0f} MB are free where this stage needs about "
             f"{min_free_mb:,.0f} MB; make room or give another output="
         )
-
-
-def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of nested dicts and lists with its dotted path."""
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from flatten(value, f"{prefix}{key}.")
-    elif isinstance(tree, list) and tree:
-        for index, value in enumerate(tree):
-            yield from flatten(value, f"{prefix}{index}.")
-    else:
-        yield prefix.rstrip("."), tree

@@ -30,6 +30,7 @@ from mgpt.errors import CheckpointError, DataError, VocabularyError
 from mgpt.files.file_sums import SUMS
 from mgpt.files.storage import Location, content_stamp, locate, relative
 from mgpt.files.walk import FileStamp
+from mgpt.train.step_layout import COMPLETE
 
 DONE = "DONE"
 HASHED_BYTES = 1 << 22  # larger files are told apart by name and size
@@ -102,7 +103,6 @@ def weights_identity(path: str | Path, averaged: bool = True) -> str:
     """A model folder, a checkpoint, or what a run folder stands for; released files by content."""
     # Stages without weights start without torch.
     from mgpt.lifecycle.weights import Weights
-    from mgpt.train.step_folder import COMPLETE
 
     try:
         weights = Weights.find(path, averaged)

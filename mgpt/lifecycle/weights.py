@@ -32,6 +32,7 @@ from mgpt.models.tensor_files import LazyTensor
 from mgpt.tokens.vocab import FILE as VOCABULARY_FILE
 from mgpt.tokens.vocab import Vocabulary, chameleon_vocabulary
 from mgpt.train.step_folder import has_averages, newest_complete, stored_weights
+from mgpt.train.step_layout import COMPLETE
 
 MODEL, VOCABULARY = "model", "vocabulary"
 NO_PICTURES = "none"  # in the place of a VQGAN's fingerprint: weights that only saw text
@@ -60,7 +61,7 @@ class Weights:
         for folder in (path, path / MODEL):
             if (folder / "config.json").exists() and (averaged or newest is None):
                 return cls(folder, is_checkpoint=False)
-        if (path / "COMPLETE").exists():
+        if (path / COMPLETE).exists():
             return cls.of_checkpoint(path, averaged)
         if newest is not None:
             return cls.of_checkpoint(newest.path, averaged)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from mgpt.errors import ConfigError
 from mgpt.files.atomic import TEMPORARY
 from mgpt.files.storage import Location, relative
+from mgpt.train.step_layout import COMPLETE, STEP_FILES
 
 _RECORDS = ("DONE", "stage.json", "config.yaml", "metrics.jsonl", "wandb/**")
 _VOCABULARY = ("vocabulary.json", "text.model", "tokenizer.json")
@@ -35,11 +36,10 @@ _MODEL_FOLDER = (
     *_in("vq", _MODEL),
     *_in("vq_encoder", _MODEL),
 )
-_STEP = ("COMPLETE", "config.yaml", "loader.json", "trainer.json", "state/*", "vocab/*")
 # attempts/ stays: a start that still runs must find that a later one began.
 _TRAINING = (
-    *_in("step_[0-9]*", _STEP),
-    *_in(".step_[0-9]*", ("." + _STEP[0], *_STEP)),
+    *_in("step_[0-9]*", STEP_FILES),
+    *_in(".step_[0-9]*", ("." + COMPLETE, *STEP_FILES)),
     *_in("model", _MODEL_FOLDER),
     *_in("init_from", _MODEL_FOLDER),
     "rollbacks.json",

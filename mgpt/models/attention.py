@@ -16,13 +16,12 @@ FlexAttention gets a block mask. Both give each document the logits it has alone
     tensor([[0, 1, 0, 1, 0, 1, 2, 0, 1, 2]])
 
 Shape suffixes: B rows, T positions in a row, N tokens of a batch, H query heads, J key-value heads,
-K head size, D hidden, M heads of all documents of a run, Q queries of a block.
+K head size, D hidden.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgpt.models.cpu_attention import attend_by_products, suits
+
 __all__ = ["Documents", "HeadNorm", "attend_causal"]
 
-# Types in which plain products replace the fused kernel on a CPU.
-_PLAIN_TYPES = (torch.bfloat16, torch.float16)
 # Positions in a block of FlexAttention's mask.
 _MASK_BLOCK = 128
-# Queries at a time in plain products: the fewer, the less is computed of what the mask hides.
-_QUERY_BLOCK = 256
-# Scores of one call above which they are computed twice and not kept.
-_MAX_KEPT_SCORES = 1 << 25
 
 
 class HeadNorm(nn.Module):
@@ -72,8 +67,8 @@ class HeadNorm(nn.Module):
 def attend_causal(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(K)) v over the same and earlier positions; returns [B, T, H, K]."""
     heads = q_BTHK.shape[2]
-    if q_BTHK.device.type == "cpu" and q_BTHK.dtype in _PLAIN_TYPES:
-        return _attend_plain(q_BTHK, k_BTJK, v_BTJK)
+    if suits(q_BTHK):
+        return attend_by_products(q_BTHK, k_BTJK, v_BTJK)
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
         k_BTJK.transpose(1, 2),
@@ -82,72 +77,6 @@ def attend_causal(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
         enable_gqa=heads != k_BTJK.shape[2],
     )
     return out_BHTK.transpose(1, 2)
-
-
-def _attend_plain(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
-    """The same by plain products: the fused kernel's bf16 backward is six times slower on a CPU."""
-    batch, length, heads, head_dim = q_BTHK.shape
-    share = heads // k_BTJK.shape[2]
-    if share > 1:
-        k_BTJK, v_BTJK = k_BTJK.repeat_interleave(share, 2), v_BTJK.repeat_interleave(share, 2)
-    q_MTK, k_MTK, v_MTK = (
-        t.transpose(1, 2).reshape(-1, length, head_dim) for t in (q_BTHK, k_BTJK, v_BTJK)
-    )
-    out_MTK = _PlainProducts.apply(q_MTK, k_MTK, v_MTK)
-    return out_MTK.view(batch, heads, length, head_dim).transpose(1, 2)
-
-
-class _PlainProducts(torch.autograd.Function):
-    """Causal attention of M heads, by blocks of queries; what lies above the blocks is left out.
-
-    Probabilities are kept for the backward pass while they are few, and made again otherwise.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q_MTK: Tensor, k_MTK: Tensor, v_MTK: Tensor) -> Tensor:
-        out_MTK = torch.empty_like(q_MTK)
-        kept = []
-        for part, before in _query_blocks(q_MTK.shape[1]):
-            probs_MQT = _probabilities(q_MTK[:, part], k_MTK[:, before])
-            out_MTK[:, part] = probs_MQT @ v_MTK[:, before]
-            kept.append(probs_MQT)
-            if q_MTK.shape[0] * q_MTK.shape[1] ** 2 > _MAX_KEPT_SCORES:
-                kept.clear()
-        ctx.save_for_backward(q_MTK, k_MTK, v_MTK, *kept)
-        return out_MTK
-
-    @staticmethod
-    def backward(ctx: Any, grad_MTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q_MTK, k_MTK, v_MTK, *kept = ctx.saved_tensors
-        scale = 1.0 / math.sqrt(q_MTK.shape[-1])
-        grad_q = torch.empty_like(q_MTK)
-        grad_k, grad_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k_MTK, v_MTK))
-        for index, (part, before) in enumerate(_query_blocks(q_MTK.shape[1])):
-            q, k, v, grad = q_MTK[:, part], k_MTK[:, before], v_MTK[:, before], grad_MTK[:, part]
-            probs_MQT = kept[index] if kept else _probabilities(q, k)
-            grad_v[:, before] += probs_MQT.transpose(1, 2) @ grad
-            grad_probs = grad @ v.transpose(1, 2)
-            scores = torch._softmax_backward_data(grad_probs, probs_MQT, -1, q.dtype)
-            grad_q[:, part] = (scores @ k).mul_(scale)
-            grad_k[:, before] += scores.transpose(1, 2) @ q
-        return grad_q, grad_k.mul_(scale).to(k_MTK.dtype), grad_v.to(v_MTK.dtype)
-
-
-def _query_blocks(length: int) -> list[tuple[slice, slice]]:
-    """Blocks of queries with the keys that any of them sees."""
-    starts = range(0, length, _QUERY_BLOCK)
-    return [
-        (slice(start, start + _QUERY_BLOCK), slice(0, min(start + _QUERY_BLOCK, length)))
-        for start in starts
-    ]
-
-
-def _probabilities(q_MQK: Tensor, k_MTK: Tensor) -> Tensor:
-    """Of the last Q positions among all T, each over itself and those before it."""
-    queries, keys = q_MQK.shape[1], k_MTK.shape[1]
-    later_QT = q_MQK.new_full((queries, keys), -torch.inf).triu_(keys - queries + 1)
-    scale = 1.0 / math.sqrt(q_MQK.shape[-1])
-    return torch.baddbmm(later_QT, q_MQK, k_MTK.transpose(1, 2), alpha=scale).softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mgpt.errors import CheckpointError
 from mgpt.files.atomic import atomic_write, disk_errors, remove_leftovers
 from mgpt.files.file_sums import SUMS, check_sums, write_sums
 from mgpt.models.table import DecoderModel, config_from, decoder_of, to_record
-from mgpt.models.tensor_files import LazyTensor, lazy, read_headers, write_tensors
+from mgpt.models.tensor_files import LazyTensor, lazy, misfits, read_headers, write_tensors
 
 __all__ = [
     "load_model",
@@ -44,7 +44,6 @@ _VOCABULARY, _VQ = "vocabulary", "vq_fingerprint"
 _INDEX = "model.safetensors.index.json"
 _MODEL_TYPE = "mgpt"
 _MAX_FILE_BYTES = 4 << 30
-_SHOWN_PROBLEMS = 8
 
 
 def save_model(
@@ -221,20 +220,14 @@ def model_with(
         model = decoder_of(cfg).model(cfg)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights: dict[str, Tensor] = {}
-    problems = []
+    found: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
-        shape = wanted.pop(tensor.name, None)
-        if shape is None:
-            problems.append(f"{tensor.name} is unknown to this configuration")
-        elif tensor.shape != shape:
-            problems.append(f"{tensor.name} is {tensor.shape}, expected {shape}")
-        else:
+        found[tensor.name] = tensor.shape
+        if tensor.shape == wanted.get(tensor.name):
             weights[tensor.name] = tensor.read().to(device=device, dtype=dtype)
-    problems += [f"{name} is missing" for name in wanted]
+    problems = misfits(wanted, found)
     if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        listed = "; ".join(problems[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        raise CheckpointError(f"{where}: the weights do not fit {_CONFIG}: {listed}")
+        raise CheckpointError(f"{where}: the weights do not fit {_CONFIG}: {problems}")
     model.load_state_dict(weights, assign=True)
     return model.eval()
 

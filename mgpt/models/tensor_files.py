@@ -14,7 +14,7 @@ holds one tensor, where the library's own `save_file` needs all of a file's.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor
 from mgpt.errors import CheckpointError
 from mgpt.files.atomic import disk_errors, publish, temporary_path
 
-__all__ = ["LazyTensor", "lazy", "name_list", "read_headers", "write_tensors"]
+__all__ = ["LazyTensor", "lazy", "misfits", "name_list", "read_headers", "write_tensors"]
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -132,6 +132,20 @@ def name_list(names: Iterable[str]) -> str:
     names = sorted(names)
     more = len(names) - _SHOWN_NAMES
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """What is missing, left over or of another shape, in words; empty where nothing is."""
+    missing, left_over = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    shapes = [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    ]
+    problems = [f"missing {name_list(missing)}"] if missing else []
+    problems += [f"left over {name_list(left_over)}"] if left_over else []
+    problems += [name_list(shapes)] if shapes else []
+    return "; ".join(problems)
 
 
 def _header(path: Path) -> list[LazyTensor]:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ScheduleConfig", "learning_rate"]
+__all__ = ["ScheduleConfig", "decayed", "half_cosine", "learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,15 @@ def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int, peak: float)
     if cfg.kind == "wsd":
         start = max(start, total_steps * (1.0 - cfg.decay_share))
     progress = min(1.0, max(0.0, (step - start) / max(1.0, total_steps - start)))
-    left = 1.0 - progress
-    if cfg.kind == "cosine":
-        left = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return peak * (cfg.min_ratio + (1.0 - cfg.min_ratio) * left)
+    left = half_cosine(progress) if cfg.kind == "cosine" else 1.0 - progress
+    return peak * decayed(left, cfg.min_ratio)
+
+
+def half_cosine(progress: float) -> float:
+    """Falls from 1 to 0 as `progress` rises from 0 to 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def decayed(left: float, min_ratio: float) -> float:
+    """The share of the peak if `left` of the way down to `min_ratio` is left."""
+    return min_ratio + (1.0 - min_ratio) * left

@@ -29,13 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
-from mgpt.errors import CheckpointError, ConfigError
+from mgpt.errors import ConfigError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.table import OPTIMIZERS
 from mgpt.parallel.dist import World
 from mgpt.parallel.footprint import Part, RankShare
 from mgpt.parallel.meta import on_meta
 from mgpt.parallel.own_time import OwnTime
+from mgpt.parallel.shapes import check_shapes
 from mgpt.parallel.snapshot import Snapshot
 
 __all__ = [
@@ -415,20 +416,12 @@ def check_weights(
 
     A misshapen or unknown tensor is held back, so that a consumer may copy what it is given.
     """
-    seen: set[str] = set()
-    problems: list[str] = []
+    found: dict[str, torch.Size] = {}
     for name, tensor in weights:
-        seen.add(name)
-        if name not in shapes:
-            problems.append(f"{name} is not in this model")
-        elif tensor.shape != shapes[name]:
-            problems.append(f"{name} is {list(tensor.shape)}, the model has {list(shapes[name])}")
-        else:
+        found[name] = tensor.shape
+        if shapes.get(name) == tensor.shape:
             yield name, tensor
-    problems += [f"{name} is missing" for name in shapes if name not in seen]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
-        raise CheckpointError(f"the weights do not fit this model: {shown}")
+    check_shapes("the weights do not fit", found, shapes)
 
 
 def detached_sums(sums: LossSums) -> MicroSums:

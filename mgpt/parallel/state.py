@@ -38,6 +38,7 @@ from mgpt.errors import CheckpointError
 from mgpt.optim.config import OptimConfig
 from mgpt.optim.optimizer import AVERAGE, Optimizer
 from mgpt.parallel.dist import World
+from mgpt.parallel.shapes import check_shapes
 from mgpt.parallel.snapshot import UPDATES_FILE
 
 __all__ = [
@@ -230,16 +231,7 @@ def _check_same_shapes(
             {name: shape for name, shape in shapes.items() if name.startswith(f"{WEIGHTS}.")}
             for shapes in (found, wanted)
         )
-    problems += [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is not in this model" for name in found if name not in wanted]
-    problems += [
-        f"{name} is {list(found[name])}, the model has {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
-        raise CheckpointError(f"{folder} does not fit this model: {shown}")
+    check_shapes(f"{folder} does not fit", found, wanted, problems)
 
 
 def _listed(kinds: set[str]) -> str:

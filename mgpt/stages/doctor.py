@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import sys
 
-from mgpt.launching.doctor import DoctorConfig, examine
-from mgpt.launching.findings import blamed
+from mgpt.launching.doctor.examination import DoctorConfig, examine
+from mgpt.launching.doctor.findings import blamed
 from mgpt.tracking.tracker import console_tracker
 
 PROBLEMS_STATUS, BAD_NODES_STATUS = 1, 3

@@ -155,7 +155,7 @@ def main(cfg: Config) -> None:
             _estimate(cfg.entries[number - 1 :], record)
         words = [entry.stage, "--config", str(write_config(output, entry))]
         print(f"\n{title}\n$ {shlex.join(['mgpt', *words])}", flush=True)
-        run_stage(entry.name, words, record)
+        run_entry(entry.name, words, record)
     record.print_summary()
     if cfg.later:
         print(
@@ -187,7 +187,7 @@ def write_config(output: Path, entry: Entry) -> Path:
     return file
 
 
-def run_stage(name: str, words: Sequence[str], record: Record) -> None:
+def run_entry(name: str, words: Sequence[str], record: Record) -> None:
     """`mgpt <words>` as a process of its own; its time goes to the record while it runs.
 
     Raises MgptError where it fails; what failed has been printed by the stage itself.

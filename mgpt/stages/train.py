@@ -96,7 +96,8 @@ from mgpt.tracking.tracker import Tracker, TrackingConfig
 from mgpt.train import trainer
 from mgpt.train.checkpoint import CheckpointStore
 from mgpt.train.metrics import LossTally
-from mgpt.train.step_folder import StepFolder, step_name
+from mgpt.train.step_folder import StepFolder
+from mgpt.train.step_layout import step_name
 from mgpt.train.trainer import TrainConfig, Trainer
 from mgpt.train.validate import HeldOut
 

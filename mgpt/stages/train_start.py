@@ -30,7 +30,8 @@ from mgpt.tokenizers.folder import load_tokenizer
 from mgpt.tokens.vocab import Vocabulary, check_same
 from mgpt.tracking.tracker import Tracker
 from mgpt.train.run_state import Change
-from mgpt.train.step_folder import StepFolder, newest_complete, step_name
+from mgpt.train.step_folder import StepFolder, newest_complete
+from mgpt.train.step_layout import step_name
 
 INIT_FROM = "init_from"  # in the output: what a released folder was imported into
 

@@ -20,7 +20,8 @@ from mgpt.errors import ConfigError
 from mgpt.files.local_copies import record_folder
 from mgpt.files.storage import locate
 from mgpt.launching.launch_folder import NAME, LaunchFolder
-from mgpt.lifecycle.folder import flatten, is_complete
+from mgpt.lifecycle.folder import is_complete
+from mgpt.nested import leaves
 from mgpt.stages.recipe import Entry
 
 SHARED = ("pack", "tokenize")  # stages whose processes share claims
@@ -109,7 +110,7 @@ def chain(output: str, entries: Sequence[Entry]) -> list[Work]:
 def _texts(config: Any) -> list[str]:
     """Every text of a configuration but its own output."""
     tree = {name: value for name, value in to_plain(config).items() if name != "output"}
-    return [leaf for _, leaf in flatten(tree) if isinstance(leaf, str)]
+    return [leaf for _, leaf in leaves(tree, into_lists=True) if isinstance(leaf, str)]
 
 
 def _verify(output: str, tokenize: Work) -> Work:

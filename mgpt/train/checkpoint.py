@@ -2,7 +2,7 @@
 
 A save takes a snapshot of this rank's part of the training state, and a thread writes it while
 training continues; the checkpoint appears once all ranks have written theirs (see
-mgpt.train.run_folder for how, mgpt.train.step_folder for what it holds). At most one save is in
+mgpt.train.run_folder for how, mgpt.train.step_layout for what it holds). At most one save is in
 progress: the next one waits for it, and so does a search for the newest checkpoint. An error in the
 thread is raised by the next `wait`, on every rank.
 
@@ -30,7 +30,8 @@ from mgpt.parallel.dist import World
 from mgpt.parallel.snapshot import FileSum, Snapshot
 from mgpt.train.metrics import VocabularyLike
 from mgpt.train.run_folder import RunFolder
-from mgpt.train.step_folder import StepFolder, complete_folders, step_name
+from mgpt.train.step_folder import StepFolder, complete_folders
+from mgpt.train.step_layout import step_name
 
 __all__ = ["CheckpointStore"]
 

@@ -2,7 +2,7 @@
 
     run/attempts/1                   one file a start of the run; the highest number is the live one
     run/.step_00001000.attempt_1     a save that is being written
-    run/step_00001000                a checkpoint (mgpt.train.step_folder)
+    run/step_00001000                a checkpoint (mgpt.train.step_layout)
     run/step_00002000.damaged        one whose files were found altered
 
 One rename gives a complete save its name. A later start takes a higher number, then renames every
@@ -30,11 +30,12 @@ from typing import Any
 
 from mgpt.errors import TrainingError
 from mgpt.files.atomic import disk_errors, sync_folder
-from mgpt.train.step_folder import COMPLETE, StepFolder, complete_folders, seal, step_name
+from mgpt.train.step_folder import StepFolder, complete_folders, seal
+from mgpt.train.step_layout import COMPLETE, STEP_PATTERN, step_name
 
 __all__ = ["RunFolder", "highest_attempt"]
 
-_HIDDEN = re.compile(r"\.(?P<step>step_\d{8})\.attempt_(?P<attempt>\d+)(?P<kind>\.\w+)?")
+_HIDDEN = re.compile(rf"\.(?P<step>{STEP_PATTERN})\.attempt_(?P<attempt>\d+)(?P<kind>\.\w+)?")
 _REPLACED, _GONE = ".replaced", ".gone"
 
 

@@ -1,13 +1,7 @@
 """A checkpoint as a folder: its contents, whether it is whole, and its weights.
 
-    run/step_00001000/state/       weights, optimizer state, count of updates (mgpt.parallel.state)
-                     /loader.json  position in the data
-                     /trainer.json step, seed, vocabulary, optimizer, counters
-                     /config.yaml  the resolved configuration
-                     /vocab/       the vocabulary's own files
-                     /COMPLETE     sha256 and size of every file above, and of itself; written last
-
-No file is a pickle. This module only reads; `mgpt.train.run_folder` writes.
+`mgpt.train.step_layout` lists its files. No file is a pickle. This module only reads;
+`mgpt.train.run_folder` writes.
 
     >>> newest = newest_complete(run_folder)
     >>> newest.verify(World())
@@ -16,7 +10,6 @@ No file is a pickle. This module only reads; `mgpt.train.run_folder` writes.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,21 +21,18 @@ from mgpt.errors import CheckpointError
 from mgpt.files.atomic import file_sha256
 from mgpt.models.tensor_files import LazyTensor
 from mgpt.parallel.dist import World
+from mgpt.train.step_layout import COMPLETE, complete_step, complete_steps
 
 __all__ = [
-    "COMPLETE",
     "StepFolder",
     "complete_folders",
     "export_weights",
     "has_averages",
     "newest_complete",
     "seal",
-    "step_name",
     "stored_weights",
 ]
 
-COMPLETE = "COMPLETE"
-_STEP = re.compile(r"step_(\d{8})")
 _SHOWN_FILES = 5
 
 
@@ -106,19 +96,9 @@ def seal(step: int, attempt: int, files: Mapping[str, Any]) -> bytes:
     return (json.dumps({**body, "sha256": digest}, indent=1) + "\n").encode()
 
 
-def step_name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
 def complete_folders(run_folder: Path) -> list[StepFolder]:
     """The complete checkpoints of a run folder, oldest first, in one process; not verified."""
-    found = []
-    if run_folder.is_dir():
-        for entry in sorted(run_folder.iterdir()):
-            match = _STEP.fullmatch(entry.name)
-            if match and (entry / COMPLETE).exists():
-                found.append(StepFolder(entry, int(match[1])))
-    return found
+    return [StepFolder(path, step) for step, path in complete_steps(run_folder).items()]
 
 
 def newest_complete(run_folder: Path) -> StepFolder | None:
@@ -139,14 +119,14 @@ def stored_weights(
     Raises CheckpointError if the folder is no complete checkpoint or a file was altered.
     """
     path = step_folder.path if isinstance(step_folder, StepFolder) else Path(step_folder)
-    match = _STEP.fullmatch(path.name)
-    if match is None or not (path / COMPLETE).exists():
+    step = complete_step(path)
+    if step is None:
         raise CheckpointError(
             f"{path}: no complete checkpoint; one is a folder named step_<8 digits> with a file "
             f"named {COMPLETE}"
         )
     if verify:
-        StepFolder(path, int(match[1])).verify(World())
+        StepFolder(path, step).verify(World())
     # torch's Distributed Checkpoint, half a second to import, is for those who read a checkpoint.
     from mgpt.parallel import state
 

@@ -39,6 +39,8 @@ from torch import Tensor, nn
 from mgpt.dtypes import Dtype, DtypeChoice, choose_dtype
 from mgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mgpt.files.atomic import atomic_write
+from mgpt.images.psnr import psnr_db, psnr_of_error_db
+from mgpt.optim.schedule import decayed, half_cosine
 from mgpt.stop_signals import Interrupted, StopSignals
 from mgpt.tokenizers.folder import save_tokenizer
 from mgpt.tokenizers.quantizer_training import quantizer_trainer
@@ -237,9 +239,8 @@ def reconstruction_psnr(
     """How well pictures come back through their codes.
 
     Returns:
-        `psnr_db/<name>`: mean over the set's pictures of 10·log10(255² / mean squared error of the
-        8-bit values), a perfect picture counting as 60 dB; `codes_used_percent` and
-        `codes_perplexity` over all sets.
+        `psnr_db/<name>`: mean over the set's pictures of the PSNR of the 8-bit values;
+        `codes_used_percent` and `codes_perplexity` over all sets.
     """
     figures: dict[str, float] = {}
     device = next(model.parameters()).device
@@ -251,8 +252,7 @@ def reconstruction_psnr(
             wins_N += np.bincount(codes_Bhw.flatten().cpu().numpy(), minlength=len(wins_N))
             levels = (model.decode(codes_Bhw).clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0
             back_HW3 = levels[0].movedim(0, -1).to(torch.uint8).cpu().numpy()
-            error = (back_HW3.astype(np.float64) - picture_HW3) ** 2
-            values_db.append(min(60.0, 10.0 * math.log10(255.0**2 / max(error.mean(), 1e-9))))
+            values_db.append(psnr_db(picture_HW3, back_HW3))
         figures[f"psnr_db/{name}"] = float(np.mean(values_db))
     if wins_N.sum():
         share_N = wins_N[wins_N > 0] / wins_N.sum()
@@ -328,7 +328,7 @@ class _Run:
         mse = F.mse_loss(out_B3HW.detach().clamp(-1, 1), pixels_B3HW).item()
         return values | {
             "loss": loss.item(),
-            "psnr_db": 10.0 * math.log10(4.0 / max(mse, 1e-9)),
+            "psnr_db": psnr_of_error_db(mse, value_range=2.0),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "codes_revived": float(revived),
@@ -438,8 +438,7 @@ def _learning_rate(cfg: VqTrainConfig, step: int) -> float:
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
     progress = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return cfg.learning_rate * (cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * cosine)
+    return cfg.learning_rate * decayed(half_cosine(progress), cfg.min_lr_ratio)
 
 
 def _draw_seed(seed: int, step: int) -> int:

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from mgpt.errors import CheckpointError
-from mgpt.models.tensor_files import LazyTensor, name_list
+from mgpt.models.tensor_files import LazyTensor, misfits
 from mgpt.models.transformer import Transformer
 from mgpt.models.transformer_config import TransformerConfig
 from mgpt.weights.vq_encoder import VqEncoder
 
-__all__ = ["ModelPlan", "check_fit", "checked_values", "misfits"]
+__all__ = ["ModelPlan", "check_fit", "checked_values"]
 
 _CHECKED_VALUES = 1 << 20
 
@@ -81,20 +81,6 @@ def check_fit(cfg: TransformerConfig, tensors: Iterable[LazyTensor], where: Path
             f"{cfg.layers}, heads {cfg.heads}/{cfg.kv_heads}, vocabulary {cfg.vocab_size}): "
             f"{problems}; the files are of another model, or the configuration was changed"
         )
-
-
-def misfits(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
-    """What is missing, left over or of another shape, in words; empty where nothing is."""
-    missing, left_over = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    shapes = [
-        f"{name} is {list(found[name])} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if found.get(name, shape) != shape
-    ]
-    problems = [f"missing {name_list(missing)}"] if missing else []
-    problems += [f"left over {name_list(left_over)}"] if left_over else []
-    problems += [name_list(shapes)] if shapes else []
-    return "; ".join(problems)
 
 
 def checked_values(tensors: Iterable[LazyTensor], where: Path) -> list[LazyTensor]:

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from mgpt.errors import CheckpointError
-from mgpt.models.tensor_files import LazyTensor, name_list, read_headers
+from mgpt.models.tensor_files import LazyTensor, misfits, name_list, read_headers
 from mgpt.models.transformer_config import TransformerConfig
-from mgpt.weights.plan import ModelPlan, check_fit, checked_values, misfits
+from mgpt.weights.plan import ModelPlan, check_fit, checked_values
 from mgpt.weights.qk_norm import QkLayout, by_group, by_head, find_layout, is_qk_norm
 from mgpt.weights.transformers_config import SourceConfig, read_config
 from mgpt.weights.vq_encoder import VqEncoder, encoder_shapes

@@ -24,7 +24,7 @@ from corpora import conditions, show
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from rank_runs import start_ranks
 
-from mgpt.models import attention, head_loss
+from mgpt.models import cpu_attention, head_loss
 from mgpt.models.sizes import SIZES
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.optim.config import OptimConfig
@@ -162,7 +162,7 @@ def rows_of_this_rank(world: World) -> list[dict[str, Any]]:
 
 def one_rank(folder: Path) -> None:
     """A rank of the CPU's run; rank 0 leaves its rows in the folder."""
-    attention._PLAIN_TYPES = ()
+    cpu_attention._TYPES = ()
     head_loss._CHUNK_LOGITS.update(cpu=1 << 18, cuda=1 << 18)
     world = init_distributed()
     rows = rows_of_this_rank(world)

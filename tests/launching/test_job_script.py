@@ -69,6 +69,15 @@ def test_starts_that_bring_nothing_are_capped(tmp_path: Path, restarts: int) -> 
     assert f"{restarts + 1} starts in a row brought nothing (at 4)" in script.state[2]
 
 
+def test_a_checkpoint_set_aside_as_damaged_is_no_progress(tmp_path: Path) -> None:
+    script = JobScript(tmp_path, restarts=1)
+    damaged = f"'{script.run}/step_00000009.damaged'"
+    script.plan(f"save 2; mkdir -p {damaged}; touch {damaged}/COMPLETE; exit 1", "exit 0")
+    outcome = script.run_to_the_end()
+    assert outcome.status == 0 and outcome.starts == 2 and "from 2\n" in outcome.log
+    assert (script.launch / "barren").read_text() == "0 2\n"
+
+
 def test_a_step_forward_makes_the_count_begin_anew(tmp_path: Path) -> None:
     script = JobScript(tmp_path, restarts=2)
     script.plan("exit 1", "exit 1", "save 2; exit 1", "exit 1", "exit 1", "exit 0")

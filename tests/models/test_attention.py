@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from mgpt.models import attention
 from mgpt.models.attention import (
     Documents,
     HeadNorm,
-    _attend_plain,
     _block_mask,
-    attend_causal,
 )
 from mgpt.models.rotary import rotary_angles, rotate
 from mgpt.models.sizes import SIZES
@@ -120,35 +117,6 @@ def test_a_new_batch_compiles_nothing_anew_and_breaks_no_graph():
             out = compiled(x_BTHK, rotary, documents)
             torch.testing.assert_close(out, layer(x_BTHK, rotary, documents))
     assert graphs == 1
-
-
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("most_kept", [0, 1 << 25], ids=["made again", "kept"])
-def test_plain_products_equal_the_fused_kernel(
-    kv_heads: int, most_kept: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(attention, "_QUERY_BLOCK", 8)
-    monkeypatch.setattr(attention, "_MAX_KEPT_SCORES", most_kept)
-    results = []
-    for attend in (_attend_plain, attend_causal):
-        inputs = [t.requires_grad_() for t in _qkv(4, kv_heads, (3, 29))]
-        out = attend(*inputs)
-        results.append((out, *torch.autograd.grad(out, inputs, out.detach().cos())))
-    for plain, fused in zip(*results, strict=True):
-        # The plain path sums the gradients of keys and values in fp32.
-        torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("length", [10, 600])
-def test_bf16_on_a_cpu_is_as_near_as_its_rounding(length: int):
-    inputs = [t.requires_grad_() for t in _qkv(4, 2, (1, length), torch.float32)]
-    low = [t.detach().bfloat16().requires_grad_() for t in inputs]
-    exact, rounded = attend_causal(*inputs), attend_causal(*low)
-    exact.square().sum().backward()
-    rounded.float().square().sum().backward()
-    pairs = [(exact, rounded), *((t.grad, u.grad) for t, u in zip(inputs, low, strict=True))]
-    for want, got in pairs:
-        assert (want - got.float()).norm() / want.norm() < 0.02
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

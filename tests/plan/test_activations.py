@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgpt.models import attention, head_loss
+from mgpt.models import cpu_attention, head_loss
 from mgpt.models.transformer import Transformer, TransformerConfig, sharding_plan
 from mgpt.parallel.recompute import recompute_blocks
 from mgpt.plan.activations import trace
@@ -33,7 +33,7 @@ NEAR = 0.05  # what a plan promises
 @pytest.fixture(autouse=True)
 def one_way_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused kernel in bfloat16 too, and chunks of the loss as large as on the meta device."""
-    monkeypatch.setattr(attention, "_PLAIN_TYPES", ())
+    monkeypatch.setattr(cpu_attention, "_TYPES", ())
     monkeypatch.setattr(head_loss, "_CHUNK_LOGITS", {"cpu": 1 << 16, "cuda": 1 << 16})
     trace.cache_clear()
 

@@ -21,6 +21,7 @@ OPEN_TO_ALL = {
     "mgpt.stop_signals",
     "mgpt.dtypes",
     "mgpt.files",
+    "mgpt.nested",
     "mgpt.tracking",
 }
 EVERYTHING = {"mgpt", "data_pipeline"}
@@ -31,6 +32,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.allocator": (set(), set(), set()),
     "mgpt.stop_signals": (set(), set(), set()),
     "mgpt.dtypes": (set(), set(), set()),
+    "mgpt.nested": (set(), set(), set()),
     "mgpt.files": (set(), set(), {"fsspec", "aiohttp", "braceexpand"}),
     "mgpt.tracking": (set(), set(), {"wandb", "rich"}),
     "mgpt.tokens": (set(), set(), {"sentencepiece", "tokenizers"}),
@@ -43,7 +45,14 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "mgpt.tasks": ({"mgpt.tokens"}, set(), set()),
     "mgpt.data": ({"mgpt.tokens", "mgpt.tasks"}, set(), {"fsspec"}),
     "mgpt.train": (
-        {"mgpt.tokenizers", "mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"},
+        {
+            "mgpt.images",
+            "mgpt.tokenizers",
+            "mgpt.models",
+            "mgpt.data",
+            "mgpt.optim",
+            "mgpt.parallel",
+        },
         set(),
         set(),
     ),
@@ -66,7 +75,11 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"torchmetrics"},
     ),
     "mgpt.plan": ({"mgpt.models", "mgpt.data", "mgpt.optim", "mgpt.parallel"}, set(), set()),
-    "mgpt.launching": ({"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards"}, set(), set()),
+    "mgpt.launching": (
+        {"mgpt.cli.config", "mgpt.plan", "mgpt.data.shards", "mgpt.train.step_layout"},
+        set(),
+        set(),
+    ),
     "mgpt.cli": (
         {"mgpt.launching"},
         {"hydra", "omegaconf", "pydantic", "pydantic_core", "yaml"},
@@ -84,6 +97,7 @@ ROOMS: dict[str, tuple[set[str], set[str], set[str]]] = {
             "mgpt.tasks",
             "mgpt.tokens",
             "mgpt.train.step_folder",
+            "mgpt.train.step_layout",
         },
         {"yaml"},
         set(),

@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
 
 def code_fingerprint() -> str:
     """First digits of the sha256 of mgpt's Python files, as this machine sees them."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())

@@ -25,9 +25,9 @@ import torch.distributed as dist
 
 from mgpt.errors import MachineError
 from mgpt.files.atomic import atomic_write, disk_errors
-from mgpt.launching.findings import Examined, Limits, Problem, blamed, judge
-from mgpt.launching.node_facts import node_facts, node_name
-from mgpt.launching.speeds import Bench, gpu_speeds, pair_speed
+from mgpt.launching.doctor.findings import Examined, Limits, Problem, blamed, judge
+from mgpt.launching.doctor.node_facts import node_facts, node_name
+from mgpt.launching.doctor.speeds import Bench, gpu_speeds, pair_speed
 from mgpt.tracking.tracker import Tracker
 
 REPORT, BAD_NODES = "doctor.json", "bad_nodes"

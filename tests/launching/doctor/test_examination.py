@@ -14,9 +14,15 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from mgpt.launching import doctor, node_facts
-from mgpt.launching.doctor import DoctorConfig, NodePlace, examine, failed_with, pairings
-from mgpt.launching.speeds import Bench, pair_speed
+from mgpt.launching.doctor import examination, node_facts
+from mgpt.launching.doctor.examination import (
+    DoctorConfig,
+    NodePlace,
+    examine,
+    failed_with,
+    pairings,
+)
+from mgpt.launching.doctor.speeds import Bench, pair_speed
 from mgpt.tracking.tracker import Tracker, TrackingConfig
 
 LAUNCHERS = ("SLURM", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "MASTER_", "TORCHELASTIC")
@@ -103,10 +109,10 @@ def test_the_place_is_a_steps_or_torchruns_and_a_batch_script_is_alone(
 
     assert given(SLURM_NODEID=0, SLURM_LOCALID=0, SLURM_NNODES=2).size == 1
     step = given(SLURM_STEP_ID=0, SLURM_NODEID=1, SLURM_LOCALID=3, MASTER_ADDR="vn1", RANK=7)
-    assert step == NodePlace(1, 2, 3, "vn1", doctor.PORT, has_store=False)
+    assert step == NodePlace(1, 2, 3, "vn1", examination.PORT, has_store=False)
     torchrun = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     place = given(**torchrun, WORLD_SIZE=8, LOCAL_RANK=1, GROUP_RANK=2, GROUP_WORLD_SIZE=4)
-    assert place == NodePlace(2, 4, 1, "vn1", doctor.PORT, has_store=True)
+    assert place == NodePlace(2, 4, 1, "vn1", examination.PORT, has_store=True)
     assert given(MASTER_PORT=77).port == 77
 
 
@@ -132,11 +138,11 @@ class StillBench:
 def test_a_node_that_falls_silent_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_MARKS_PATIENCE_S", 0.2)
+    monkeypatch.setattr(examination, "_MARKS_PATIENCE_S", 0.2)
     store, cfg = dist.HashStore(), DoctorConfig(output=str(tmp_path), pair_patience_s=0.5)
     benches = [StillBench(), StillBench()]
     first, second = (
-        doctor.Table(store, NodePlace(rank, 3, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
+        examination.Table(store, NodePlace(rank, 3, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
         for rank, bench in enumerate(benches)
     )
     dist.PrefixStore("doctor", store).set("report/2", json.dumps({"node": "c", "gpus": []}))
@@ -164,11 +170,11 @@ class CutOffBench(StillBench):
 def test_a_node_that_is_cut_off_costs_a_wait_or_two_and_not_one_a_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_MARKS_PATIENCE_S", 0.0)
+    monkeypatch.setattr(examination, "_MARKS_PATIENCE_S", 0.0)
     store, cfg, size = dist.HashStore(), DoctorConfig(output=str(tmp_path)), 8
     benches = [CutOffBench() for _ in range(size)]
     tables = [
-        doctor.Table(store, NodePlace(rank, size, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
+        examination.Table(store, NodePlace(rank, size, 0, "", 0, False), cfg, bench)  # type: ignore[arg-type]
         for rank, bench in enumerate(benches)
     ]
     reports = [{"node": name, "gpus": []} for name in "abcdefgh"]

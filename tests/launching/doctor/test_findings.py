@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mgpt.launching.findings import Examined, Limits, Problem, blamed, judge
+from mgpt.launching.doctor.findings import Examined, Limits, Problem, blamed, judge
 
 FILES = {"write_mb_s": 1000.0, "read_mb_s": 2000.0, "small_ms": 1.0, "free_gb": 100.0}
 
