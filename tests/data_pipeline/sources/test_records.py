@@ -149,11 +149,11 @@ def test_the_documented_source(tmp_path, tracker, picture, corpus):
 
 def test_a_file_that_is_no_source_is_named(tmp_path, tracker):
     (tmp_path / "nothing.py").write_text("")
-    (tmp_path / "older.py").write_text("from data_pipeline.raw_shards import RawSample")
+    (tmp_path / "hungry.py").write_text("import a_package_that_is_not_there")
     for name, words in (
         ("nothing.py", "no function parts"),
         ("gone.py", "no such file"),
-        ("older.py", r"data_pipeline.raw_shards, .* it is data_pipeline.raw.shards now"),
+        ("hungry.py", "which is not there: pip install a_package_that_is_not_there"),
     ):
         cfg = PackConfig(source=str(tmp_path / name), input="x", output=str(tmp_path / words))
         with pytest.raises(ConfigError, match=words):
