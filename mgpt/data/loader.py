@@ -455,8 +455,14 @@ def held_out_rows(config: DataConfig, vocab: Vocabulary, seed: int, num_rows: in
     Always the same rows; where the samples fill fewer, the rest are empty.
     """
     once = {name: replace(source, max_epochs=1.0) for name, source in config.sources.items()}
-    config = replace(config, sources=once, guidance_drop=0.0, train_on_inputs=False)
-    config = replace(config, step_rows=num_rows, workers=0)
+    config = replace(
+        config,
+        sources=once,
+        guidance_drop=0.0,
+        train_on_inputs=False,
+        step_rows=num_rows,
+        workers=0,
+    )
     loader = RowLoader(config, vocab, seed)
     try:
         rows: list[tuple[Window, list[int]]] = []

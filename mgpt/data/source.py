@@ -57,7 +57,7 @@ class DataConfig:
     step_rows: rows of one optimiser step, over all ranks.
     guidance_drop: share of picture answers whose context is dropped, for guidance (paper: 0.1).
     train_on_inputs: whether prompts are trained as well as answers: all of a document but its first
-        token. A prompt's picture then teaches how pictures look, at no further cost.
+        token. A prompt's picture then teaches how pictures look, for the cost of the head alone.
     window_documents: documents that are packed together; more fill rows better and plan longer.
     workers: background processes a rank that make rows; 0 for a thread. Rows do not depend on it.
     temperature: multiplies each weight by (number of samples)^(1 / temperature): 1 mixes in

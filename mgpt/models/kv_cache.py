@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgpt.models.attention import attend_causal
-from mgpt.models.rotary import rotary_angles
+from mgpt.models.rotary import angles_at, picture_places
 from mgpt.models.transformer_config import TransformerConfig
 
 __all__ = ["KvCache"]
@@ -107,11 +107,13 @@ class KvCache:
     def rotary_angles(self, cfg: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine [B, T, 1, K / 2] at the positions of `begin`'s tokens."""
         if not cfg.axial_rope_dims:
-            return rotary_angles(cfg, self._ids_RC, self._positions_BT, dtype)
+            return angles_at(cfg, self._positions_BT, (), dtype)
         ids_BL = self._ids_RC[:, : self._length]
-        places_BL = torch.arange(self._length, device=ids_BL.device).expand_as(ids_BL)
-        cos, sin = rotary_angles(cfg, ids_BL, places_BL, dtype)
-        return cos[self._rows_B1, self._positions_BT], sin[self._rows_B1, self._positions_BT]
+        positions_BL = torch.arange(self._length, device=ids_BL.device).expand_as(ids_BL)
+        # Places need every earlier id; cosines are only taken of the new tokens.
+        new = (self._rows_B1, self._positions_BT)
+        axes = [axis_BL[new] for axis_BL in picture_places(cfg, ids_BL, positions_BL)]
+        return angles_at(cfg, self._positions_BT, axes, dtype)
 
     def attend(self, layer: int, q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor) -> Tensor:
         """Stores the new keys and values of `layer`, then attends over all up to each position."""

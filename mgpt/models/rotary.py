@@ -16,6 +16,7 @@ Shape suffixes: B rows, T positions in a row, H heads, K head size, P pairs of d
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from mgpt.models.transformer_config import TransformerConfig
 
-__all__ = ["picture_places", "rotary_angles", "rotate"]
+__all__ = ["angles_at", "picture_places", "rotary_angles", "rotate"]
 
 
 def rotary_angles(
@@ -36,12 +37,19 @@ def rotary_angles(
     axis start at half a turn a line, since neighbours differ most: line x pi x theta^(-i/P).
     Computed in float32.
     """
+    axes = picture_places(cfg, ids_BT, positions_BT) if cfg.axial_rope_dims else ()
+    return angles_at(cfg, positions_BT, axes, dtype)
+
+
+def angles_at(
+    cfg: TransformerConfig, positions_BT: Tensor, axes: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`rotary_angles` of known places: `axes` are line and column [B, T], empty without them."""
     axis_pairs = cfg.axial_rope_dims // 2
     pairs = cfg.head_dim // 2 - 2 * axis_pairs
     angles = positions_BT.float()[..., None, None] * _frequencies(cfg, pairs, positions_BT.device)
     if axis_pairs:
         frequencies_P = math.pi * _frequencies(cfg, axis_pairs, positions_BT.device)
-        axes = picture_places(cfg, ids_BT, positions_BT)
         turned = [axis_BT.float()[..., None, None] * frequencies_P for axis_BT in axes]
         angles = torch.cat([angles, *turned], -1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
